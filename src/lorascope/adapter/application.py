@@ -1,0 +1,108 @@
+"""An adapter put into a PyTorch model: W + ΔW while it is on, the very same W when it is off."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lorascope.errors import AdapterError, MissingExtraError
+
+if TYPE_CHECKING:
+    from lorascope.adapter.adapter import Adapter
+    from lorascope.adapter.update import Update
+
+
+class Application:
+    """ΔW of every site added to a model's weights, until ``remove`` (or the end of a ``with`` block).
+
+    The base weights are kept, not recomputed by subtraction, so taking the adapter out is exact in any dtype.
+    The sum is formed in float32 (float64 for float64 weights) and rounded once to the dtype of the weight.
+    Applications on one model nest: the last put in comes out first.
+    """
+
+    def __init__(self, adapter: Adapter, model: Any, *, component: str = "") -> None:
+        try:
+            import torch
+        except ImportError as error:
+            raise MissingExtraError.of("torch", "learn", "putting an adapter into a model") from error
+        prefix = f"{component}." if component and not component.endswith(".") else component
+        modules: dict[str, Any] = dict(model.named_modules())
+        planned = [(_weight_at(modules, site, prefix), update, site) for site, update in adapter.items()]
+        for module, update, site in planned:
+            _check_fit(module, update, site)
+        self._kept: list[tuple[Any, Any]] = []
+        try:
+            for module, update, site in planned:
+                weight = module.weight
+                wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+                delta = _delta_at(update, site, np.float64 if wide == torch.float64 else np.float32)
+                if _is_conv1d_of_gpt2(module) and not update.is_transposed:
+                    delta = delta.T
+                added = torch.as_tensor(np.ascontiguousarray(delta), device=weight.device)
+                self._kept.append((weight, weight.data))
+                weight.data = (weight.data.to(wide) + added).to(weight.dtype)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take the adapter out: every weight is the tensor it was. Doing it twice does nothing."""
+        while self._kept:
+            weight, base = self._kept.pop()
+            weight.data = base
+
+    def __enter__(self) -> Application:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def _delta_at(update: Update, site: str, dtype: DTypeLike) -> NDArray[Any]:
+    try:
+        return update.delta_weight(dtype)
+    except AdapterError as error:
+        error.key = error.key or site
+        raise
+
+
+def _is_conv1d_of_gpt2(module: Any) -> bool:
+    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
+
+
+def _weight_at(modules: dict[str, Any], site: str, prefix: str) -> Any:
+    path = site[len(prefix) :] if prefix and site.startswith(prefix) else site
+    module = modules.get(path)
+    if module is None or not hasattr(module, "weight"):
+        tail = path.rsplit(".", 1)[-1]
+        like = [name for name in modules if name.rsplit(".", 1)[-1] == tail][:2]
+        raise AdapterError(
+            "the model has no such layer",
+            key=site,
+            expected="a module path of the model that has a weight",
+            found="no module of that name" if module is None else type(module).__name__,
+            hint=f"the model has {', '.join(like)}; pass component= to drop a prefix"
+            if like
+            else "is this the base that the adapter was made for?",
+        )
+    return module
+
+
+def _check_fit(module: Any, update: Update, site: str) -> None:
+    found = tuple(module.weight.shape)
+    fits = found == update.base_shape
+    if _is_conv1d_of_gpt2(module):  # PEFT transposes for this class whatever the config says
+        fits = found == update.shape[::-1]
+    if not fits:
+        raise AdapterError(
+            "the update does not fit the weight of the model",
+            key=site,
+            expected=f"a weight of shape {list(update.base_shape)}",
+            found=list(found),
+            hint="is this the base that the adapter was made for?",
+        )

@@ -1,0 +1,1 @@
+"""The invariant features, one file each."""

@@ -1,0 +1,36 @@
+"""The direction of ΔW: a two-sided random sketch of ΔW / ‖ΔW‖_F, from the factors alone."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lorascope.features.feature import Change
+from lorascope.features.projection import projections
+from lorascope.features.side import FLOOR
+from lorascope.symmetry import SiteStack
+from lorascope.symmetry.arrays import like, namespace, transpose
+
+
+@dataclass(frozen=True)
+class Delta:
+    """(P B)(A Qᵀ) / √(‖ΔW‖² + ε²), [h_out · h_in] numbers per site; exact where ``size`` reaches the shape."""
+
+    size: int = 32
+    seed: int = 0
+    name: ClassVar[str] = "delta"
+    formula: ClassVar[str] = "P ΔW Qᵀ / √(‖ΔW‖_F² + ε²)"
+    reference: ClassVar[str] = "the Dense model of Learning on LoRAs (arXiv 2410.04207), sketched"
+    sees: ClassVar[frozenset[Change]] = frozenset({"sign", "rotate out", "rotate in"})
+    blind_to: ClassVar[frozenset[Change]] = frozenset({"scale"})
+
+    def __call__(self, stack: SiteStack) -> Any:
+        out, in_ = stack.shape
+        U, S, Vh = stack.svd
+        xp = namespace(S)
+        P = like(projections(stack.names, "out", self.size, out, seed=self.seed), U)
+        Q = like(projections(stack.names, "in", self.size, in_, seed=self.seed), U)
+        relative = S / xp.sqrt(xp.sum(S * S, axis=-1, keepdims=True) + FLOOR * FLOOR)
+        sketch = ((P @ U) * relative[..., None, :]) @ (Vh @ transpose(Q))
+        return xp.reshape(sketch, (*sketch.shape[:-2], -1))
+
+
+FEATURE = Delta

@@ -1,0 +1,141 @@
+"""Adapters of like structure as stacks of arrays: the form in which everything above computes.
+
+Sites of equal (out, in) go into one stack with axes [adapters, sites]; ranks are padded with zeros to the
+largest, which changes no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.errors import AdapterError
+from lorascope.symmetry.arrays import Array, scaled
+from lorascope.symmetry.canonical import SVD, thin_svd
+
+
+@dataclass(frozen=True, eq=False)
+class SiteStack:
+    """The sites of one shape of one or more adapters.
+
+    ``names``: the S sites; ``B`` [N, S, out, rank]; ``A`` [N, S, rank, in], scale folded into B.
+    """
+
+    names: tuple[str, ...]
+    B: Array
+    A: Array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of every site."""
+        return int(self.B.shape[-2]), int(self.A.shape[-1])
+
+    @cached_property
+    def svd(self) -> SVD:
+        """The thin SVD of every site, computed once."""
+        return thin_svd(self.B, self.A)
+
+
+def stack_adapters(
+    adapters: Sequence[Adapter], *, sites: Sequence[str] | None = None, dtype: DTypeLike = np.float64
+) -> list[SiteStack]:
+    """The adapters as one stack per (out, in), in the order in which the shapes first occur.
+
+    Args:
+        adapters: all with the same sites and shapes; ranks may differ.
+        sites: which sites, and in which order; by default those of the first adapter.
+        dtype: the floating dtype of the arrays.
+
+    Raises:
+        AdapterError: where an adapter lacks a site or has it in another shape.
+
+    >>> import numpy as np
+    >>> from lorascope.adapter import Adapter, LowRank
+    >>> one = Adapter({"q": LowRank(np.ones((4, 2)), np.ones((2, 3)))})
+    >>> two = Adapter({"q": LowRank(np.ones((4, 1)), np.ones((1, 3)))})
+    >>> [stack] = stack_adapters([one, two])
+    >>> stack.B.shape, stack.A.shape
+    ((2, 1, 4, 2), (2, 1, 2, 3))
+    """
+    names = list(sites if sites is not None else adapters[0])
+    shapes: dict[tuple[int, int], list[str]] = {}
+    for name in names:
+        shapes.setdefault(site_of(adapters[0], name).shape, []).append(name)
+    return [_stack(adapters, group, shape, dtype) for shape, group in shapes.items()]
+
+
+def site_of(adapter: Adapter, name: str) -> Update:
+    """The update of a site, or an error that says which site is missing."""
+    if name not in adapter:
+        raise AdapterError(
+            "the adapter lacks a site",
+            file=adapter.provenance.path,
+            key=name,
+            found=f"{len(adapter)} other sites",
+            hint="adapters that are computed with together must adapt the same layers of the same base",
+        )
+    return adapter[name]
+
+
+def _stack(adapters: Sequence[Adapter], names: list[str], shape: tuple[int, int], dtype: DTypeLike) -> SiteStack:
+    rank = max(site_of(adapter, name).rank for adapter in adapters for name in names)
+    B = np.zeros((len(adapters), len(names), shape[0], rank), dtype)
+    A = np.zeros((len(adapters), len(names), rank, shape[1]), dtype)
+    for i, adapter in enumerate(adapters):
+        for j, name in enumerate(names):
+            update = site_of(adapter, name)
+            if update.shape != shape:
+                raise AdapterError(
+                    "a site has another shape than in the other adapters",
+                    file=adapter.provenance.path,
+                    key=name,
+                    expected=list(shape),
+                    found=list(update.shape),
+                )
+            factors = _factors(adapter, name, dtype)
+            B[i, j, :, : update.rank] = scaled(factors.B, factors.scale)
+            A[i, j, : update.rank] = factors.A
+    return SiteStack(tuple(names), B, A)
+
+
+def _factors(adapter: Adapter, name: str, dtype: DTypeLike):
+    try:
+        return adapter[name].factors(dtype)
+    except AdapterError as error:
+        error.file = error.file or (adapter.provenance.path and str(adapter.provenance.path))
+        raise
+
+
+def gauged(adapter: Adapter, gauge: Callable[[int], Array], *, dtype: DTypeLike = np.float64) -> Adapter:
+    """The same finetune in another gauge: every site acted on by ``gauge(rank)``, factors stored in
+    ``dtype``.
+
+    >>> import numpy as np
+    >>> from lorascope.adapter import Adapter, LowRank
+    >>> adapter = Adapter({"q": LowRank(np.ones((4, 2)), np.ones((2, 3)))})
+    >>> doubled = gauged(adapter, lambda rank: 2 * np.eye(rank))
+    >>> float(doubled["q"].factors().A[0, 0]), bool(np.isclose(doubled.norm(), adapter.norm()))
+    (2.0, True)
+    """
+    from lorascope.symmetry.gauge import act
+
+    sites: dict[str, Update] = {}
+    for name, update in adapter.items():
+        factors = update.factors(np.float64)
+        B, A = act(gauge(update.rank), factors.B, factors.A)
+        kernel = update.base_shape[1:] if update.layer.startswith("conv") else ()
+        sites[name] = LowRank(
+            B.astype(dtype),
+            A.astype(dtype),
+            factors.scale,
+            layer=update.layer,
+            kernel=kernel,
+            is_transposed=update.is_transposed,
+            alpha=update.alpha,
+        )
+    return adapter.with_sites(sites)

@@ -1,0 +1,65 @@
+"""Stacks of adapters: names, order, padding, errors; and the shape checks that run in tests only."""
+
+import jaxtyping
+import numpy as np
+import pytest
+from hypothesis import given
+
+from lorascope.adapter import Adapter, LowRank, Provenance
+from lorascope.errors import AdapterError
+from lorascope.symmetry import gauged, norm, random_gauge, stack_adapters
+from lorascope.testing import adapters, tolerance
+
+
+@given(adapter=adapters())
+def test_stacks_hold_every_site_once_with_its_delta(adapter):
+    stacks = stack_adapters([adapter, adapter])
+    assert sorted(name for stack in stacks for name in stack.names) == sorted(adapter)
+    assert len({stack.shape for stack in stacks}) == len(stacks)
+    for stack in stacks:
+        for site, name in enumerate(stack.names):
+            dense = adapter[name].delta_weight(np.float64)
+            for index in range(2):
+                found = stack.B[index, site] @ stack.A[index, site]
+                np.testing.assert_allclose(found, dense, rtol=0, atol=1e-12 * max(1e-300, np.abs(dense).max()) * 1e4)
+
+
+@given(adapter=adapters())
+def test_a_gauged_adapter_is_the_same_finetune(adapter):
+    rng = np.random.default_rng(0)
+    moved = gauged(adapter, lambda rank: random_gauge(rank, condition=100.0, rng=rng))
+    for name, update in adapter.items():
+        B, A, scale = update.factors(np.float64)
+        atol = tolerance(B, A, gauge_condition=100.0) * abs(scale) * max(float(norm(B, A)), 1e-300)
+        np.testing.assert_allclose(
+            moved[name].delta_weight(np.float64), update.delta_weight(np.float64), rtol=0, atol=atol
+        )
+
+
+def test_a_gauged_convolution_keeps_its_kernel():
+    update = LowRank(np.ones((4, 2)), np.ones((2, 18)), layer="conv2d", kernel=(2, 3, 3), alpha=4.0)
+    moved = gauged(Adapter({"conv": update}), lambda rank: 2 * np.eye(rank))["conv"]
+    assert moved.base_shape == (4, 2, 3, 3) and moved.layer == "conv2d" and moved.alpha == 4.0
+
+
+def test_the_order_of_sites_can_be_given():
+    adapter = Adapter({name: LowRank(np.ones((2, 1)), np.ones((1, 2))) for name in "abc"})
+    [stack] = stack_adapters([adapter], sites=["c", "a"])
+    assert stack.names == ("c", "a")
+
+
+def test_a_missing_site_and_another_shape_are_named():
+    from pathlib import Path
+
+    one = Adapter({"q": LowRank(np.ones((2, 1)), np.ones((1, 2)))})
+    lacking = Adapter({"k": LowRank(np.ones((2, 1)), np.ones((1, 2)))}, Provenance(path=Path("b.safetensors")))
+    with pytest.raises(AdapterError, match=r"b\.safetensors: q: the adapter lacks a site"):
+        stack_adapters([one, lacking])
+    wider = Adapter({"q": LowRank(np.ones((2, 1)), np.ones((1, 3)))})
+    with pytest.raises(AdapterError, match=r"q: .*another shape .*expected \[2, 2\], found \[2, 3\]"):
+        stack_adapters([one, wider])
+
+
+def test_shapes_are_checked_under_pytest():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        norm(np.ones((3, 2)), np.ones((3, 4)))
