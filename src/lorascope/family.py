@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from lorascope.errors import LorascopeError
+from lorascope.errors import LorascopeError, MissingExtraError
 
 Member = TypeVar("Member")
 
@@ -27,6 +27,7 @@ class Family(Generic[Member]):
         package: the package whose files are the members.
         attribute: the name of the object that each file defines.
         group: the entry-point group in which other packages announce theirs.
+        extra: the extra to name where a member needs a package that is not installed.
 
     >>> features = Family("feature", "lorascope.features.invariants", "FEATURE", "lorascope.features")
     >>> "log-norm" in features.names()
@@ -38,8 +39,9 @@ class Family(Generic[Member]):
       hint: did you mean 'log-norm'?
     """
 
-    def __init__(self, noun: str, package: str, attribute: str, group: str) -> None:
+    def __init__(self, noun: str, package: str, attribute: str, group: str, *, extra: str = "learn") -> None:
         self.noun = noun
+        self._extra = extra
         self._package = package
         self._attribute = attribute
         self._group = group
@@ -56,10 +58,10 @@ class Family(Generic[Member]):
 
         Raises:
             LorascopeError: where there is none; names the nearest.
+            MissingExtraError: where the member needs a package that is not installed.
         """
         if name in self._files():
-            module = importlib.import_module(f"{self._package}.{name.replace('-', '_')}")
-            return getattr(module, self._attribute)
+            return getattr(self._imported(name), self._attribute)
         announced = self._announced()
         if name in announced:
             return announced[name].load()
@@ -69,6 +71,15 @@ class Family(Generic[Member]):
             expected=f"one of {', '.join(self.names())}",
             hint=f"did you mean {near[0]!r}?" if near else None,
         )
+
+    def _imported(self, name: str) -> Any:
+        try:
+            return importlib.import_module(f"{self._package}.{name.replace('-', '_')}")
+        except ModuleNotFoundError as error:
+            package = (error.name or "lorascope").partition(".")[0]
+            if package == "lorascope":
+                raise
+            raise MissingExtraError.of(package, self._extra, f"the {self.noun} {name}") from error
 
     def _files(self) -> list[str]:
         path = importlib.import_module(self._package).__path__

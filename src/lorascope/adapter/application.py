@@ -33,7 +33,7 @@ class Application:
         planned = [(_weight_at(modules, site, prefix), update, site) for site, update in adapter.items()]
         for module, update, site in planned:
             _check_fit(module, update, site)
-        self._kept: list[tuple[Any, Any]] = []
+        self._kept: list[tuple[str, Any, Any, Any]] = []
         try:
             for module, update, site in planned:
                 weight = module.weight
@@ -42,16 +42,31 @@ class Application:
                 if _is_conv1d_of_gpt2(module) and not update.is_transposed:
                     delta = delta.T
                 added = torch.as_tensor(np.ascontiguousarray(delta), device=weight.device)
-                self._kept.append((weight, weight.data))
-                weight.data = (weight.data.to(wide) + added).to(weight.dtype)
+                base = weight.data
+                moved = (base.to(wide) + added).to(weight.dtype)
+                self._kept.append((site, weight, base, moved))
+                weight.data = moved
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
-        """Take the adapter out: every weight is the tensor it was. Doing it twice does nothing."""
+        """Take the adapter out: every weight is the tensor it was. Doing it twice does nothing.
+
+        Raises:
+            AdapterError: where a weight is no longer the one that this application put in; nothing is changed.
+        """
+        held: dict[int, int] = {}
+        for site, weight, base, moved in reversed(self._kept):
+            if held.get(id(weight), weight.data_ptr()) != moved.data_ptr():
+                raise AdapterError(
+                    "the weight was replaced: another adapter was put in after this one, or the model moved",
+                    key=site,
+                    hint="take the adapter that was put in last out first",
+                )
+            held[id(weight)] = base.data_ptr()
         while self._kept:
-            weight, base = self._kept.pop()
+            _, weight, base, _ = self._kept.pop()
             weight.data = base
 
     def __enter__(self) -> Application:

@@ -123,6 +123,7 @@ class GLNet(torch.nn.Module):
             raise ValueError(f"GLNet got {len(stacks)} stacks of sites (expected {len(self.shapes)})")
         parts: list[torch.Tensor] = []
         for index, (features, layers) in enumerate(zip(stacks, self.stacks, strict=True)):
+            layers[0].check(features)
             unit = self.get_buffer(f"unit_{index}")[:, None, None]
             scaled = GLFeatures(features.out / unit, features.in_ / unit, features.inv)
             parts.append(layers(scaled).inv.flatten(1))

@@ -29,6 +29,11 @@ class EquivariantLayer(torch.nn.Module):
         Raises:
             ValueError: where the features have another type or number of sites than the layer is for.
         """
+        self.check(features)
+        return self.compute(features)
+
+    def check(self, features: GLFeatures) -> None:
+        """Raise the error of ``forward`` where the features are not what the layer is for."""
         if features.type != self.input_type:
             raise ValueError(
                 f"{type(self).__name__} got features of the wrong type (expected {self.input_type}, "
@@ -38,7 +43,6 @@ class EquivariantLayer(torch.nn.Module):
             raise ValueError(
                 f"{type(self).__name__} got the wrong number of sites (expected {self.sites}, found {features.sites})"
             )
-        return self.compute(features)
 
     def compute(self, features: GLFeatures) -> GLFeatures:
         """The map itself, on features of the right type."""

@@ -1,0 +1,52 @@
+"""The command line: each verb in its own file, parses, calls one function of the library, prints one way.
+
+Exit codes: 0 fine, 1 findings, 2 could not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from lorascope.errors import LorascopeError
+
+app = typer.Typer(
+    name="lorascope",
+    help="LoRA adapters as data: read them exactly, forge zoos of them, learn from their weights.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _register() -> None:
+    from lorascope.cli import evaluate, fit, forge, inspect, predict, zoo
+
+    app.command("inspect")(inspect.inspect)
+    app.command("forge")(forge.forge)
+    app.command("fit")(fit.fit)
+    app.command("evaluate")(evaluate.evaluate)
+    app.command("predict")(predict.predict)
+    app.add_typer(zoo.app, name="zoo")
+
+
+def main() -> None:
+    """The entry point of the ``lorascope`` command."""
+    from lorascope.cli.output import print_error
+
+    try:
+        app()
+    except LorascopeError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command continues where it stopped\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+
+
+_register()

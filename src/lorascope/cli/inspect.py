@@ -1,0 +1,74 @@
+"""``lorascope inspect``: what an adapter is, without loading any base model."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def inspect(
+    locations: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE|DIR|HUB-ID...",
+            help="Adapter files, folders (one adapter or a tree), or hub ids owner/name[@revision][:subfolder].",
+            show_default=False,
+        ),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object for one adapter, JSON Lines for several.")
+    ] = False,
+    format: Annotated[
+        str | None, typer.Option(help="Take the file for this format, where it leaves that open.", show_default=False)
+    ] = None,
+    sites: Annotated[str, typer.Option(help="How many sites the table lists: a number, or 'all'.")] = "24",
+) -> None:
+    """Format, sites, ranks, scales, norms and spectra of adapters, and what is unusual about them."""
+    from lorascope.cli.output import print_error, print_json, track
+    from lorascope.errors import LorascopeError
+    from lorascope.formats import read
+    from lorascope.report import summarise
+    from lorascope.report.tables import as_text
+
+    limit = None if sites == "all" else _count(sites)
+    found = _expanded(locations)
+    if len(found) == 1:
+        summary = summarise(read(found[0], format=format))
+        print_json(summary) if as_json else as_text(summary, limit)
+        return
+    has_failed = False
+    for location in track(found, len(found), "inspecting"):
+        try:
+            summary = summarise(read(location, format=format))
+        except LorascopeError as error:
+            error.file = error.file or location
+            has_failed = True
+            print_error(error, as_json=as_json)
+            continue
+        print_json(summary) if as_json else as_text(summary, 0 if limit == 24 else limit)
+    if has_failed:
+        raise typer.Exit(2)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise typer.BadParameter(f"expected a number or 'all', found {text!r}", param_hint="--sites")
+    return int(text)
+
+
+def _expanded(locations: list[str]) -> list[str]:
+    """A folder that is no adapter itself becomes the adapters in it; all else is judged when it is read."""
+    from pathlib import Path
+
+    from lorascope.formats import find
+
+    expanded: list[str] = []
+    for location in locations:
+        folder = Path(location)
+        inside = find(folder) if folder.is_dir() else []
+        if folder in inside and len(inside) > 1:
+            sys.stderr.write(f"{ascii(location)[1:-1]}: {len(inside) - 1} more adapters in its subfolders\n")
+        expanded += [location] if folder in inside or not inside else [str(path) for path in inside]
+    return expanded

@@ -1,0 +1,61 @@
+"""Options given as ``name=value`` on the command line, checked against a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from lorascope.errors import LorascopeError
+
+
+def with_options(kind: Any, settings: Sequence[str]) -> Any:
+    """An instance of the dataclass ``kind`` with the fields that ``settings`` name.
+
+    Raises:
+        LorascopeError: for an unknown name, or a value of another type than the default.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Net:
+    ...     hidden: int = 8
+    >>> with_options(Net, ["hidden=16"])
+    Net(hidden=16)
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    chosen: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise LorascopeError(
+                "unknown option of the model",
+                key=setting,
+                expected="name=value with name one of " + (", ".join(fields) or "none: it has no options"),
+                hint=f"did you mean {near[0]!r}?" if near else None,
+            )
+        chosen[name] = _parsed(name, text, fields[name])
+    return kind(**chosen)
+
+
+def _parsed(name: str, text: str, default: Any) -> Any:
+    if isinstance(default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if isinstance(default, str):
+        return text
+    try:
+        value = json.loads(text.lower())
+    except json.JSONDecodeError:
+        value = None
+    fits = (
+        isinstance(value, bool)
+        if isinstance(default, bool)
+        else (isinstance(value, int | float) and not isinstance(value, bool))
+    )
+    if isinstance(default, int) and not isinstance(default, bool) and not isinstance(value, int):
+        fits = False
+    if not fits:
+        raise LorascopeError("the value does not fit the option", key=name, expected=type(default).__name__, found=text)
+    return type(default)(value)

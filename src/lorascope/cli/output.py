@@ -1,0 +1,97 @@
+"""The one place that prints: results as text or JSON, errors, and progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorascope.errors import LorascopeError
+
+T = TypeVar("T")
+
+
+def console() -> Console:
+    """The console on standard output, for tables and text."""
+    from rich.console import Console
+
+    return Console(soft_wrap=False, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of standard output; undefined numbers are null, never NaN."""
+    sys.stdout.write(json.dumps(finite(value), allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every NaN and infinity replaced by None, at any depth.
+
+    >>> finite({"a": [1.0, float("nan")]})
+    {'a': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+def print_error(error: LorascopeError, *, as_json: bool = False) -> None:
+    """An error: one JSON object on standard output where the result would be, else text on standard error."""
+    if as_json:
+        print_json(error.as_dict())
+    else:
+        sys.stderr.write(f"error: {error}\n")
+
+
+def track(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:
+    """The items, with a progress bar on standard error where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    terminal = Console(stderr=True)
+    yield from rich_track(
+        items, description, total=total, console=terminal, transient=True, disable=not terminal.is_terminal
+    )
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Any]:
+    """A function ``advance(n)`` that moves a progress bar with the time left, on standard error.
+
+    Where standard error is no terminal, a line is written at each tenth of the way, of work over two seconds.
+    """
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    terminal = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+        done, start = 0, time.monotonic()
+
+        def advance(count: int = 1) -> None:
+            nonlocal done
+            tenth = 10 * done // max(total, 1)
+            done += count
+            bar.advance(task, count)
+            is_long = time.monotonic() - start > 2
+            if is_long and not terminal.is_terminal and 10 * done // max(total, 1) > tenth:
+                sys.stderr.write(f"{description}: {done}/{total}\n")
+
+        yield advance

@@ -1,0 +1,80 @@
+"""``lorascope zoo``: zoos of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Make and look at zoos: folders of adapters with labels and splits.")
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Your adapters, in any tree.")],
+    labels: Annotated[
+        Path,
+        typer.Option(help="A CSV file: a column `path` relative to DIR, and a column per label. Lists as 1;2;3."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder, with the adapters linked into it. [default: DIR itself]")
+    ] = None,
+    hyperparameter: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="A column known before training; may be repeated.")
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Equal values stay on one side of the split.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make a zoo of your own adapters and a table of labels, so that `lorascope fit` can learn from it."""
+    from lorascope.cli.output import console, print_json, progress
+    from lorascope.zoo import import_zoo
+
+    with progress("checking adapters", 0) as advance:
+        report = import_zoo(
+            folder, labels, out=out, hyperparameters=hyperparameter or [], group=group, on_progress=advance
+        )
+    if as_json:
+        print_json(report.as_dict())
+        return
+    screen = console()
+    screen.print(f"{report.zoo}: {report.count} adapters", markup=False, soft_wrap=True)
+    for path, error in list(report.unreadable.items())[:10]:
+        screen.print(f"  unreadable: {path}: {error}", markup=False, soft_wrap=True)
+    if len(report.unreadable) > 10:
+        screen.print(f"  … {len(report.unreadable)} unreadable in all; --json lists them")
+    if report.unlabelled:
+        shown = ", ".join(report.unlabelled[:3]) + (", …" if len(report.unlabelled) > 3 else "")
+        screen.print(f"  {len(report.unlabelled)} adapters without labels: {shown}", markup=False, soft_wrap=True)
+    screen.print(f"next: lorascope zoo info {report.zoo}", markup=False, soft_wrap=True)
+
+
+@app.command("info")
+def info(
+    zoo: Annotated[Path, typer.Argument(help="A zoo, from `lorascope forge` or `lorascope zoo import`.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Counts, columns with their roles, and splits of a zoo."""
+    from lorascope.cli.output import console, print_json
+    from lorascope.zoo import Zoo
+
+    summary = Zoo.open(zoo).summary()
+    if as_json:
+        print_json(summary)
+        return
+    from rich.table import Table
+
+    screen = console()
+    counts = ", ".join(f"{count} {status}" for status, count in summary["status"].items())
+    splits = ", ".join(f"{count} {name}" for name, count in summary["splits"].items())
+    screen.print(f"{summary['path']}: {summary['count']} adapters ({counts})", markup=False, soft_wrap=True)
+    screen.print(f"recipe {summary['recipe'] or 'none: imported'}; {summary['groups']} groups; {splits}")
+    table = Table("column", "role", "type", "missing", "mean ± sd", "range", box=None, pad_edge=False)
+    for name, column in summary["columns"].items():
+        has_numbers = "mean" in column
+        spread = f"{column['mean']:.4g} ± {column['sd']:.3g}" if has_numbers else ""
+        range_ = f"{column['min']:.4g} … {column['max']:.4g}" if has_numbers else ""
+        table.add_row(name, column["role"], column["type"], str(column["missing"] or ""), spread, range_)
+    screen.print(table)

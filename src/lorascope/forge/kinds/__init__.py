@@ -1,0 +1,1 @@
+"""Kinds of adapters that the forge trains: one file each, with paper, formula and initialisation."""

@@ -1,0 +1,102 @@
+"""``plan``: what a run would take, measured by a few steps of it, before it is begun."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lorascope.errors import ForgeError
+from lorascope.forge import registry
+from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.recipe import Recipe
+from lorascope.forge.run import resolve
+from lorascope.formats import write
+from lorascope.zoo.schema import SCHEMA_VERSION
+
+_STEPS = 6
+_INTERPRETER_BYTES = 350e6  # of a process that has imported PyTorch and scikit-learn
+
+
+def plan(
+    recipe: str,
+    count: int,
+    *,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Time, memory and disk that a zoo would take, and the space that it would be drawn from.
+
+    A few steps of one cohort on an untrained base are timed, and the measuring of its labels: the estimate is
+    of this machine as it is now. Nothing is written outside of a temporary folder.
+
+    Raises:
+        ForgeError: for an unknown recipe or setting.
+    """
+    member: Recipe = registry.member("recipes", recipe)
+    resolved = resolve(member, settings or {})
+    if count < 1 or workers < 1:
+        raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    base = member.architecture().eval().requires_grad_(False)
+    rows = [member.draw(seed, index, resolved) for index in range(COHORT_SIZE)]
+    short = [row | {"steps": min(row["steps"], _STEPS)} for row in rows]
+    everyone = [True] * COHORT_SIZE
+    train_rows(member, base, short[:1], everyone[:1])  # the first products of a process are slow
+    began = time.perf_counter()
+    stack = train_rows(member, base, short, everyone)
+    per_step = (time.perf_counter() - began) / max(1, *(row["steps"] for row in short))
+    began = time.perf_counter()
+    with stack.attached() as model, torch.no_grad():
+        member.session(base).measure(model, rows)
+    per_measure = time.perf_counter() - began
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        write(stack.adapter(0), Path(folder) / "adapter", format="peft")
+        per_adapter = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    per_write = time.perf_counter() - began
+
+    cohorts = math.ceil(count / COHORT_SIZE)
+    # slots are masked, not removed: a cohort takes the steps of its longest adapter
+    longest = max(row["steps"] for row in rows)
+    per_cohort = longest * per_step + per_measure + COHORT_SIZE * per_write
+    rounds = math.ceil(cohorts / workers)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": member.name,
+        "about": member.about,
+        "kind": member.kind,
+        "count": count,
+        "workers": workers,
+        "seconds": rounds * per_cohort,
+        "milliseconds_per_adapter_step": 1e3 * per_step / COHORT_SIZE,
+        "adapters_per_minute_per_core": 60 * COHORT_SIZE / per_cohort,
+        "memory_bytes": int(min(workers, cohorts) * (_INTERPRETER_BYTES + 4 * _bytes_of(stack.values))),
+        "disk_bytes": count * per_adapter + _bytes_of(*base.state_dict().values()),
+        "space": {
+            name: {
+                "about": drawn.about,
+                "from": str(resolved[name] if name in resolved else drawn),
+                "is_fixed": name in resolved,
+                "role": _role(member, name),
+            }
+            for name, drawn in member.all_settings.items()
+        },
+    }
+
+
+def _role(recipe: Recipe, name: str) -> str:
+    if name in recipe.labels:
+        return "label"
+    return "hyperparameter" if name in recipe.hyperparameters else "zoo"
+
+
+def _bytes_of(*tensors: torch.Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

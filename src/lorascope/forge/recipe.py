@@ -1,0 +1,116 @@
+"""``Recipe``: what the forge needs to know to make a zoo: a base, a space to draw from, data, labels to measure."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from lorascope.forge.engine import Batches
+from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of
+
+Row = dict[str, Any]
+
+INIT = Choice(values=("own", "shared"), about="initialisation: own, or shared by all adapters (it leaks)")
+
+
+class Recipe(ABC):
+    """How to make a zoo. A recipe is one module in ``recipes`` with an instance named ``MEMBER``.
+
+    Attributes:
+        name: as on the command line.
+        reference: the data and the idea.
+        about: one line.
+        kind: the kind of adapter that is trained.
+        sites: the layers that are adapted.
+        space: what is drawn for each adapter; every entry can be fixed with ``--set``.
+        options: what is the same for the whole zoo; every entry can be changed with ``--set``.
+        labels: the columns that are labels, with their types; those also in ``space`` are drawn, not measured.
+    """
+
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    about: ClassVar[str]
+    kind: ClassVar[str]
+    sites: ClassVar[Sequence[str]]
+    space: ClassVar[Mapping[str, Distribution]]
+    options: ClassVar[Mapping[str, Distribution]]
+    option_defaults: ClassVar[Mapping[str, Any]]
+    labels: ClassVar[Mapping[str, Any]]
+
+    @abstractmethod
+    def architecture(self) -> nn.Module:
+        """The base model with whatever weights."""
+
+    @abstractmethod
+    def pretrain(self, options: Mapping[str, Any]) -> nn.Module:
+        """The base model with its weights, the same for the same options."""
+
+    @abstractmethod
+    def session(self, base: nn.Module) -> Session:
+        """The data, loaded once for a process."""
+
+    def settle(self, row: Row) -> Row:
+        """A drawn row made possible, such as a data set no larger than what there is."""
+        return row
+
+    @property
+    def all_settings(self) -> dict[str, Distribution]:
+        """Everything that ``--set`` takes."""
+        return {**self.space, **SEEDS, **self.options, "init": INIT}
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """The columns that are hyperparameters, with their types."""
+        drawn = {**self.space, **SEEDS}
+        return {name: drawn[name].type for name in drawn if name not in self.labels}
+
+    def draw(self, zoo_seed: int, index: int, settings: Mapping[str, Any]) -> Row:
+        """What adapter ``index`` of a zoo is trained with: a pure function of the arguments.
+
+        Everything but the initialisation follows from the adapter's own ``seed`` and what is fixed, so adapters
+        of one seed are siblings: the same data, another start.
+        """
+        seed = settings.get("seed")
+        if seed is None:
+            seed = SEEDS["seed"].draw(generator_of(self.name, zoo_seed, index, "seed"))
+        row: Row = {
+            name: settings[name] if name in settings else drawn.draw(generator_of(self.name, seed, name))
+            for name, drawn in self.space.items()
+        }
+        init_key = "shared" if settings.get("init") == "shared" else index
+        init_seed = settings.get("init_seed")
+        if init_seed is None:
+            init_seed = SEEDS["init_seed"].draw(generator_of(self.name, zoo_seed, init_key, "init_seed"))
+        return self.settle(row | {"seed": seed, "init_seed": init_seed})
+
+
+SEEDS: Mapping[str, Distribution] = {
+    "seed": Hash(about="of the data and of all that is drawn", at_least=0, at_most=2**53),
+    "init_seed": Hash(about="of the initialisation", at_least=0, at_most=2**53),
+}
+
+COMMON: Mapping[str, Distribution] = {
+    "rank": Choice(values=(4,), about="rank of B · A", at_least=1),
+    "alpha": Choice(values=(8.0,), about="ΔW = alpha / rank · B · A", at_least=1e-6),
+}
+
+STEPS = Integers(low=80, high=120, about="optimiser steps", at_least=0)
+
+
+class Session(ABC):
+    """A recipe at work in one process: its data, laid out for N adapters at a time."""
+
+    @abstractmethod
+    def batches(self, rows: Sequence[Row]) -> Batches:
+        """The data of these adapters, step by step: each its own examples in its own order."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The training loss of each example, [N · b]."""
+
+    @abstractmethod
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[Row]:
+        """The measured labels of each adapter; ``model`` maps a batch [N · b, …] with all adapters on."""

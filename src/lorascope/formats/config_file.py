@@ -1,0 +1,95 @@
+"""The JSON configuration beside the weights: bounded, strictly typed, and never a path to follow."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from lorascope.errors import AdapterError
+
+MAX_CONFIG = 1 << 20
+"""Bytes; real configurations are under 12 KB."""
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], str]:
+    """The configuration object of a JSON file, and its text letter by letter.
+
+    Raises:
+        AdapterError: where it is larger than 1 MiB, or not a JSON object.
+    """
+    with path.open("rb") as stream:
+        raw = stream.read(MAX_CONFIG + 1)
+    if len(raw) > MAX_CONFIG:
+        raise AdapterError("the configuration is too large", file=path, expected=f"at most {MAX_CONFIG} bytes")
+    try:
+        text = raw.decode("utf-8")
+        value: Any = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates could not be printed later
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(
+            "the configuration is not JSON", file=path, found=str(error)[:120] or type(error).__name__
+        ) from None
+    if not isinstance(value, dict):
+        raise AdapterError(
+            "the configuration is not a JSON object", file=path, found=type(cast("object", value)).__name__
+        )
+    return cast("dict[str, Any]", value), text
+
+
+def positive_integer(config: Mapping[str, Any], key: str, default: int | None) -> int | None:
+    """``config[key]`` as an integer above 0, or the default where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return default
+    return checked_rank(value, key)
+
+
+def checked_rank(value: Any, key: str) -> int:
+    """``value`` if it is an integer above 0; True and 8.0 are not."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise AdapterError(
+            "a rank must be a positive integer", key=key, expected="an integer above 0", found=ascii(value)[:80]
+        )
+    return value
+
+
+def checked_alpha(value: Any, key: str) -> float:
+    """``value`` as a finite float; booleans and strings are refused."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise AdapterError("alpha must be a number", key=key, found=ascii(value)[:80])
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise AdapterError("alpha must be a finite number", key=key, found=ascii(value)[:80])
+    return number
+
+
+def flag(config: Mapping[str, Any], key: str) -> bool:
+    """``config[key]`` as a boolean, False where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise AdapterError("must be true or false", key=key, found=ascii(value)[:80])
+    return value
+
+
+def mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """``config[key]`` as an object, empty where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise AdapterError("must be an object", key=key, found=ascii(value)[:80])
+    return cast("dict[str, Any]", value)
+
+
+def text_or_none(config: Mapping[str, Any], key: str) -> str | None:
+    """``config[key]`` where it is a string that is not empty, else None."""
+    value = config.get(key)
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,92 @@
+"""Formats that are told from their keys and named in the error, but not read yet: key patterns, one row each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from lorascope.formats.contents import Contents
+from lorascope.formats.registry import PLAIN, SPECIFIC, STATED, Evidence, Format
+
+_KOHYA_FAMILY = SPECIFIC + 10  # beats plain kohya keys, which such files hold beside their own
+
+
+def _by_keys(pattern: str, strength: int, container: str | None = None) -> Callable[[Contents], Evidence | None]:
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def recognise(contents: Contents) -> Evidence | None:
+        if container is not None and contents.container != container:
+            return None
+        key = next((key for key in contents.tensors if compiled.search(key)), None)
+        return None if key is None else Evidence(strength, f"keys such as {key[-80:]}")
+
+    return recognise
+
+
+def _recognise_mlx(contents: Contents) -> Evidence | None:
+    config = contents.config or {}
+    if "fine_tune_type" in config or ("lora_parameters" in config and "peft_type" not in config):
+        return Evidence(STATED, "the configuration is that of the MLX trainer")
+    return _by_keys(r"\.lora_[ab]$", SPECIFIC)(contents)
+
+
+FORMATS = (
+    Format("mlx", "MLX LoRA", "https://github.com/ml-explore/mlx-lm", _recognise_mlx),
+    Format(
+        "lycoris",
+        "LyCORIS",
+        "https://github.com/KohakuBlueleaf/LyCORIS",
+        _by_keys(
+            r"\.(hada_w1_a|hada_w1_b|lokr_w1|lokr_w1_a|lokr_w2|lokr_w2_a|oft_blocks|w_norm|diff|a1\.weight)$",
+            _KOHYA_FAMILY,
+        ),
+    ),
+    Format(
+        "adalora",
+        "AdaLoRA",
+        "https://arxiv.org/abs/2303.10512",
+        _by_keys(r"\.lora_E$", SPECIFIC + 10),
+    ),
+    Format(
+        "loralib",
+        "loralib, or ComfyUI's mochi",
+        "https://github.com/microsoft/LoRA",
+        _by_keys(r"\.lora_[AB]$", SPECIFIC),
+    ),
+    Format(
+        "comfyui",
+        "ComfyUI or ai-toolkit LoRA",
+        "https://github.com/comfyanonymous/ComfyUI",
+        _by_keys(r"^diffusion_model\..*\.lora_(A|B|up|down)\.weight$", SPECIFIC),
+    ),
+    Format(
+        "xlabs",
+        "XLabs Flux LoRA",
+        "https://github.com/XLabs-AI/x-flux",
+        _by_keys(r"\.processor\.(qkv|proj)_lora\d?\.(down|up)\.weight$", SPECIFIC + 10),
+    ),
+    Format(
+        "cloneofsimo",
+        "cloneofsimo LoRA",
+        "https://github.com/cloneofsimo/lora",
+        _by_keys(r"^(unet|text_encoder):\d+:(up|down)$", SPECIFIC),
+    ),
+    Format(
+        "cloneofsimo-list",
+        "cloneofsimo list of tensors",
+        "https://github.com/cloneofsimo/lora",
+        _by_keys(r"^\[1\]$", SPECIFIC, container="pickle"),
+    ),
+    Format(
+        "sam-lora",
+        "Sam_LoRA",
+        "https://github.com/MathieuNlp/Sam_LoRA",
+        _by_keys(r"^w_[ab]_\d{3}$", SPECIFIC),
+    ),
+    Format(
+        "ia3",
+        "IA3",
+        "https://arxiv.org/abs/2205.05638",
+        _by_keys(r"\.(ia3_l|multi_lora_b)$", PLAIN),
+    ),
+)

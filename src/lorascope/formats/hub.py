@@ -1,0 +1,125 @@
+"""Adapters on the Hugging Face hub: ``owner/name[@revision][:subfolder]`` → a file in the hub's own cache.
+
+The client is imported only when a hub id is asked for. It honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the cache.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from lorascope.errors import AdapterError
+
+_HUB_ID = re.compile(
+    r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<subfolder>[^:]+))?"
+)
+
+
+@dataclass(frozen=True)
+class HubId:
+    """A repository, a revision (branch, tag or commit) and a folder inside it."""
+
+    repo: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{self.repo}{revision}{':' + self.subfolder if self.subfolder else ''}"
+
+
+def parse_hub_id(text: str) -> HubId | None:
+    """The hub id that a text spells, or None.
+
+    >>> parse_hub_id("owner/name@v1:checkpoint-90")
+    HubId(repo='owner/name', revision='v1', subfolder='checkpoint-90')
+    >>> parse_hub_id("some/deep/path") is None, parse_hub_id("owner/a.safetensors") is None
+    (True, True)
+    """
+    match = _HUB_ID.fullmatch(text)
+    if match is None or text.endswith((".safetensors", ".bin", ".pt", ".pth", ".npz", ".json", ".gguf")):
+        return None
+    subfolder = (match["subfolder"] or "").strip("/")
+    if ".." in subfolder.split("/"):
+        return None
+    return HubId(match["repo"], match["revision"], subfolder)
+
+
+def download(hub_id: HubId) -> Path:
+    """The weights file in the local cache, its configuration beside it.
+
+    Raises:
+        AdapterError: where the repository, revision or folder is not there, is gated, or cannot be reached.
+    """
+    from huggingface_hub import errors
+
+    no_connection = cast("Any", errors).HTTPError  # that of the HTTP client of the hub's own choice
+
+    try:
+        return _download(hub_id)
+    except errors.GatedRepoError as error:
+        raise _error(hub_id, "the repository is gated", "accept its terms on the hub, and set HF_TOKEN") from error
+    except errors.RevisionNotFoundError as error:
+        raise _error(hub_id, "the hub has no such revision", "give a branch, tag or commit") from error
+    except errors.RepositoryNotFoundError as error:
+        raise _error(
+            hub_id, "no such path, and the hub has no such repository", "is it private? then set HF_TOKEN"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise _error(
+            hub_id, "not in the cache, and the hub cannot be reached", "unset HF_HUB_OFFLINE, or give a local path"
+        ) from error
+    except errors.HFValidationError as error:
+        raise _error(hub_id, "no such path, and no valid hub id", "use owner/name") from error
+    except (errors.HfHubHTTPError, no_connection, OSError) as error:
+        raise _error(hub_id, "the hub cannot be reached", "check the connection and HF_ENDPOINT", error) from error
+
+
+def _error(hub_id: HubId, what: str, hint: str, found: object = None) -> AdapterError:
+    line = None if found is None else (str(found).strip().splitlines() or [type(found).__name__])[0][:200]
+    return AdapterError(what, file=hub_id, found=line, hint=hint)
+
+
+def _download(hub_id: HubId) -> Path:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    from lorascope.formats.source import CONFIG_NAME, chosen_name
+
+    client: Any = importlib.import_module("huggingface_hub")  # its annotations are not complete
+    try:
+        files = client.HfApi().list_repo_files(hub_id.repo, revision=hub_id.revision)
+    except (OfflineModeIsEnabled, OSError):
+        cached = _cached(hub_id)
+        if cached is None:
+            raise
+        return cached
+    prefix = f"{hub_id.subfolder}/" if hub_id.subfolder else ""
+    names = [file[len(prefix) :] for file in files if file.startswith(prefix) and "/" not in file[len(prefix) :]]
+    name = chosen_name(names)
+    if name is None:
+        folders = sorted({file.rsplit("/", 1)[0] for file in files if chosen_name([file.rsplit("/", 1)[-1]])} - {""})
+        raise AdapterError(
+            "the repository holds no single adapter at this place",
+            file=hub_id,
+            found=", ".join(sorted(names)[:5]) or "no files",
+            hint=f"try {hub_id.repo}:{folders[0]}" if folders and "/" in "".join(files) else None,
+        )
+    if CONFIG_NAME in names:
+        client.hf_hub_download(hub_id.repo, prefix + CONFIG_NAME, revision=hub_id.revision)
+    return Path(client.hf_hub_download(hub_id.repo, prefix + name, revision=hub_id.revision))
+
+
+def _cached(hub_id: HubId) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    from lorascope.formats.source import WEIGHTS_NAMES
+
+    prefix = f"{hub_id.subfolder}/" if hub_id.subfolder else ""
+    for name in WEIGHTS_NAMES:
+        found = try_to_load_from_cache(hub_id.repo, prefix + name, revision=hub_id.revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None

@@ -1,0 +1,59 @@
+"""Notes that several grammars make: what was assumed, and what was left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from lorascope.adapter import Note
+
+
+def assumed_scale_note(sites: Sequence[str], why: str) -> Note:
+    """The note that the scale of some sites is not in the file; ``why`` says what was taken instead."""
+    where = f"{len(sites)} sites" if len(sites) > 1 else sites[0]
+    return Note("scale-assumed", f"scale assumed at {where}: {why}", sites[0] if len(sites) == 1 else None)
+
+
+def leftover_notes(keys: Iterable[str], config: Mapping[str, Any]) -> list[Note]:
+    """One note for each kind of tensor that belongs to no site.
+
+    >>> [note.code for note in leftover_notes(["score.weight", "x"], {"modules_to_save": ["score"]})]
+    ['saved-modules', 'unknown-keys']
+    """
+    saved = config.get("modules_to_save")
+    modules = (
+        {name for name in cast("list[Any]", saved) if isinstance(name, str)} if isinstance(saved, list) else set[str]()
+    )
+    has_biases = config.get("bias") in ("all", "lora_only")
+    kinds: dict[str, list[str]] = {}
+    for key in keys:
+        path = key.split(".")
+        if ".lora_B." in key and key.endswith(".bias"):
+            code = "lora-bias"
+        elif modules.intersection(path) or "modules_to_save" in path:
+            code = "saved-modules"
+        elif "trainable_tokens" in key:
+            code = "saved-tokens"
+        elif path[-1] == "bias" and (has_biases or path[-2:-1] == ["base_layer"]):
+            code = "saved-biases"
+        elif path[-2:-1] == ["base_layer"] or path[-2:] in (["lm_head", "weight"], ["embed_tokens", "weight"]):
+            code = "saved-layers"
+        else:
+            code = "unknown-keys"
+        kinds.setdefault(code, []).append(key)
+    return [Note(code, f"{_TEXTS[code]}: {_listed(names)}") for code, names in kinds.items()]
+
+
+_TEXTS = {
+    "lora-bias": "each layer's bias changes too, by scale · bias; this is kept but is no part of ΔW",
+    "saved-modules": "modules saved whole beside the LoRA, kept untouched",
+    "saved-tokens": "trained token rows, kept untouched",
+    "saved-biases": "biases of base layers, kept untouched",
+    "saved-layers": "base layers saved whole, kept untouched",
+    "unknown-keys": "tensors that belong to no site, kept untouched",
+}
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(name[:120] for name in names[:3]) + more

@@ -1,0 +1,119 @@
+"""The one registry of key grammars: every module of ``lorascope.formats.grammars`` lists its ``FORMATS``.
+
+A grammar is recognised by evidence. The strongest evidence wins; two grammars with equally strong evidence make a
+file ambiguous, which is an error and never a guess.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from numpy.typing import DTypeLike
+
+from lorascope.adapter import Adapter
+from lorascope.errors import AdapterError
+from lorascope.formats.contents import Contents
+
+STATED, SPECIFIC, PLAIN, WEAK = 100, 50, 20, 10
+"""Strengths of evidence: the configuration says so; keys of this grammar alone; keys; keys that others share."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why a file is taken for a format, and how strong that is."""
+
+    strength: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Format:
+    """A key grammar: how a trainer names the tensors of an adapter.
+
+    Args:
+        name: stable name, such as ``peft``.
+        title: for people.
+        reference: where the grammar is defined.
+        recognise: contents → evidence, or None.
+        read: contents → adapter; None where this version only recognises the format.
+        write: adapter, path, dtype (None: as stored) → writes; None where this version cannot.
+    """
+
+    name: str
+    title: str
+    reference: str
+    recognise: Callable[[Contents], Evidence | None]
+    read: Callable[[Contents], Adapter] | None = None
+    write: Callable[[Adapter, Path, DTypeLike | None], None] | None = None
+
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """All registered formats, by name.
+
+    >>> [format.name for format in formats() if format.read]
+    ['diffusers', 'kohya', 'peft']
+    """
+    from lorascope.formats import grammars
+
+    members: list[Format] = []
+    for module in pkgutil.iter_modules(grammars.__path__):
+        members.extend(importlib.import_module(f"{grammars.__name__}.{module.name}").FORMATS)
+    names = [member.name for member in members]
+    if len(set(names)) != len(names):
+        raise RuntimeError(f"two formats have one name: {sorted(names)}")
+    return tuple(sorted(members, key=lambda member: member.name))
+
+
+def format_named(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        AdapterError: where there is none; it lists those that there are.
+    """
+    for member in formats():
+        if member.name == name:
+            return member
+    raise AdapterError(
+        "no such format", expected=", ".join(member.name for member in formats()), found=ascii(name)[:80]
+    )
+
+
+def recognised(contents: Contents) -> Format:
+    """The format that the evidence speaks for.
+
+    Raises:
+        AdapterError: where none is recognised, or where two are with equal strength.
+    """
+    found = [(evidence, member) for member in formats() if (evidence := member.recognise(contents))]
+    if not found:
+        raise AdapterError(
+            "no LoRA tensors in this file: its keys are those of no known adapter format",
+            file=contents.path,
+            expected="keys such as ….lora_A.weight, ….lora_down.weight or ….to_q_lora.down.weight",
+            found=_some_keys(contents),
+        )
+    top = max(evidence.strength for evidence, _ in found)
+    best = [(evidence, member) for evidence, member in found if evidence.strength == top]
+    if len(best) > 1:
+        raise AdapterError(
+            "ambiguous: the file fits more than one format",
+            file=contents.path,
+            found=" and ".join(f"{member.name} ({evidence.reason})" for evidence, member in best),
+            hint="say which one with format= or --format",
+        )
+    return best[0][1]
+
+
+def _some_keys(contents: Contents) -> str:
+    if not contents.tensors:
+        return "no tensors"
+    names = list(contents.tensors)
+    shown = ", ".join(name[:80] for name in names[:3])
+    kind = f"{len(names)} tensor{'s' * (len(names) > 1)}"
+    return f"{kind}: {shown}{', …' * (len(names) > 3)}"

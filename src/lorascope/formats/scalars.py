@@ -1,0 +1,28 @@
+"""Scalars that are stored as tensors, such as the alpha of a site."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.errors import AdapterError
+
+
+def stated_alpha(tensor: NDArray[Any], key: str) -> float | None:
+    """The alpha in a tensor of one number; None where it is 0, which trainers take for "not stated".
+
+    >>> stated_alpha(np.array(4.0, np.float16), "q.alpha")
+    4.0
+
+    Raises:
+        AdapterError: where it is not one finite number.
+    """
+    if tensor.size != 1 or tensor.dtype.kind == "c":
+        raise AdapterError("alpha is not one number", key=key, found=f"{tensor.dtype.name} {list(tensor.shape)}")
+    value = float(tensor.reshape(()).astype(np.float64))
+    if not math.isfinite(value):
+        raise AdapterError(f"non-finite value in {key}", key=key, expected="a finite alpha", found=value)
+    return value or None

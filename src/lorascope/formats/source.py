@@ -1,0 +1,175 @@
+"""Which files an adapter is: a path, a folder or a hub id → the weights file and the configuration beside it.
+
+In a folder the safetensors file wins over the pickled one, as in PEFT and llama.cpp. Nothing that is named inside a
+configuration is ever opened. Files may be symbolic links (the hub's cache is made of them); folders that are links
+are not entered.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from lorascope.errors import AdapterError
+from lorascope.formats.config_file import read_config
+from lorascope.formats.container import read_container
+from lorascope.formats.contents import Contents
+
+WEIGHTS_NAMES = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapters.safetensors",
+    "adapters.npz",
+    "lora.safetensors",
+)
+"""Names that trainers give the weights of an adapter, the preferred ones first."""
+
+CONFIG_NAME = "adapter_config.json"
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
+_NOT_ADAPTERS = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state.*|training_args|trainer_state)\.(bin|pt|pth)"
+    r"|(model|pytorch_model|diffusion_pytorch_model|consolidated|tf_model)([-.].*)?\.(safetensors|bin|pt|pth)"
+)
+
+
+def contents_of(location: str | os.PathLike[str]) -> Contents:
+    """The tensors, metadata and configuration at a path or hub id; an existing path always wins.
+
+    Raises:
+        AdapterError: where there is nothing, nothing that is an adapter, or more than one.
+    """
+    weights = weights_at(location)
+    file = read_container(weights)
+    config_path = weights.with_name(CONFIG_NAME)
+    config, text = read_config(config_path) if config_path.is_file() else (None, None)
+    return Contents(file.tensors, file.metadata, config, text, weights, file.container)
+
+
+def weights_at(location: str | os.PathLike[str]) -> Path:
+    """The weights file that ``location`` stands for, downloaded where it is a hub id."""
+    path = Path(location)
+    try:
+        if path.is_dir():
+            return _weights_in(path)
+        if path.exists() or path.is_symlink():
+            return path
+    except (OSError, ValueError) as error:  # a name too long, or with a null byte
+        raise AdapterError(f"not a path: {error}", file=ascii(str(location))[:200]) from None
+    from lorascope.formats.hub import download, parse_hub_id
+
+    hub_id = parse_hub_id(os.fspath(location))
+    if hub_id is None:
+        raise AdapterError(
+            "no such file or directory",
+            file=location,
+            hint="give a file, a folder, or a hub id such as owner/name, owner/name@revision:subfolder",
+        )
+    return download(hub_id)
+
+
+def chosen_name(names: Sequence[str]) -> str | None:
+    """The weights file among the file names of one folder: a known name, or the only file that can be one.
+
+    >>> chosen_name(["README.md", "adapter_model.bin", "adapter_model.safetensors"])
+    'adapter_model.safetensors'
+    >>> chosen_name(["a.safetensors", "b.safetensors"]) is None
+    True
+    """
+    for known in WEIGHTS_NAMES:
+        if known in names:
+            return known
+    loose = loose_names(names)
+    return loose[0] if len(loose) == 1 else None
+
+
+def loose_names(names: Sequence[str]) -> list[str]:
+    """The names that can be weights of an adapter, optimizer states and whole models left out."""
+    return sorted(
+        (
+            name
+            for name in names
+            if PurePosixPath(name).suffix.lower() in _SUFFIXES
+            and not _NOT_ADAPTERS.fullmatch(name.lower())
+            and not name.startswith(".")
+        ),
+        key=natural,
+    )
+
+
+def is_adapter(location: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a weights file or a folder that holds one, judged by names alone."""
+    path = Path(location)
+    if path.is_dir():
+        return chosen_name(_file_names(path)) is not None
+    return path.is_file() and bool(loose_names([path.name]))
+
+
+def find(directory: str | os.PathLike[str]) -> list[Path]:
+    """All adapters in a tree, in natural order: folders that hold one, and loose weights files.
+
+    A folder with a known weights name is one adapter; its other files are not looked at, its subfolders are
+    (``checkpoint-500``). In other folders each weights file is one. Hidden folders and linked folders are skipped.
+    """
+    return sorted(_find(Path(directory)), key=lambda path: natural(str(path)))
+
+
+def _find(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(known in names for known in WEIGHTS_NAMES):
+            yield Path(folder)
+        else:
+            loose = loose_names(names)
+            if len(loose) == 1 and CONFIG_NAME in names:
+                yield Path(folder)
+            else:
+                yield from (Path(folder) / name for name in loose)
+
+
+def natural(text: str) -> tuple[tuple[str, int, str], ...]:
+    """A sort key under which ``checkpoint-90`` comes before ``checkpoint-100``."""
+    parts = re.findall(r"(\D*)([0-9]*)", text)
+    return tuple((word, int(digits[:4000]) if digits else -1, digits) for word, digits in parts)
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except OSError as error:
+        raise AdapterError(f"the folder cannot be read: {error.strerror}", file=folder) from error
+
+
+def _weights_in(folder: Path) -> Path:
+    names = _file_names(folder)
+    name = chosen_name(names)
+    if name is not None:
+        return folder / name
+    loose = loose_names(names)
+    if loose:
+        raise AdapterError(
+            "the folder holds several adapters",
+            file=folder,
+            expected="one",
+            found=", ".join(loose[:5]) + (", …" if len(loose) > 5 else ""),
+            hint="give one of its files",
+        )
+    inside = find(folder)
+    if inside:
+        raise AdapterError(
+            "the folder is a tree of adapters and not one",
+            file=folder,
+            expected="one adapter",
+            found=f"{len(inside)}, such as {inside[0]}",
+            hint="give one of them",
+        )
+    raise AdapterError(
+        "the folder holds no adapter",
+        file=folder,
+        expected=", ".join(WEIGHTS_NAMES[:3]) + " …",
+        found=", ".join(sorted(names)[:5]) or "no files",
+    )

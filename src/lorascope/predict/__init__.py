@@ -1,0 +1,19 @@
+"""Adapters to knowledge: fit a model on a zoo, measure it honestly, and predict for adapters never seen."""
+
+from lorascope.predict.dataset import Dataset, Sample
+from lorascope.predict.fitting import fit_predictor
+from lorascope.predict.model import MODELS, FittedModel, Model
+from lorascope.predict.predictor import Prediction, Predictor
+from lorascope.predict.targets import Target
+
+__all__ = [
+    "MODELS",
+    "Dataset",
+    "FittedModel",
+    "Model",
+    "Prediction",
+    "Predictor",
+    "Sample",
+    "Target",
+    "fit_predictor",
+]

@@ -1,0 +1,102 @@
+"""What a LoL model is, and the family of them.
+
+A model turns adapters into inputs (arrays with one row per adapter), learns from inputs and encoded targets, and gives
+scores. It declares the group under which its scores do not change and what it does with ranks; the laws test
+both declarations, in both directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.adapter import Adapter
+from lorascope.family import Family
+from lorascope.predict.targets import Target
+
+Invariance = Literal["GL(r)", "none", "blind"]
+"""Of which group the scores are invariants: GL(r) at each site, none; ``blind`` models never see the weights."""
+
+RankPolicy = Literal["any", "up to trained"]
+
+Inputs = dict[str, NDArray[Any]]
+"""A model's inputs: arrays whose first axis runs over the adapters."""
+
+
+class Sample(NamedTuple):
+    """One adapter as the models see it: how to read it, and its declared hyperparameters (never a label)."""
+
+    read: Callable[[], Adapter]
+    hyperparameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the adapters that a model is made for have in common.
+
+    ``sites``: name → (out, in), in the order of computation; ``rank``: the largest rank among the training
+    adapters; ``hyperparameters``: the names declared by the zoo.
+    """
+
+    sites: Mapping[str, tuple[int, int]]
+    rank: int
+    hyperparameters: tuple[str, ...] = ()
+
+
+class Split(NamedTuple):
+    """Inputs with their encoded targets [n, width]."""
+
+    inputs: Inputs
+    targets: NDArray[np.float64]
+
+
+class FittedModel(Protocol):
+    """A model after fitting: scores, and its state as plain arrays and plain values."""
+
+    calibration: tuple[NDArray[np.float64], NDArray[np.float64]]
+    """Scores and encoded targets of samples that did not set the weights: for uncertainty."""
+
+    def scores(self, inputs: Inputs) -> NDArray[np.float64]:
+        """[n, width] in float64."""
+        ...
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays for safetensors, and values for JSON."""
+        ...
+
+
+class Model(Protocol):
+    """A member of the family: a frozen dataclass whose fields are its options."""
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    reference: ClassVar[str]
+    invariance: ClassVar[Invariance]
+    rank_policy: ClassVar[RankPolicy]
+
+    def inputs(
+        self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
+    ) -> Inputs:
+        """The samples as arrays; streams over them."""
+        ...
+
+    def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
+        """Learn from ``train``; ``validation`` may steer the training and calibrate, never set weights."""
+        ...
+
+    def restore(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        values: Mapping[str, Any],
+        target: Target,
+        structure: Structure,
+    ) -> FittedModel:
+        """The fitted model from its saved state."""
+        ...
+
+
+MODELS: Family[type[Model]] = Family("model", "lorascope.predict.models", "MODEL", "lorascope.models")

@@ -1,0 +1,1 @@
+"""The LoL models, one file each."""

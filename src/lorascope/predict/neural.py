@@ -1,0 +1,110 @@
+"""What the neural models share: from a network to a fitted model, its state and back.
+
+Networks are trained in float32 and judge in float64, so that a prediction's rounding is that of the adapter file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lorascope.predict.model import Inputs, Split
+from lorascope.predict.targets import Target
+from lorascope.predict.training import Batch, Schedule, loss_of, scores, train
+
+
+class FittedNetwork:
+    """A trained network."""
+
+    def __init__(self, network: torch.nn.Module, calibration: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
+        self.network = network.double().eval()
+        self.calibration = calibration
+
+    def scores(self, inputs: Inputs) -> NDArray[np.float64]:
+        """[n, width]."""
+        return scores(self.network, _tensors(inputs, torch.float64)).numpy()
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The network's parameters and buffers."""
+        return {name: tensor.numpy() for name, tensor in self.network.state_dict().items()}, {}
+
+
+def fit_network(
+    build: Callable[[torch.Generator, Batch], torch.nn.Module],
+    train_split: Split,
+    validation: Split,
+    target: Target,
+    *,
+    schedule: Schedule,
+    seed: int,
+) -> FittedNetwork:
+    """Build with a seeded generator and the training inputs, train, and keep the validation scores."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs, held_out = _tensors(train_split.inputs), _tensors(validation.inputs)
+    network = build(generator, inputs)
+    train(
+        network,
+        inputs,
+        torch.as_tensor(train_split.targets, dtype=torch.float32),
+        held_out,
+        torch.as_tensor(validation.targets, dtype=torch.float32),
+        loss=loss_of(target),
+        schedule=schedule,
+        generator=generator,
+    )
+    fitted = FittedNetwork(network, (np.zeros((0, target.width)), validation.targets))
+    source = validation if len(validation.targets) else train_split
+    fitted.calibration = (fitted.scores(source.inputs), source.targets)
+    return fitted
+
+
+def restore_network(network: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], target: Target) -> FittedNetwork:
+    """A network with saved parameters."""
+    network = network.double()
+    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    return FittedNetwork(network, (np.zeros((0, target.width)), np.zeros((0, target.width))))
+
+
+class Standardised(torch.nn.Module):
+    """(x − mean) / spread by training statistics, then a perceptron with one hidden layer and LayerNorm.
+
+    The MLP of Learning on LoRAs: Linear, LayerNorm, ReLU, Linear, with dropout before the last.
+    """
+
+    def __init__(self, columns: int, hidden: int, outputs: int, *, dropout: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("spread", torch.ones(columns))
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(columns, hidden),
+            torch.nn.LayerNorm(hidden),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(dropout),
+            torch.nn.Linear(hidden, outputs),
+        )
+        with torch.no_grad():
+            for layer in self.layers:
+                if isinstance(layer, torch.nn.Linear):
+                    for parameter in layer.parameters():
+                        parameter.uniform_(-1, 1, generator=generator).mul_(layer.in_features**-0.5)
+
+    def calibrate(self, batch: Batch) -> Standardised:
+        """Take the statistics of the training inputs."""
+        x = batch["x"]
+        spread = x.std(0)
+        floor = 0.05 * spread.square().mean().sqrt()
+        self.get_buffer("mean").copy_(x.mean(0))
+        self.get_buffer("spread").copy_(spread.clamp_min(float(floor) or 1.0))
+        return self
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """[n, outputs]."""
+        return self.layers((batch["x"] - self.get_buffer("mean")) / self.get_buffer("spread"))
+
+
+def _tensors(inputs: Inputs, dtype: torch.dtype = torch.float32) -> Batch:
+    return {name: torch.as_tensor(array, dtype=dtype) for name, array in inputs.items()}

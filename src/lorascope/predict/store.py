@@ -1,0 +1,188 @@
+"""A predictor on disk: ``predictor.json`` and ``weights.safetensors``; loading executes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lorascope.errors import LorascopeError, OutputError, PredictorError
+from lorascope.predict.calibration import Calibration
+from lorascope.predict.model import MODELS, Model, Structure
+from lorascope.predict.predictor import Member, Predictor
+from lorascope.predict.targets import Target
+
+SCHEMA_VERSION = 1
+CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"
+MAXIMUM_CONFIG = 64 << 20
+MAXIMUM_OPTION = 1 << 16
+
+
+def save(predictor: Predictor, path: Path) -> None:
+    """Write the folder beside its final place, then rename; an older predictor there is replaced.
+
+    Raises:
+        OutputError: where the place holds something else, or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    check_writable(path)
+    arrays: dict[str, Any] = {"groups": np.asarray(sorted(predictor.groups), np.int64)}
+    members: list[dict[str, Any]] = []
+    for i, member in enumerate(predictor.members):
+        own, values = member.fitted.state()
+        arrays.update({f"{i}.model.{name}": np.ascontiguousarray(array) for name, array in own.items()})
+        arrays[f"{i}.slope"], arrays[f"{i}.intercept"] = (
+            member.calibration.slope,
+            member.calibration.intercept,
+        )
+        half = member.calibration.half_width
+        members.append({"seed": member.seed, "values": values, "half_width": half if math.isfinite(half) else None})
+    config = {
+        "schema_version": SCHEMA_VERSION,
+        "target": dataclasses.asdict(predictor.target),
+        "model": {"name": predictor.model.name, "options": dataclasses.asdict(predictor.model)},  # type: ignore[call-overload]  # members are dataclasses
+        "structure": dataclasses.asdict(predictor.structure),
+        "members": members,
+        "facts": dict(predictor.facts),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise OutputError("the predictor cannot be written", file=path, found=error.strerror) from error
+    try:
+        (temporary / CONFIG).write_text(json.dumps(_finite(config), indent=1, allow_nan=False) + "\n", "utf-8")
+        save_file(arrays, temporary / WEIGHTS)
+        for file in temporary.iterdir():
+            file.chmod(0o644)
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except OSError as error:
+        raise OutputError("the predictor cannot be written", file=path, found=error.strerror) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse, before any work, a place that holds something other than a predictor, or cannot be written.
+
+    Raises:
+        OutputError: with the reason.
+    """
+    if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise OutputError(
+            "there is something else at the place of the predictor",
+            file=path,
+            expected="a new or empty folder, or an older predictor to replace",
+            hint="name another folder with --out",
+        )
+    ancestor = path.absolute().parent
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
+        raise OutputError("the folder for the predictor cannot be written", file=ancestor)
+
+
+def load(path: Path) -> Predictor:
+    """Read a predictor.
+
+    Raises:
+        PredictorError: where the folder is not a predictor that this version reads.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not (path / CONFIG).is_file():
+        raise PredictorError(
+            "not a predictor",
+            file=path,
+            expected=f"a folder with {CONFIG}",
+            hint="make one with `lorascope fit`",
+        )
+    try:
+        if (path / CONFIG).stat().st_size > MAXIMUM_CONFIG:
+            raise PredictorError("the configuration is too large to be one", file=path / CONFIG)
+        config = json.loads((path / CONFIG).read_text("utf-8"))
+        if config["schema_version"] != SCHEMA_VERSION:
+            raise PredictorError(
+                "the predictor was written by another version of lorascope",
+                file=path / CONFIG,
+                expected=f"schema_version {SCHEMA_VERSION}",
+                found=config["schema_version"],
+                hint="fit it again",
+            )
+        arrays = load_file(path / WEIGHTS)
+        return _restored(config, arrays)
+    except LorascopeError as error:
+        error.file = error.file or str(path)
+        raise
+    except OSError as error:
+        raise PredictorError("the predictor cannot be read", file=path, found=error.strerror) from error
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise PredictorError(
+            "the predictor is damaged",
+            file=path,
+            found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            hint="fit it again",
+        ) from error
+
+
+def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise PredictorError("non-finite weights", key=bad[0])
+    fields = config["target"]
+    target = Target(
+        fields["name"],
+        fields["task"],
+        tuple(fields["classes"]),
+        float(fields["mean"]),
+        float(fields["spread"]),
+    )
+    structure = Structure(
+        {name: (int(shape[0]), int(shape[1])) for name, shape in config["structure"]["sites"].items()},
+        int(config["structure"]["rank"]),
+        tuple(config["structure"]["hyperparameters"]),
+    )
+    model = _model(config["model"]["name"], config["model"]["options"])
+    members = []
+    for i, member in enumerate(config["members"]):
+        prefix = f"{i}.model."
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        half = member["half_width"]
+        calibration = Calibration(
+            arrays[f"{i}.slope"], arrays[f"{i}.intercept"], math.inf if half is None else float(half)
+        )
+        members.append(
+            Member(int(member["seed"]), model.restore(own, member["values"], target, structure), calibration)
+        )
+    if not members:
+        raise ValueError("it has no members")
+    groups = frozenset(int(value) for value in arrays["groups"])
+    return Predictor(target, model, structure, tuple(members), groups, config["facts"])
+
+
+def _model(name: str, options: dict[str, Any]) -> Model:
+    for key, value in options.items():
+        if isinstance(value, int | float) and not abs(value) <= MAXIMUM_OPTION:
+            raise ValueError(f"option {key} = {value} is out of bounds")
+    kind: Any = MODELS[name]
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

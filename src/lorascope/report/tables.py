@@ -1,0 +1,105 @@
+"""A summary as text for a terminal. Names come from untrusted files, so control characters never reach the screen."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+
+def as_text(summary: dict[str, Any], limit: int | None = 24, console: Console | None = None) -> None:
+    """Print a summary: what the adapter is, a table of at most ``limit`` sites (None: all), and the notes."""
+    if console is None:
+        from lorascope.cli.output import console as standard_output
+
+        console = standard_output()
+    sites = summary["sites"]
+    console.print(_head(summary))
+    shown = sites if limit is None or len(sites) <= limit else sites[:limit]
+    if shown:
+        prefix = _prefix([site["name"] for site in sites])
+        console.print(_table(shown, prefix, values=3 if console.width >= 100 else 1))
+    if len(shown) < len(sites) and limit:
+        console.print(Text(f"  … and {len(sites) - len(shown)} more sites (--sites all)", style="dim"))
+    for note in summary["notes"]:
+        where = f" [{safe(note['site'])}]" if note["site"] else ""
+        console.print(Padding(Text(f"! {safe(note['text'])}{where}", style="yellow"), (0, 0, 0, 1)))
+    console.print()
+
+
+def safe(text: str, width: int = 400) -> str:
+    """The text without control, format and bidirectional characters, and no longer than ``width``.
+
+    >>> safe("a\\x1b[31mb")
+    'a�[31mb'
+    """
+    clean = "".join("\ufffd" if unicodedata.category(character)[0] == "C" else character for character in text)
+    return clean if len(clean) <= width else clean[: width - 1] + "…"
+
+
+def _head(summary: dict[str, Any]) -> Table:
+    sites = summary["sites"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    rows = [
+        ("adapter", safe(summary["path"] or "in memory")),
+        ("format", f"{summary['format']} · {summary['kind']}"),
+        ("base model", safe(summary["base_model"] or "not stated")),
+        ("sites", f"{len(sites)} · {_counted(site['layer'] for site in sites)}"),
+        ("rank", _span([site["rank"] for site in sites])),
+        ("scale", _span([site["scale"] for site in sites])),
+        ("dtype", _counted(site["dtype"] for site in sites)),
+        ("‖ΔW‖", f"{summary['norm']:.6g}"),
+    ]
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    return grid
+
+
+def _table(sites: list[dict[str, Any]], prefix: str, values: int) -> Table:
+    title = f"site ({safe(prefix, 60)}…)" if prefix else "site"
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    table.add_column(Text(title), overflow="fold", ratio=1, min_width=16)
+    for name in ("out × in", "rank", "scale", "‖ΔW‖", "stable rank"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("σ₁ σ₂ σ₃" if values == 3 else "σ₁", no_wrap=True)
+    for site in sites:
+        table.add_row(
+            Text(safe(site["name"][len(prefix) :])),
+            f"{site['shape'][0]} × {site['shape'][1]}",
+            str(site["rank"]),
+            f"{site['scale']:.4g}",
+            f"{site['norm']:.4g}",
+            "–" if site["stable_rank"] is None else f"{site['stable_rank']:.2f}",
+            " ".join(f"{value:.3g}" for value in site["singular_values"][:values]),
+        )
+    return table
+
+
+def _prefix(names: list[str]) -> str:
+    """The dotted beginning that all names share, so that the table has room for what differs."""
+    if len(names) < 2:
+        return ""
+    first, last = min(names).split("."), max(names).split(".")
+    shared = 0
+    while shared < min(len(first), len(last)) - 1 and first[shared] == last[shared]:
+        shared += 1
+    return ".".join(first[:shared]) + "." if shared else ""
+
+
+def _counted(values: Any) -> str:
+    from collections import Counter
+
+    return ", ".join(f"{value} {count}" for value, count in Counter(values).most_common(6))
+
+
+def _span(values: list[float]) -> str:
+    if not values:
+        return "–"
+    low, high = min(values), max(values)
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"

@@ -1,0 +1,19 @@
+"""A zoo: a folder of adapters with labels and splits, the data set of weight-space learning."""
+
+from lorascope.zoo.importer import ImportReport, import_zoo
+from lorascope.zoo.schema import SCHEMA_VERSION, Column, Role, Split, Type, split_of
+from lorascope.zoo.store import write_manifest
+from lorascope.zoo.zoo import Zoo
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Column",
+    "ImportReport",
+    "Role",
+    "Split",
+    "Type",
+    "Zoo",
+    "import_zoo",
+    "split_of",
+    "write_manifest",
+]

@@ -1,0 +1,114 @@
+"""What a zoo's manifest holds: column names, types and roles, and the split of a group.
+
+Three roles, so that a model can never be given as input what it is to predict:
+
+- ``identity``: which adapter this is and where it lies;
+- ``hyperparameter``: what was chosen before training;
+- ``label``: what the training data were, or what was measured afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from lorascope.errors import ZooError
+
+SCHEMA_VERSION = 1
+"""Version of ``zoo.json``, of the cohort records and of the manifest."""
+
+Role = Literal["identity", "hyperparameter", "label"]
+Type = Literal["int", "float", "bool", "string", "list<int>", "list<float>", "list<string>"]
+Status = Literal["ok", "diverged", "unreadable"]
+Split = Literal["train", "validation", "test"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the manifest."""
+
+    name: str
+    role: Role
+    type: Type
+
+
+IDENTITY = {
+    column.name: column
+    for column in (
+        Column("schema_version", "identity", "int"),
+        Column("id", "identity", "string"),
+        Column("path", "identity", "string"),
+        Column("sha256", "identity", "string"),
+        Column("status", "identity", "string"),
+        Column("recipe", "identity", "string"),
+        Column("kind", "identity", "string"),
+        Column("base", "identity", "string"),
+        Column("base_hash", "identity", "string"),
+        Column("base_seed", "identity", "int"),
+        Column("group", "identity", "string"),
+        Column("split", "identity", "string"),
+    )
+}
+"""The columns that every zoo has."""
+
+
+def columns_with(hyperparameters: Mapping[str, Type], labels: Mapping[str, Type]) -> dict[str, Column]:
+    """All columns of a zoo: identity first, then the hyperparameters, then the labels.
+
+    >>> list(columns_with({"rank": "int"}, {"loss": "float"}))[-2:]
+    ['rank', 'loss']
+    """
+    columns = dict(IDENTITY)
+    for role, named in (("hyperparameter", hyperparameters), ("label", labels)):
+        for name, type_ in named.items():
+            if name in columns:
+                raise ZooError(f"{name!r} is declared twice or is a name that every zoo uses", key=name)
+            columns[name] = Column(name, role, type_)
+    return columns
+
+
+def columns_as_dict(columns: Mapping[str, Column]) -> dict[str, dict[str, str]]:
+    """The columns as JSON: name → {role, type}."""
+    return {column.name: {"role": column.role, "type": column.type} for column in columns.values()}
+
+
+def columns_from_dict(value: Any, file: object) -> dict[str, Column]:
+    """The inverse of :func:`columns_as_dict`, for a file that may have been made by anyone."""
+    columns: dict[str, Column] = {}
+    if not isinstance(value, dict):
+        raise ZooError("the columns are not declared", file=file, key="columns", expected="an object")
+    for name, declared in value.items():
+        role = declared.get("role") if isinstance(declared, dict) else None
+        type_ = declared.get("type") if isinstance(declared, dict) else None
+        if role not in get_args(Role) or type_ not in get_args(Type):
+            raise ZooError(
+                "a column has no known role and type",
+                file=file,
+                key=str(name),
+                expected=f"role in {list(get_args(Role))}, type in {list(get_args(Type))}",
+                found=declared,
+            )
+        columns[name] = Column(name, role, type_)
+    missing = [name for name in IDENTITY if name not in columns]
+    if missing:
+        raise ZooError("columns that every zoo has are missing", file=file, key=", ".join(missing))
+    return columns
+
+
+def split_of(group: str, salt: str = "") -> Split:
+    """The split of a group, 70/15/15: a pure hash of its name, so it never changes when the zoo grows.
+
+    Another ``salt`` gives another, independent split, for spreads over seeds.
+
+    >>> split_of("digits-vit/17") == split_of("digits-vit/17")
+    True
+    >>> sum(split_of(str(number)) == "train" for number in range(1000))
+    704
+    """
+    digest = hashlib.blake2b(f"{salt}\0{group}".encode(), digest_size=8).digest()
+    fraction = int.from_bytes(digest, "big") / 2**64
+    return "train" if fraction < 0.70 else "validation" if fraction < 0.85 else "test"

@@ -1,0 +1,230 @@
+"""``Zoo``: a folder of adapters with labels and splits, opened for reading."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, cast
+
+from lorascope.errors import ZooError
+from lorascope.zoo.schema import SPLITS, Column, Role, columns_from_dict, split_of
+from lorascope.zoo.store import (
+    COHORTS,
+    HEADER,
+    MANIFEST,
+    Row,
+    check_version,
+    import_pyarrow,
+    read_json,
+    read_records,
+    records_digest,
+    rows_to_table,
+)
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+class Zoo:
+    """A folder of adapters with labels and splits; open one with :meth:`Zoo.open`.
+
+    The rows come from ``manifest.parquet`` where it is up to date, else from the cohort records, so a zoo that
+    is still being forged, or whose run was killed, can be read at any time.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any], columns: Mapping[str, Column]) -> None:
+        self.path = path
+        self.header = header
+        self.columns = columns
+
+    @classmethod
+    def open(cls, path: str | Path) -> Zoo:
+        """Open the zoo at ``path``.
+
+        Raises:
+            ZooError: where there is no zoo, it is damaged, or a newer lorascope wrote it.
+        """
+        folder = Path(path)
+        if not (folder / HEADER).is_file():
+            raise ZooError(
+                "is not a zoo",
+                file=folder,
+                expected=f"a folder with {HEADER} and {MANIFEST} or {COHORTS}/",
+                found="no such folder" if not folder.exists() else f"no {HEADER}",
+                hint="make one with `lorascope forge RECIPE --count N --out ZOO`, or from your own adapters "
+                "with `lorascope zoo import DIR --labels FILE.csv`",
+            )
+        if not (folder / MANIFEST).is_file() and not (folder / COHORTS).is_dir():
+            raise ZooError(
+                "the zoo has no manifest and no cohort records",
+                file=folder,
+                expected=f"{MANIFEST} or {COHORTS}/",
+                hint="run the command that made it again: it continues where it stopped",
+            )
+        header = read_json(folder / HEADER)
+        return cls(folder, header, columns_from_dict(header.get("columns"), folder / HEADER))
+
+    def __repr__(self) -> str:
+        return f"Zoo({str(self.path)!r}, {self.table.num_rows} adapters, labels {self.labels()})"
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def table(self) -> pyarrow.Table:
+        """All rows, of every status, as an Arrow table in the order of the cohorts."""
+        pa = import_pyarrow()
+        import pyarrow.parquet as parquet
+
+        manifest = self.path / MANIFEST
+        if manifest.is_file():
+            try:
+                table = parquet.read_table(manifest)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise ZooError(
+                    "is not a Parquet file", file=manifest, found=str(error).splitlines()[0],
+                    hint="delete it: it is rebuilt from the cohort records",
+                ) from error
+            is_only_source = not (self.path / COHORTS).is_dir()
+            recorded = (table.schema.metadata or {}).get(b"records", b"").decode()
+            if is_only_source or recorded == records_digest(self.path):
+                self._check_manifest(table, manifest)
+                return table.select(list(self.columns))
+        return rows_to_table(read_records(self.path), self.columns)
+
+    def _check_manifest(self, table: pyarrow.Table, manifest: Path) -> None:
+        missing = [name for name in self.columns if name not in table.column_names]
+        if missing:
+            raise ZooError("declared columns are missing", file=manifest, key=", ".join(missing))
+        for version in set(table.column("schema_version").to_pylist()):
+            check_version(version, manifest)
+
+    def rows(self, *, only_usable: bool = True) -> list[Row]:
+        """The rows as dictionaries; those whose ``status`` is not ``ok`` only if asked for."""
+        rows = cast(list[Row], self.table.to_pylist())
+        return [row for row in rows if row["status"] == "ok"] if only_usable else rows
+
+    def split(self, name: str, salt: str = "") -> list[Row]:
+        """The usable rows of ``train``, ``validation`` or ``test``; a ``salt`` splits the groups afresh.
+
+        Raises:
+            ZooError: for another name.
+        """
+        if name not in SPLITS:
+            raise ZooError("is not a split", key=name, expected=" or ".join(SPLITS), found=name)
+        return [
+            row for row in self.rows()
+            if (split_of(row["group"], salt) if salt else row["split"]) == name
+        ]
+
+    def labels(self) -> list[str]:
+        """The names of the label columns."""
+        return self._names("label")
+
+    def hyperparameters(self) -> list[str]:
+        """The names of the hyperparameter columns."""
+        return self._names("hyperparameter")
+
+    def _names(self, role: Role) -> list[str]:
+        return [column.name for column in self.columns.values() if column.role == role]
+
+    def column(self, name: str) -> Column:
+        """The declaration of a column.
+
+        Raises:
+            ZooError: where there is none of that name; the message names the nearest one.
+        """
+        if name in self.columns:
+            return self.columns[name]
+        near = difflib.get_close_matches(name, self.columns, n=1, cutoff=0.5)
+        raise ZooError(
+            "the zoo has no such column",
+            file=self.path,
+            key=name,
+            expected=f"a label ({', '.join(self.labels())}) "
+            f"or a hyperparameter ({', '.join(self.hyperparameters())})",
+            hint=f"did you mean {near[0]}?" if near else None,
+        )
+
+    def adapter_path(self, row: Row) -> Path:
+        """Where the adapter of a row lies: a file or a folder inside the zoo.
+
+        Raises:
+            ZooError: where the row points outside of the zoo, as a hostile manifest may, or to nothing.
+        """
+        stated = row["path"]
+        path = inside(self.path, stated)
+        if not path.exists():
+            raise ZooError(
+                "the adapter of a row is missing", file=self.path / stated, key=str(row["id"]),
+                hint="forge the zoo again with the same command, or import it again",
+            )
+        return path
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, columns and splits, as ``lorascope zoo info --json`` prints them."""
+        rows = self.rows(only_usable=False)
+        usable = [row for row in rows if row["status"] == "ok"]
+        splits = Counter(row["split"] for row in usable)
+        return {
+            "schema_version": self.header["schema_version"],
+            "path": str(self.path),
+            "recipe": self.header.get("recipe"),
+            "seed": self.header.get("seed"),
+            "count": len(rows),
+            "asked": self.header.get("count"),
+            "status": dict(Counter(row["status"] for row in rows)),
+            "bases": sorted({row["base"] for row in rows if row["base"] is not None}),
+            "groups": len({row["group"] for row in usable}),
+            "splits": {name: splits[name] for name in SPLITS},
+            "columns": {
+                column.name: {
+                    "role": column.role,
+                    "type": column.type,
+                    **_described([row[column.name] for row in usable], column),
+                }
+                for column in self.columns.values()
+                if column.role != "identity"
+            },
+        }
+
+
+def inside(folder: Path, stated: Any) -> Path:
+    """``folder / stated`` for a relative path with ``/`` that stays inside the folder, links followed.
+
+    >>> inside(Path("zoo"), "../../etc/passwd")
+    Traceback (most recent call last):
+    lorascope.errors.ZooError: zoo: path: points outside of the zoo (expected a relative path inside it, found
+    '../../etc/passwd')
+    """
+    is_plain = (
+        isinstance(stated, str)
+        and stated not in ("", ".")
+        and not PurePosixPath(stated).is_absolute()
+        and not PureWindowsPath(stated).drive
+        and "\\" not in stated
+        and ".." not in PurePosixPath(stated).parts
+    )
+    if not is_plain or not (folder / stated).resolve().is_relative_to(folder.resolve()):
+        raise ZooError(
+            "points outside of the zoo", file=folder, key="path",
+            expected="a relative path inside it", found=repr(stated),
+        )
+    return folder / stated
+
+
+def _described(values: list[Any], column: Column) -> dict[str, Any]:
+    present = [value for value in values if value is not None]
+    described: dict[str, Any] = {"missing": len(values) - len(present)}
+    if column.type in ("int", "float") and present:
+        mean = sum(present) / len(present)
+        described |= {
+            "mean": mean,
+            "sd": (sum((value - mean) ** 2 for value in present) / len(present)) ** 0.5,
+            "min": min(present),
+            "max": max(present),
+        }
+    return described

@@ -1,0 +1,147 @@
+"""An adapter goes into a PyTorch model and comes out again bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from lorascope.adapter import Adapter, LowRank
+from lorascope.errors import AdapterError
+
+
+def factors(out, in_, rank=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((out, rank)), rng.standard_normal((rank, in_))
+
+
+def bits(model):
+    return {name: (value.data_ptr(), value.clone()) for name, value in model.named_parameters()}
+
+
+def assert_untouched(model, before):
+    for name, value in model.named_parameters():
+        pointer, copy = before[name]
+        assert value.data_ptr() == pointer and torch.equal(value, copy), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_in_and_out_in_every_dtype(dtype):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3)).to(dtype)
+    before = bits(model)
+    B, A = factors(3, 4)
+    with Adapter({"0": LowRank(B, A, 0.5)}).apply_to(model):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        expected = (before["0.weight"][1].to(wide) + torch.as_tensor(0.5 * B @ A).to(wide)).to(dtype)
+        unit = torch.finfo(dtype).eps
+        torch.testing.assert_close(model[0].weight.data, expected, rtol=2 * unit, atol=2 * unit)
+        assert model[0].weight.dtype == dtype and isinstance(model[0].weight, torch.nn.Parameter)
+    assert_untouched(model, before)
+
+
+def test_the_outputs_are_those_of_the_update():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3)).double()
+    adapter = Adapter({"0": LowRank(*factors(3, 4), -2.0)})
+    x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    base = model(x)
+    with adapter.apply_to(model):
+        moved = model(x)
+    torch.testing.assert_close(moved - base, torch.as_tensor(adapter["0"].apply(x.numpy())))
+
+
+def test_applications_nest():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3)).double()
+    before = bits(model)
+    one, two = (Adapter({"0": LowRank(*factors(3, 4, seed=seed))}) for seed in (0, 1))
+    both = sum(adapter["0"].delta_weight(np.float64) for adapter in (one, two))
+    with one.apply_to(model), two.apply_to(model):
+        found = (model[0].weight.data - before["0.weight"][1]).numpy()
+        np.testing.assert_allclose(found, both, atol=1e-14)
+    assert_untouched(model, before)
+
+
+def test_taking_out_twice_does_nothing_and_errors_inside_take_out():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    before = bits(model)
+    adapter = Adapter({"0": LowRank(*factors(3, 4))})
+    application = adapter.apply_to(model)
+    application.remove()
+    application.remove()
+    assert_untouched(model, before)
+    with pytest.raises(RuntimeError, match="inside"), adapter.apply_to(model):
+        raise RuntimeError("inside")
+    assert_untouched(model, before)
+
+
+def test_taking_out_in_the_wrong_order_is_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    before = bits(model)
+    adapter = Adapter({"0": LowRank(*factors(3, 4))})
+    first, second = adapter.apply_to(model), adapter.apply_to(model)
+    with pytest.raises(AdapterError, match="0: .*put in after this one"):
+        first.remove()
+    second.remove()
+    first.remove()
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize(("out", "in_"), [(6, 4), (5, 5)])
+def test_conv1d_of_gpt2_stores_its_weight_transposed(is_transposed, out, in_):
+    model = torch.nn.Sequential(Conv1D(out, in_)).double()
+    before = bits(model)
+    update = LowRank(*factors(out, in_), is_transposed=is_transposed)
+    x = torch.randn(3, in_, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    base = model(x)
+    with Adapter({"0": update}).apply_to(model):
+        torch.testing.assert_close(model(x) - base, torch.as_tensor(update.apply(x.numpy())))
+    assert_untouched(model, before)
+
+
+def test_convolutions():
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 5, 3)).double()
+    before = bits(model)
+    update = LowRank(*factors(5, 18), layer="conv2d", kernel=(2, 3, 3))
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    patches = torch.nn.functional.unfold(x, 3)
+    base = model(x)
+    with Adapter({"0": update}).apply_to(model):
+        expected = torch.as_tensor(update.apply(patches.mT.numpy())).mT.reshape(1, 5, 4, 4)
+        torch.testing.assert_close(model(x) - base, expected)
+    assert_untouched(model, before)
+
+
+def test_embeddings():
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 4)).double()
+    before = bits(model)
+    update = LowRank(*factors(4, 10), layer="embedding", is_transposed=True)
+    tokens = torch.tensor([1, 7])
+    base = model(tokens)
+    with Adapter({"0": update}).apply_to(model):
+        expected = torch.as_tensor(update.apply(np.eye(10)[[1, 7]]))
+        torch.testing.assert_close(model(tokens) - base, expected)
+    assert_untouched(model, before)
+
+
+def test_components_are_dropped_from_the_site_names():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    before = bits(model)
+    with Adapter({"unet.0": LowRank(*factors(3, 4))}).apply_to(model, component="unet"):
+        assert not torch.equal(model[0].weight, before["0.weight"][1])
+    assert_untouched(model, before)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"1": LowRank(np.full((2, 1), np.nan), np.ones((1, 3)))}, "1: non-finite value in B"),
+        ({"1": LowRank(np.ones((3, 1)), np.ones((1, 3)))}, r"1: .*does not fit.*\[3, 3\], found \[2, 3\]"),
+        ({"nowhere": LowRank(np.ones((2, 1)), np.ones((1, 3)))}, "nowhere: the model has no such layer"),
+        ({"2": LowRank(np.ones((2, 1)), np.ones((1, 3)))}, "2: the model has no such layer .*found ReLU"),
+    ],
+)
+def test_an_adapter_that_fails_leaves_the_model_unchanged(second, message):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2), torch.nn.ReLU())
+    before = bits(model)
+    with pytest.raises(AdapterError, match=message):
+        Adapter({"0": LowRank(*factors(3, 4)), **second}).apply_to(model)
+    assert_untouched(model, before)

@@ -1,0 +1,196 @@
+"""The laws of models, over the family: what each declares about gauges and ranks is so, in both directions."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from planted import SITES, planted_adapter, planted_dataset
+
+from lorascope.adapter import Adapter, LowRank
+from lorascope.errors import PredictorError
+from lorascope.predict import MODELS, Predictor, fit_predictor
+from lorascope.predict.dataset import rows_of
+from lorascope.symmetry import gauged, pad_rank, random_gauge
+from lorascope.testing import product_condition
+
+NAMES = MODELS.names()
+READERS = [name for name in NAMES if MODELS[name].invariance != "blind"]
+INVARIANT = [name for name in NAMES if MODELS[name].invariance == "GL(r)"]
+SENSITIVITY = 1e4
+"""c in c · eps · cond(B) · cond(M): models stretch small relative changes of ΔW, the logarithms and filters of ridge
+by 1/δ = 50 per site, the LayerNorms of networks by the ratio of their inputs to their spread."""
+
+
+def quick(name):
+    model = MODELS[name]()
+    return dataclasses.replace(model, epochs=30) if hasattr(model, "epochs") else model
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return planted_dataset()
+
+
+@pytest.fixture(scope="module")
+def predictors(dataset):
+    return {
+        (name, target): fit_predictor(dataset, target, quick(name), seeds=(0, 1))
+        for name in NAMES
+        for target in ("classes", "size")
+    }
+
+
+def in_gauge(sample, rng, dtype):
+    turned = gauged(sample.read(), lambda rank: random_gauge(rank, condition=100.0, rng=rng), dtype=dtype)
+    return sample._replace(read=lambda: turned)
+
+
+def worst_condition(samples):
+    return max(product_condition(*u.factors(np.float64)[:2]) for s in samples for u in s.read().values())
+
+
+def all_scores(predictor, samples):
+    return predictor.scores(predictor.model.inputs(samples, predictor.structure))
+
+
+@pytest.mark.parametrize("target", ["classes", "size"])
+@pytest.mark.parametrize("name", READERS)
+def test_the_declared_invariance_holds_and_is_not_more(predictors, dataset, name, target):
+    rng = np.random.default_rng(0)
+    predictor = predictors[name, target]
+    before = [dataset.samples[i] for i in dataset.where("test")]
+    after = [in_gauge(sample, rng, np.float64) for sample in before]
+    clean, moved = all_scores(predictor, before), all_scores(predictor, after)
+    difference = np.abs(clean - moved).max() / clean.std()
+    if predictor.model.invariance == "GL(r)":
+        assert difference < SENSITIVITY * np.finfo(float).eps * worst_condition(before) * 100.0
+    else:
+        assert difference > 0.1
+
+
+@pytest.mark.parametrize("target", ["classes", "size"])
+@pytest.mark.parametrize("name", INVARIANT)
+def test_float32_storage_of_another_gauge_hardly_moves_a_prediction(predictors, dataset, name, target):
+    rng = np.random.default_rng(1)
+    predictor = predictors[name, target]
+    before = [dataset.samples[i] for i in dataset.where("test")]
+    clean = all_scores(predictor, before)
+    moved = all_scores(predictor, [in_gauge(sample, rng, np.float32) for sample in before])
+    per_adapter = np.abs(clean - moved).max(axis=(0, 2))
+    assert np.quantile(per_adapter, 0.99) < 1e-4
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_padding_the_rank(predictors, dataset, name):
+    predictor = predictors[name, "classes"]
+    sample = dataset.samples[0]
+    more = predictor.structure.rank + 1
+
+    def padded():
+        sites = {}
+        for site, update in sample.read().items():
+            B, A = pad_rank(*update.factors(np.float64)[:2], more)
+            sites[site] = LowRank(B, A, update.scale)
+        return Adapter(sites)
+
+    wider = sample._replace(read=padded)
+    if predictor.model.rank_policy == "any":
+        clean, moved = all_scores(predictor, [sample]), all_scores(predictor, [wider])
+        assert np.allclose(clean, moved, rtol=0, atol=1e-8)
+    else:
+        with pytest.raises(PredictorError, match="rank"):
+            all_scores(predictor, [wider])
+
+
+@pytest.mark.parametrize("name", INVARIANT)
+def test_ranks_beyond_training_and_mixed_ranks_are_accepted(predictors, name):
+    rng = np.random.default_rng(5)
+    predictor = predictors[name, "classes"]
+    adapters = [planted_adapter(rng, [0, 1], 1.0, rank=rank) for rank in (2, 8, 12, 3)]
+    together = predictor.predict(adapters)
+    alone = [predictor.predict([adapter])[0] for adapter in adapters]
+    for one, other in zip(together, alone, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_predictor_says_the_same(predictors, dataset, name, tmp_path):
+    for target in ("classes", "size"):
+        predictor = predictors[name, target]
+        predictor.save(tmp_path / target)
+        again = Predictor.load(tmp_path / target)
+        assert again.target == predictor.target
+        assert again.model == predictor.model
+        assert again.groups == predictor.groups
+        before, after = all_scores(predictor, dataset.samples[:7]), all_scores(again, dataset.samples[:7])
+        assert np.array_equal(before, after)
+        first, second = predictor.predict(dataset.samples[:3]), again.predict(dataset.samples[:3])
+        assert first == second
+
+
+def test_what_the_column_space_holds_is_found_by_those_who_can_see_it(predictors, dataset):
+    found = {}
+    for name in NAMES:
+        predictor = predictors[name, "classes"]
+        test = dataset.where("test")
+        inputs = rows_of(dataset.inputs(predictor.model, predictor.structure), test)
+        values = [dataset.labels["classes"][i] for i in test]
+        evaluation = predictor.evaluate(inputs, values, [dataset.groups[i] for i in test])
+        assert evaluation.seen == 0
+        assert set(evaluation.metrics) == {"accuracy", "auroc", "brier"}
+        found[name] = evaluation.metrics["auroc"]["mean"]
+    assert found["ridge"] > 0.95
+    assert found["hyperparameters"] < 0.7
+    assert found["svd"] < 0.75
+
+
+def test_norms_are_found_by_those_who_can_see_them(predictors, dataset):
+    test = dataset.where("test")
+    for name, least in (("ridge", 0.95), ("svd", 0.8), ("hyperparameters", 0.5)):
+        predictor = predictors[name, "size"]
+        inputs = rows_of(dataset.inputs(predictor.model, predictor.structure), test)
+        metrics = predictor.evaluate(inputs, [dataset.labels["size"][i] for i in test]).metrics
+        assert metrics["r2"]["mean"] > least, name
+        assert metrics["coverage_90"]["mean"] > 0.7, name
+
+
+def test_the_hyperparameter_model_refuses_what_has_none(predictors, dataset):
+    with pytest.raises(PredictorError, match="hyperparameters"):
+        predictors["hyperparameters", "size"].predict([dataset.samples[0].read()])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_adapter_of_other_layers_is_refused(predictors, dataset, name):
+    predictor = predictors[name, "size"]
+    whole = dataset.samples[0].read()
+    lacking = Adapter({site: update for site, update in whole.items() if site != "layers.1.q"})
+    foreign = Adapter({**whole.sites, "head": whole["layers.0.q"]})
+    turned = Adapter({**whole.sites, "layers.1.q": whole["layers.0.q"]})
+    for adapter in (lacking, foreign, turned):
+        with pytest.raises(PredictorError) as caught:
+            predictor.predict([adapter])
+        assert caught.value.expected
+        assert caught.value.found
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_untrained_adapter_gets_a_finite_prediction(predictors, name):
+    zero = Adapter({site: LowRank(np.zeros((out, 2)), np.ones((2, in_))) for site, (out, in_) in SITES.items()})
+    [prediction] = predictors[name, "size"].predict([zero])
+    assert np.isfinite(prediction.value)
+
+
+@pytest.mark.parametrize("name", ["ridge", "glnet"])
+@pytest.mark.parametrize(("target", "task"), [("first", "binary"), ("kind", "multi-class")])
+def test_other_tasks(dataset, name, target, task):
+    predictor = fit_predictor(dataset, target, quick(name))
+    assert predictor.target.task == task
+    [prediction] = predictor.predict(dataset.samples[:1])
+    assert sum(prediction.probabilities.values()) == pytest.approx(1.0)
+    assert prediction.value in predictor.target.classes
+    test = dataset.where("test")
+    inputs = rows_of(dataset.inputs(predictor.model, predictor.structure), test)
+    metrics = predictor.evaluate(inputs, [dataset.labels[target][i] for i in test]).metrics
+    assert np.isfinite(metrics["auroc"]["mean"])
+    if name == "ridge":  # 120 samples teach glnet little where row spaces are noise
+        assert metrics["auroc"]["mean"] > 0.6
