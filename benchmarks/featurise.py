@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from report import median_seconds, report
 
 import lorascope
 from lorascope.adapter import Adapter, LowRank
 from lorascope.features import FEATURES, featurise
+from report import median_seconds, report
 
 
 def _write(folder: Path, count: int, sites: int, side: int, rank: int) -> list[Path]:
@@ -40,9 +40,7 @@ def figures() -> dict[str, float]:
             paths = _write(Path(folder), count, sites, side, rank)
             names = [f"layers.{s}.q" for s in range(sites)]
             read = median_seconds(lambda p=paths: [list(lorascope.read(path)) for path in p], runs=3)
-            both = median_seconds(
-                lambda p=paths, n=names: featurise(map(lorascope.read, p), members, sites=n), runs=3
-            )
+            both = median_seconds(lambda p=paths, n=names: featurise(map(lorascope.read, p), members, sites=n), runs=3)
         result[f"{label}_read_headers_per_second"] = count / read
         result[f"{label}_featurised_per_second"] = count / both
     return result

@@ -5,9 +5,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from report import median_seconds, report
 
 from lorascope.symmetry import inner
+from report import median_seconds, report
 
 SITES, SIDE, RANK = 64, 4096, 16
 

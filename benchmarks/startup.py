@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from report import median_seconds, report
 
 import lorascope
 from lorascope.adapter import Adapter, LowRank
+from report import median_seconds, report
 
 
 def figures() -> dict[str, float]:

@@ -14,7 +14,9 @@ SITES = {"layers.0.q": (14, 10), "layers.0.v": (14, 10), "layers.1.q": (12, 9)}
 
 def planted_adapter(rng, labels, size, *, rank=None, dtype=np.float32):
     """An adapter whose column spaces hold the planted directions of the labels."""
-    directions = {name: np.linalg.qr(np.random.default_rng(99).standard_normal((out, out)))[0] for name, (out, _) in SITES.items()}
+    directions = {
+        name: np.linalg.qr(np.random.default_rng(99).standard_normal((out, out)))[0] for name, (out, _) in SITES.items()
+    }
     rank = rank or max(2, len(labels))
     sites = {}
     for name, (out, in_) in SITES.items():

@@ -32,7 +32,7 @@ def test_a_member_is_imported_when_it_is_used(package):
 
 
 def test_an_unknown_member_names_the_nearest(package):
-    with pytest.raises(LorascopeError, match="there is no thing 'plain-on'.*needy, plain-one") as caught:
+    with pytest.raises(LorascopeError, match=r"there is no thing 'plain-on'.*needy, plain-one") as caught:
         package["plain-on"]
     assert caught.value.hint == "did you mean 'plain-one'?"
 

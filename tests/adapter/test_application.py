@@ -54,7 +54,7 @@ def test_applications_nest():
     one, two = (Adapter({"0": LowRank(*factors(3, 4, seed=seed))}) for seed in (0, 1))
     both = sum(adapter["0"].delta_weight(np.float64) for adapter in (one, two))
     with one.apply_to(model), two.apply_to(model):
-        found = (model[0].weight.data - before["0.weight"][1]).numpy()
+        found = (model[0].weight.detach() - before["0.weight"][1].detach()).numpy()
         np.testing.assert_allclose(found, both, atol=1e-14)
     assert_untouched(model, before)
 
@@ -77,7 +77,7 @@ def test_taking_out_in_the_wrong_order_is_refused():
     before = bits(model)
     adapter = Adapter({"0": LowRank(*factors(3, 4))})
     first, second = adapter.apply_to(model), adapter.apply_to(model)
-    with pytest.raises(AdapterError, match="0: .*put in after this one"):
+    with pytest.raises(AdapterError, match=r"0: .*put in after this one"):
         first.remove()
     second.remove()
     first.remove()

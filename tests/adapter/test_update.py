@@ -104,5 +104,5 @@ def test_bad_scales_and_kernels_are_refused():
     B, A = np.ones((3, 2)), np.ones((2, 9))
     with pytest.raises(AdapterError, match="scale is not a finite number"):
         LowRank(B, A, scale=np.nan)
-    with pytest.raises(AdapterError, match="kernel does not fit .*expected 8 columns, found 9"):
+    with pytest.raises(AdapterError, match=r"kernel does not fit .*expected 8 columns, found 9"):
         LowRank(B, A, layer="conv2d", kernel=(2, 2, 2))

@@ -50,7 +50,7 @@ def test_an_alpha_tensor_is_divided_by_the_rank(tmp_path: Path) -> None:
     tensors = {
         "unet.q.lora.down.weight": DOWN,
         "unet.q.lora.up.weight": UP,
-        "unet.q.alpha": np.float32(3) * np.ones(()),
+        "unet.q.alpha": np.array(3, np.float32),
     }
     adapter = read(tmp_path, tensors | {"unet.k.alpha": np.ones((), np.float32)})
     assert adapter["unet.q"].scale == 1.5
@@ -71,8 +71,11 @@ def test_the_metadata_configures_each_component(tmp_path: Path) -> None:
         "text_encoder.q": 4.0,
         "transformer.q": 1.0,
     }
-    (note,) = adapter.notes
-    assert note.code == "scale-assumed" and "2 sites" in note.text
+    assert [(note.code, note.site) for note in adapter.notes] == [
+        ("scale-assumed", "transformer.q"),
+        ("scale-assumed", "text_encoder.q"),
+    ]
+    assert "default 8" in adapter.notes[1].text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000])

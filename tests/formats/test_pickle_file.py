@@ -37,15 +37,17 @@ def test_tensors_of_all_kinds_become_read_only_views(tmp_path: Path, is_zip: boo
         a=torch.nn.Parameter(base.clone()),
         t=base.t(),
         bf=base.to(torch.bfloat16),
-        f8=base.to(torch.float8_e4m3fn),
         i=torch.tensor(3),
     )
+    if is_zip:  # PyTorch itself cannot read these back from its old format
+        state["f8"] = base.to(torch.float8_e4m3fn)
     torch.save(state, tmp_path / "x.bin", _use_new_zipfile_serialization=is_zip)
     tensors = read_container(tmp_path / "x.bin").tensors
     assert tensors["a"].tolist() == base.tolist() and not tensors["a"].flags.writeable
     assert tensors["t"].tolist() == base.t().tolist()
     assert tensors["bf"].dtype == ml_dtypes.bfloat16 and tensors["bf"].astype(float).tolist() == base.tolist()
-    assert tensors["f8"].dtype == ml_dtypes.float8_e4m3fn
+    if is_zip:
+        assert not is_zip or tensors["f8"].dtype == ml_dtypes.float8_e4m3fn
     assert tensors["i"].shape == ()
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import planted_dataset
 
 import lorascope
 from lorascope.predict import MODELS, fit_predictor
+from planted import planted_dataset
 
 ROOT = Path(__file__).parents[2]
 

@@ -29,7 +29,11 @@ OTHER = _rng.standard_normal((OUT, 2)), _rng.standard_normal((2, IN))
 def as_of(array, reference):
     """``array`` in the library and dtype of ``reference``, spread over its leading axes."""
     spread = np.broadcast_to(array, (*reference.shape[:-2], *array.shape)).copy()
-    return torch.as_tensor(spread, dtype=reference.dtype) if isinstance(reference, torch.Tensor) else spread.astype(reference.dtype)
+    return (
+        torch.as_tensor(spread, dtype=reference.dtype)
+        if isinstance(reference, torch.Tensor)
+        else spread.astype(reference.dtype)
+    )
 
 
 def other(B):
@@ -67,10 +71,10 @@ PAIRS = factor_pairs(shape=(OUT, IN))
 
 
 def allowed_for(name, B, A):
-    """(magnitude, sensitivity) of each function: what its rounding is relative to, and how much more it moves than ΔW."""
+    """(magnitude, sensitivity): what the rounding is relative to, and how much more the value moves than ΔW."""
     size, S = float(norm(B, A)), thin_svd(B, A).S
     other_size = float(norm(*OTHER))
-    kept = S[S > RTOL * S[0]]
+    kept = S[RTOL * S[0] < S]
     spread = float(S[0] / kept[-1]) if len(kept) else 1.0
     if name == "align":
         smallest = float(align(B, A, *TEMPLATE, rtol=RTOL).smallest) if len(kept) else 1.0

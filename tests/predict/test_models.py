@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from planted import SITES, planted_adapter, planted_dataset
 
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import PredictorError
@@ -12,6 +11,7 @@ from lorascope.predict import MODELS, Predictor, fit_predictor
 from lorascope.predict.dataset import rows_of
 from lorascope.symmetry import gauged, pad_rank, random_gauge
 from lorascope.testing import product_condition
+from planted import SITES, planted_adapter, planted_dataset
 
 NAMES = MODELS.names()
 READERS = [name for name in NAMES if MODELS[name].invariance != "blind"]

@@ -58,7 +58,7 @@ def test_random_gauges_have_the_stated_condition(rank, condition):
 def test_random_gauges_of_rank_one_have_both_signs_and_stay_in_range():
     gauges = random_gauge(1, condition=100.0, batch=(200,), rng=np.random.default_rng(0)).ravel()
     assert {-1.0, 1.0} == set(np.sign(gauges))
-    assert 0.1 <= np.abs(gauges).min() and np.abs(gauges).max() <= 10.0
+    assert np.abs(gauges).min() >= 0.1 and np.abs(gauges).max() <= 10.0
 
 
 def test_random_gauges_come_from_their_generator():

@@ -225,7 +225,10 @@ class LowRank:
         """
         B, A, scale = self.factors(np.float64)
         core = _triangle(B) @ _triangle(A.T).T
-        return abs(scale) * float(np.linalg.norm(core))
+        largest = float(np.abs(core).max(initial=0.0))
+        if largest == 0.0:
+            return 0.0
+        return abs(scale) * largest * float(np.linalg.norm(core / largest))  # squares of large entries overflow
 
     def apply(self, x: NDArray[Any]) -> NDArray[Any]:
         """x ΔWᵀ for x [..., in] (a convolution's x are unfolded patches); ΔW is not formed.

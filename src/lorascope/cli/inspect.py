@@ -26,7 +26,7 @@ def inspect(
     sites: Annotated[str, typer.Option(help="How many sites the table lists: a number, or 'all'.")] = "24",
 ) -> None:
     """Format, sites, ranks, scales, norms and spectra of adapters, and what is unusual about them."""
-    from lorascope.cli.output import print_error, print_json, track
+    from lorascope.cli.output import console, print_error, print_json, track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
     from lorascope.report import summarise
@@ -36,7 +36,7 @@ def inspect(
     found = _expanded(locations)
     if len(found) == 1:
         summary = summarise(read(found[0], format=format))
-        print_json(summary) if as_json else as_text(summary, limit)
+        print_json(summary) if as_json else as_text(summary, console(), limit)
         return
     has_failed = False
     for location in track(found, len(found), "inspecting"):
@@ -47,7 +47,7 @@ def inspect(
             has_failed = True
             print_error(error, as_json=as_json)
             continue
-        print_json(summary) if as_json else as_text(summary, 0 if limit == 24 else limit)
+        print_json(summary) if as_json else as_text(summary, console(), 0 if limit == 24 else limit)
     if has_failed:
         raise typer.Exit(2)
 

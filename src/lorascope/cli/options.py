@@ -46,16 +46,10 @@ def _parsed(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     try:
-        value = json.loads(text.lower())
+        value: Any = json.loads(text.lower())
     except json.JSONDecodeError:
         value = None
-    fits = (
-        isinstance(value, bool)
-        if isinstance(default, bool)
-        else (isinstance(value, int | float) and not isinstance(value, bool))
-    )
-    if isinstance(default, int) and not isinstance(default, bool) and not isinstance(value, int):
-        fits = False
-    if not fits:
+    kinds: Any = {bool: (bool,), int: (int,), float: (int, float)}[type(default)]
+    if not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool):
         raise LorascopeError("the value does not fit the option", key=name, expected=type(default).__name__, found=text)
     return type(default)(value)

@@ -69,9 +69,7 @@ def compare_models(
             predictor = fit_predictor(dataset, target, model, seeds=seeds)
             seconds = time.perf_counter() - start
             clean, gauged = (
-                predictor.evaluate(
-                    model.inputs(samples.samples, predictor.structure), values, samples.groups
-                )
+                predictor.evaluate(model.inputs(samples.samples, predictor.structure), values, samples.groups)
                 for samples in (test, attacked)
             )
             yield Comparison(label, predictor, clean, gauged, seconds)

@@ -69,8 +69,10 @@ def fit_predictor(
     members: list[Member] = []
     for seed in seeds:
         is_validation = _validation([dataset.groups[i] for i in known], seed)
-        parts = [Split(rows_of(inputs, indices[chosen]), encoded[chosen]) for chosen in (~is_validation, is_validation)]
-        fitted = model.fit(*parts, goal, structure, seed=seed)
+        train, validation = (
+            Split(rows_of(inputs, indices[chosen]), encoded[chosen]) for chosen in (~is_validation, is_validation)
+        )
+        fitted = model.fit(train, validation, goal, structure, seed=seed)
         scores, truth = fitted.calibration
         members.append(Member(seed, fitted, Calibration.fit(goal, scores, truth)))
         if done is not None:

@@ -38,7 +38,7 @@ def measure(
         varied = len(y) > 1 and bool(np.ptp(y) > 0)
         result = {
             "r2": float(r2_score(y, p)) if varied else UNDEFINED,
-            "kendall_tau": float(kendalltau(y, p).statistic) if varied and np.ptp(p) > 0 else UNDEFINED,
+            "kendall_tau": float(kendalltau(y, p)[0]) if varied and np.ptp(p) > 0 else UNDEFINED,
             "mae": float(np.abs(y - p).mean()),
         }
         if half_width is not None:

@@ -11,12 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 
-def as_text(summary: dict[str, Any], limit: int | None = 24, console: Console | None = None) -> None:
+def as_text(summary: dict[str, Any], console: Console, limit: int | None = 24) -> None:
     """Print a summary: what the adapter is, a table of at most ``limit`` sites (None: all), and the notes."""
-    if console is None:
-        from lorascope.cli.output import console as standard_output
-
-        console = standard_output()
     sites = summary["sites"]
     console.print(_head(summary))
     shown = sites if limit is None or len(sites) <= limit else sites[:limit]

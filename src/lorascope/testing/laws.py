@@ -187,10 +187,14 @@ def _compare(expected: Any, found: Any, relative: float, magnitude: float | None
             raise AssertionError(f"{broken}: {name} changed its shape from {list(one.shape)} to {list(other.shape)}")
         if not np.array_equal(np.isnan(one), np.isnan(other)):
             raise AssertionError(f"{broken}: {name} is NaN in other places")
-        size = magnitude if magnitude is not None else float(np.nanmax(np.abs(one), initial=0.0))
+        size = (
+            magnitude
+            if magnitude is not None
+            else float(np.max(np.nan_to_num(np.abs(one), nan=0.0, posinf=np.inf), initial=0.0))
+        )
         with np.errstate(invalid="ignore"):  # equal infinities do not differ
             difference = np.where(one == other, 0.0, np.abs(one - other))
-        measured = float(np.nanmax(difference, initial=0.0))
+        measured = float(np.max(np.where(np.isnan(one), 0.0, difference), initial=0.0))
         allowed = relative * size if size > 0 else 0.0
         if not measured <= allowed:
             raise AssertionError(f"{broken}: {name} moved by {measured:.2e}, allowed {allowed:.2e}")

@@ -4,7 +4,8 @@ An update is built from the spectrum that ΔW is to have and a gauge M:
 
     B = [U √S  0] M⁻¹      A = M [√S Vᵀ; 0]      cond(B) ≤ √cond(S) · cond(M) ≤ max_condition
 
-with M = P diag(m) Q built here, apart from the code under test, so its rank may exceed min(out, in), and every awkward kind is met in awkward gauges.
+with M = P diag(m) Q built here, apart from the code under test, so its rank may exceed min(out, in), and every
+awkward kind is met in awkward gauges.
 """
 
 from typing import Any, Literal, get_args

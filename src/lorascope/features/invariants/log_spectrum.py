@@ -29,10 +29,9 @@ class LogSpectrum:
         S = stack.svd.S
         xp = namespace(S)
         energy = xp.sum(S * S, axis=-1, keepdims=True)
-        S = S[..., : self.count]
-        missing = self.count - S.shape[-1]
-        S = xp.concat([S, xp.zeros_like(energy) + xp.zeros((missing,), dtype=S.dtype)], axis=-1)
-        return 0.5 * xp.log(S * S + self.delta**2 * energy + FLOOR * FLOOR)
+        absent = xp.zeros_like(energy) + xp.zeros((max(0, self.count - S.shape[-1]),), dtype=S.dtype)
+        leading = xp.concat([S[..., : self.count], absent], axis=-1)
+        return 0.5 * xp.log(leading * leading + self.delta**2 * energy + FLOOR * FLOOR)
 
 
 FEATURE = LogSpectrum

@@ -28,7 +28,7 @@ from lorascope.formats.contents import Contents
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Half, Halves, Scale, low_rank
 from lorascope.formats.peft_folder import PREFIX as PEFT_PREFIX
-from lorascope.formats.peft_scale import PeftScale
+from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 from lorascope.formats.safetensors_file import write_safetensors
 from lorascope.formats.scalars import stated_alpha
@@ -90,7 +90,7 @@ def read_diffusers(contents: Contents) -> Adapter:
             leftover_keys.append(key)
     pairs = halves.checked()
     leftover_keys += [key for key in contents.tensors if _is_alpha_of_no_site(key, pairs)]
-    rule = _ScaleRule(alphas, _component_rules(contents), [])
+    rule = _ScaleRule(alphas, _component_rules(contents), [], [])
     sites = {
         site: low_rank(site, contents.tensors, keys, lambda rank, site=site: rule(site, rank))
         for site, keys in pairs.items()
@@ -98,6 +98,9 @@ def read_diffusers(contents: Contents) -> Adapter:
     notes: list[Note] = []
     if rule.assumed:
         notes.append(assumed_scale_note(rule.assumed, "no alpha in the file: scale 1"))
+    if rule.defaulted:
+        why = f"the metadata state no lora_alpha: PEFT's default {PEFT_ALPHA:g}"
+        notes.append(assumed_scale_note(rule.defaulted, why))
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
     return Adapter(
         sites=sites,
@@ -127,16 +130,18 @@ class _ScaleRule:
     alphas: Mapping[str, float | None]
     components: Mapping[str, PeftScale]
     assumed: list[str]
+    defaulted: list[str]
 
     def __call__(self, site: str, rank: int) -> Scale:
         alpha = self.alphas.get(site)
         if alpha is not None:
             return Scale(alpha / rank, alpha)
         for component, rule in self.components.items():
-            if component and site.startswith(f"{component}."):
-                return rule(site[len(component) + 1 :], rank)
-        if "" in self.components:
-            return self.components[""](site, rank)
+            if not component or site.startswith(f"{component}."):
+                scale = rule(site.removeprefix(f"{component}."), rank)
+                if scale.is_assumed:
+                    self.defaulted.append(site)
+                return scale
         self.assumed.append(site)
         return Scale(1.0, None, is_assumed=True)
 
@@ -155,7 +160,9 @@ def _component_rules(contents: Contents) -> dict[str, PeftScale]:
     for name, field in cast("dict[str, Any]", value).items():
         component, _, key = name.rpartition(".")
         configs.setdefault(component, {})[key] = field
-    return {component: PeftScale.of(config) for component, config in configs.items() if "r" in config}
+    # the longest component first, so that the one without a name comes last
+    order = sorted((name for name, config in configs.items() if "r" in config), key=len, reverse=True)
+    return {component: PeftScale.of(configs[component]) for component in order}
 
 
 def write_diffusers(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
