@@ -166,15 +166,19 @@ class Hub(BaseHTTPRequestHandler):
         parts = self.path.split("?")[0].strip("/").split("/")
         body, status, extra = b"{}", 404, {"X-Error-Code": "RepoNotFound"}
         if parts[:4] == ["api", "models", "owner", "name"]:
-            known = "revision" not in parts or parts[-1] in self.revisions
+            known = len(parts) < 6 or parts[5] in self.revisions
             status, extra = (200, {}) if known else (404, {"X-Error-Code": "RevisionNotFound"})
             siblings = [{"rfilename": name} for name in self.files]
             body = json.dumps({"_id": "1", "id": "owner/name", "sha": commit, "siblings": siblings}).encode()
+            if "tree" in parts:
+                tree = [{"type": "file", "path": n, "size": len(d), "oid": "0"} for n, d in self.files.items()]
+                body = json.dumps(tree).encode()
         elif parts[:2] == ["api", "models"] and parts[2:4] == ["owner", "gated"]:
             status, extra = 403, {"X-Error-Code": "GatedRepo"}
         elif parts[:3] == ["owner", "name", "resolve"]:
             body = self.files["/".join(parts[4:])]
             status, extra = 200, {"X-Repo-Commit": commit, "ETag": f'"{len(body)}"'}
+        body = body if status == 200 else b"{}"
         self.send_response(status)
         for name, value in extra.items():
             self.send_header(name, value)
@@ -216,8 +220,9 @@ def _read_in_subprocess(cache: Path, endpoint: str, locations: list[str], **envi
         capture_output=True,
         text=True,
         timeout=120,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

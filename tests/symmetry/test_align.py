@@ -28,9 +28,7 @@ def sensitivity(B, A, template):
 def test_alignment_is_invariant_to_all_of_gl(pair, seed):
     B, A = pair
     template = random_template(len(B), A.shape[1], RANK, seed=seed)
-    assert_invariant(
-        lambda B, A: align(B, A, *template, rtol=RTOL)[:2], pair, sensitivity=sensitivity(B, A, template)
-    )
+    assert_invariant(lambda B, A: align(B, A, *template, rtol=RTOL)[:2], pair, sensitivity=sensitivity(B, A, template))
 
 
 @given(pair=factor_pairs())

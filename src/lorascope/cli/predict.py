@@ -75,7 +75,7 @@ def _locations(adapters: list[str]) -> Iterator[str | Path | LorascopeError]:
     for adapter in adapters:
         try:
             if Path(adapter).is_dir():
-                yield from find(Path(adapter))
+                yield from find(Path(adapter)) or [adapter]  # reading an empty folder says what is missing
             else:
                 yield adapter
         except LorascopeError as error:

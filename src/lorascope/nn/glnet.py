@@ -123,7 +123,7 @@ class GLNet(torch.nn.Module):
             raise ValueError(f"GLNet got {len(stacks)} stacks of sites (expected {len(self.shapes)})")
         parts: list[torch.Tensor] = []
         for index, (features, layers) in enumerate(zip(stacks, self.stacks, strict=True)):
-            layers[0].check(features)
+            _first(layers).check(features)
             unit = self.get_buffer(f"unit_{index}")[:, None, None]
             scaled = GLFeatures(features.out / unit, features.in_ / unit, features.inv)
             parts.append(layers(scaled).inv.flatten(1))
@@ -144,6 +144,11 @@ class GLNet(torch.nn.Module):
             buffer = self.get_buffer(f"unit_{index}")
             buffer.copy_(unit.to(buffer.dtype))
         return self
+
+
+def _first(layers: torch.nn.Module) -> EquivariantLayer:
+    """The first of a stack's layers, whose input type is that of the adapters."""
+    return next(layer for layer in layers.children() if isinstance(layer, EquivariantLayer))
 
 
 def _linear(incoming: int, outgoing: int, generator: torch.Generator) -> torch.nn.Linear:

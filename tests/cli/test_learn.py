@@ -1,0 +1,167 @@
+"""``fit``, ``evaluate`` and ``predict`` from the command line, on a zoo imported from files."""
+
+import csv
+import io
+import json
+import sys
+
+import pytest
+
+import lorascope
+from lorascope.cli import main
+from planted import planted_dataset
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of adapters and a table of labels."""
+    root = tmp_path_factory.mktemp("own")
+    dataset = planted_dataset(48)
+    lines = ["path,size,classes,rate"]
+    for i, sample in enumerate(dataset.samples):
+        lorascope.write(sample.read(), root / "adapters" / f"a{i}")
+        classes = ";".join(map(str, dataset.labels["classes"][i]))
+        lines.append(f"a{i},{dataset.labels['size'][i]},{classes},{sample.hyperparameters['rate']}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the command line: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["lorascope", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def zoo(run, folder, tmp_path):
+    out = tmp_path / "zoo"
+    code, _, err = run(
+        "zoo",
+        "import",
+        folder / "adapters",
+        "--labels",
+        folder / "labels.csv",
+        "--out",
+        out,
+        "--hyperparameter",
+        "rate",
+    )
+    assert code == 0, err
+    return out
+
+
+@pytest.fixture
+def predictor(run, zoo, tmp_path):
+    path = tmp_path / "p"
+    code, _, err = run("fit", zoo, "--target", "size", "--out", path, "--option", "size=8", "--seeds", "2")
+    assert code == 0, err
+    return path
+
+
+def test_the_whole_way(run, zoo, predictor):
+    code, out, _ = run("evaluate", predictor, zoo, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert {"target", "task", "model", "metrics", "n"} <= set(result)
+    assert (result["target"], result["task"], result["model"], result["seen"]) == ("size", "regression", "ridge", 0)
+    assert set(result["metrics"]["r2"]) == {"mean", "sd"}
+    assert result["metrics"]["r2"]["mean"] > 0.7
+
+    code, out, _ = run("evaluate", predictor, zoo, "--gauge", "100", "--json")
+    assert json.loads(out)["metrics"]["mae"]["mean"] == pytest.approx(result["metrics"]["mae"]["mean"], rel=1e-3)
+
+    code, out, _ = run("evaluate", predictor, zoo, "--split", "train")
+    assert code == 0
+    assert "fitted on" in out
+
+
+def test_predict_prints_text_json_and_csv(run, predictor, folder):
+    adapters = [folder / "adapters" / "a0", folder / "adapters" / "a1"]
+    code, out, _ = run("predict", predictor, *adapters)
+    assert code == 0
+    assert "90 % interval" in out
+
+    _, out, _ = run("predict", predictor, *adapters, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["path"] for record in records] == [str(path) for path in adapters]
+    assert records[0]["interval"][0] < records[0]["prediction"] < records[0]["interval"][1]
+
+    _, out, _ = run("predict", predictor, *adapters, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert float(rows[1]["size"]) == pytest.approx(records[1]["prediction"])
+
+
+def test_probabilities_of_many_labels(run, zoo, folder, tmp_path):
+    code, _, err = run("fit", zoo, "--target", "classes", "--out", tmp_path / "c", "--option", "size=8", "--seeds", "1")
+    assert code == 0, err
+    _, out, _ = run("predict", tmp_path / "c", folder / "adapters" / "a0", "--json")
+    record = json.loads(out)
+    assert set(record["probabilities"]) == set("012345")
+    assert record["prediction"] == [int(k) for k, p in record["probabilities"].items() if p >= 0.5]
+    _, out, _ = run("predict", tmp_path / "c", folder / "adapters", "--csv")
+    assert len(out.splitlines()) == 49
+
+
+def test_a_bad_file_among_good_ones_is_one_error_and_the_others_go_on(run, predictor, folder, tmp_path):
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"\0" * 64)
+    good = folder / "adapters" / "a0"
+    code, out, _ = run("predict", predictor, good, bad, good, "--json")
+    assert code == 2
+    first, error, last = (json.loads(line) for line in out.splitlines())
+    assert first["prediction"] == last["prediction"]
+    assert error["file"] == str(bad)
+    code, out, err = run("predict", predictor, good, bad)
+    assert code == 2
+    assert str(bad) in err
+    assert "Traceback" not in err
+
+
+def test_mistakes_are_one_clear_error_with_exit_code_2(run, zoo, predictor, folder, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for arguments, expected in (
+        (("fit", zoo, "--target", "sise", "--out", nowhere), "did you mean 'size'"),
+        (("fit", zoo, "--target", "size", "--out", nowhere, "--model", "rigde"), "did you mean 'ridge'"),
+        (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "sice=3"), "did you mean 'size'"),
+        (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "size=big"), "expected int"),
+        (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "features=nrom"), "there is no feature 'nrom'"),
+        (("fit", zoo, "--target", "size", "--out", folder / "labels.csv"), "something else"),
+        (("fit", zoo, "--target", "size", "--out", folder / "labels.csv" / "p"), "cannot be written"),
+        (("fit", nowhere, "--target", "size", "--out", nowhere), "is not a zoo"),
+        (("evaluate", nowhere, zoo), "not a predictor"),
+        (("evaluate", predictor, zoo, "--split", "tset"), "unknown split"),
+        (("predict", predictor, nowhere), "no such file"),
+        (("predict", predictor, tmp_path / "empty"), "no"),
+    ):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        code, _, err = run(*arguments)
+        assert code == 2, arguments
+        assert expected in err, (arguments, err)
+        assert "Traceback" not in err
+        assert not nowhere.exists()
+    code, out, _ = run("evaluate", nowhere, zoo, "--json")
+    assert code == 2
+    assert json.loads(out)["error"] == "PredictorError"
+
+
+def test_an_adapter_of_another_base_is_refused_with_the_reason(run, predictor, tmp_path):
+    import numpy as np
+
+    from lorascope.adapter import Adapter, LowRank
+
+    lorascope.write(Adapter({"other": LowRank(np.ones((4, 1)), np.ones((1, 4)))}), tmp_path / "other")
+    code, _, err = run("predict", predictor, tmp_path / "other")
+    assert code == 2
+    assert "made for adapters of other layers" in err
+    assert "hint" in err
