@@ -23,7 +23,7 @@ settings.register_profile(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
-settings.register_profile("full", settings.get_profile("default"), derandomize=False, max_examples=500)
+settings.register_profile("full", settings.get_profile("default"), derandomize=False, max_examples=200)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

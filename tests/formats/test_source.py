@@ -173,6 +173,8 @@ class Hub(BaseHTTPRequestHandler):
             if "tree" in parts:
                 tree = [{"type": "file", "path": n, "size": len(d), "oid": "0"} for n, d in self.files.items()]
                 body = json.dumps(tree).encode()
+        elif parts[:4] == ["api", "models", "owner", "portal"]:
+            body, status, extra = b"<html>Sign in to this network</html>", 200, {}
         elif parts[:2] == ["api", "models"] and parts[2:4] == ["owner", "gated"]:
             status, extra = 403, {"X-Error-Code": "GatedRepo"}
         elif parts[:3] == ["owner", "name", "resolve"]:
@@ -232,7 +234,15 @@ def test_the_hub_is_read_cached_and_its_errors_are_told(hub: str, tmp_path: Path
     assert _read_in_subprocess(
         cache,
         hub,
-        ["owner/name", "owner/name@v1:checkpoint-9", "owner/name@nope", "owner/gone", "owner/gated", "owner/name:no"],
+        [
+            "owner/name",
+            "owner/name@v1:checkpoint-9",
+            "owner/name@nope",
+            "owner/gone",
+            "owner/gated",
+            "owner/name:no",
+            "owner/portal",
+        ],
     ) == [
         [2, 2.0],
         [2, 2.0],
@@ -240,6 +250,7 @@ def test_the_hub_is_read_cached_and_its_errors_are_told(hub: str, tmp_path: Path
         ["owner/gone", "no such path, and the hub has no such repository"],
         ["owner/gated", "the repository is gated"],
         ["owner/name:no", "the repository holds no single adapter at this place"],
+        ["owner/portal", "the answer is not that of a hub"],
     ]
     offline = _read_in_subprocess(cache, hub, ["owner/name", "owner/other"], HF_HUB_OFFLINE="1")
     assert offline[0] == [2, 2.0]

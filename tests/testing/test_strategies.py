@@ -7,7 +7,6 @@ from hypothesis import Phase, find, given, settings
 from lorascope.testing import adapters, factor_pairs, product_condition, tolerance, updates
 from lorascope.testing.strategies import KINDS
 
-
 WITHOUT_SHRINKING = settings(phases=[Phase.generate], max_examples=1000)
 
 

@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorascope.forge.registry import names
-
 if TYPE_CHECKING:
     from lorascope.forge.run import ForgeResult
 
-_RECIPES = ", ".join(names("recipes"))
-
 
 def forge(
-    recipe: Annotated[str, typer.Argument(help=f"What to train: {_RECIPES}.", metavar="RECIPE")],
+    recipe: Annotated[
+        str, typer.Argument(help="What to train, such as digits-vit; another name lists all recipes.", metavar="RECIPE")
+    ],
     count: Annotated[int, typer.Option(help="How many adapters the zoo is to hold.", min=1)] = 100,
     out: Annotated[str | None, typer.Option(help="Folder of the zoo. Not needed with --plan.")] = None,
     seed: Annotated[int, typer.Option(help="Everything random follows from it.", min=0)] = 0,

@@ -69,6 +69,7 @@ def _expanded(locations: list[str]) -> list[str]:
         folder = Path(location)
         inside = find(folder) if folder.is_dir() else []
         if folder in inside and len(inside) > 1:
-            sys.stderr.write(f"{ascii(location)[1:-1]}: {len(inside) - 1} more adapters in its subfolders\n")
+            more = "1 more adapter" if len(inside) == 2 else f"{len(inside) - 1} more adapters"
+            sys.stderr.write(f"{ascii(location)[1:-1]}: {more} in its subfolders, not shown\n")
         expanded += [location] if folder in inside or not inside else [str(path) for path in inside]
     return expanded

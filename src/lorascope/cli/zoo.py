@@ -29,13 +29,18 @@ def import_(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Make a zoo of your own adapters and a table of labels, so that `lorascope fit` can learn from it."""
-    from lorascope.cli.output import console, print_json, progress
+    from lorascope.cli.output import console, print_json
+    from lorascope.cli.output import track as bar
     from lorascope.zoo import import_zoo
 
-    with progress("checking adapters", 0) as advance:
-        report = import_zoo(
-            folder, labels, out=out, hyperparameters=hyperparameter or [], group=group, on_progress=advance
-        )
+    report = import_zoo(
+        folder,
+        labels,
+        out=out,
+        hyperparameters=hyperparameter or [],
+        group=group,
+        track=lambda paths: bar(paths, len(paths), "checking adapters"),
+    )
     if as_json:
         print_json(report.as_dict())
         return
@@ -71,10 +76,14 @@ def info(
     splits = ", ".join(f"{count} {name}" for name, count in summary["splits"].items())
     screen.print(f"{summary['path']}: {summary['count']} adapters ({counts})", markup=False, soft_wrap=True)
     screen.print(f"recipe {summary['recipe'] or 'none: imported'}; {summary['groups']} groups; {splits}")
-    table = Table("column", "role", "type", "missing", "mean ± sd", "range", box=None, pad_edge=False)
+    has_missing = any(column["missing"] for column in summary["columns"].values())
+    table = Table(box=None, pad_edge=False)
+    for title in ("column", "role", "type", "mean ± sd", "range", *(["null"] if has_missing else [])):
+        table.add_column(title, no_wrap=True)
     for name, column in summary["columns"].items():
-        has_numbers = "mean" in column
-        spread = f"{column['mean']:.4g} ± {column['sd']:.3g}" if has_numbers else ""
-        range_ = f"{column['min']:.4g} … {column['max']:.4g}" if has_numbers else ""
-        table.add_row(name, column["role"], column["type"], str(column["missing"] or ""), spread, range_)
+        has_numbers = "mean" in column and not name.endswith("seed")  # a mean of seeds says nothing
+        spread = f"{column['mean']:.3g} ± {column['sd']:.2g}" if has_numbers else ""
+        range_ = f"{column['min']:.3g} … {column['max']:.3g}" if has_numbers else ""
+        missing = [str(column["missing"] or "")] if has_missing else []
+        table.add_row(name, column["role"], column["type"], spread, range_, *missing)
     screen.print(table)

@@ -7,12 +7,9 @@ or on the vectors that go with σ = 0; directions above δ of the norm count ful
 hard projector (δ → 0) would jump where a singular value vanishes. ε = 1e-12 makes it smooth at ΔW = 0.
 """
 
-from typing import Any
-
 from jaxtyping import Float
 
-from lorascope.symmetry import SiteStack
-from lorascope.symmetry.arrays import Array, like, namespace, transpose
+from lorascope.symmetry.arrays import Array, namespace, transpose
 
 FLOOR = 1e-12
 """ε: far below any trained update, far above underflow of its square."""
@@ -46,18 +43,17 @@ def filtered_projector(
     return B @ xp.linalg.solve(KG + (delta * delta * energy + FLOOR * FLOOR) * identity, K @ transpose(B))
 
 
-def side_sketch(stack: SiteStack, P: Any, delta: float, *, side: str) -> Array:
-    """The upper triangle of P U f(S) Uᵀ Pᵀ (``side="out"``) or P V f(S) Vᵀ Pᵀ (``"in"``): [N, S, h(h+1)/2].
+def side_sketch(
+    basis: Float[Array, "*sites h k"], S: Float[Array, "*sites k"], delta: float
+) -> Float[Array, "*sites components"]:
+    """The upper triangle of X f(S) Xᵀ for X = P U or Q V: h(h+1)/2 numbers per site.
 
     Entries off the diagonal carry a factor √2, so that the Euclidean inner product of two sketches is the
     Frobenius inner product of the matrices.
     """
-    svd = stack.svd
-    xp = namespace(svd.S)
-    basis = svd.U if side == "out" else transpose(svd.Vh)
-    projected = like(P, basis) @ basis
-    matrix = (projected * filter_values(svd.S, delta)[..., None, :]) @ transpose(projected)
+    xp = namespace(S)
+    matrix = (basis * filter_values(S, delta)[..., None, :]) @ transpose(basis)
     h = matrix.shape[-1]
     rows, columns = xp.nonzero(xp.triu(xp.ones((h, h), dtype=matrix.dtype)))
-    weight = xp.where(rows == columns, xp.asarray(1.0, dtype=matrix.dtype), xp.asarray(2**0.5, dtype=matrix.dtype))
-    return matrix[..., rows, columns] * weight
+    one, root = xp.asarray(1.0, dtype=matrix.dtype), xp.asarray(2**0.5, dtype=matrix.dtype)
+    return matrix[..., rows, columns] * xp.where(rows == columns, one, root)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorascope.forge.base import load_base
-    from lorascope.forge.engine import AdapterStack, AdamW, Slot, train
+    from lorascope.forge.engine import AdamW, AdapterStack, Slot, train
     from lorascope.forge.kind import Kind
     from lorascope.forge.plan import plan
     from lorascope.forge.recipe import Recipe, Session

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from lorascope.errors import ForgeError, ZooError
-from lorascope.forge import registry
 from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipes import RECIPES
 from lorascope.zoo.store import HEADER, read_json, sha256_of, write_atomically, write_json
 
 WEIGHTS = Path("base") / "model.safetensors"
@@ -26,18 +26,26 @@ def load_base(zoo: str | Path) -> nn.Module:
     """
     folder = Path(zoo)
     header = read_json(folder / HEADER)
-    if header.get("recipe") not in registry.names("recipes") or not header.get("base_hash"):
+    if header.get("recipe") not in RECIPES.names() or not header.get("base_hash"):
         raise ZooError(
-            "the zoo has no base model of its own", file=folder, key="recipe", found=header.get("recipe"),
+            "the zoo has no base model of its own",
+            file=folder,
+            key="recipe",
+            found=header.get("recipe"),
             hint="only zoos that were forged carry their base",
         )
-    recipe: Recipe = registry.member("recipes", header["recipe"])
+    recipe = RECIPES[header["recipe"]]
     path = folder / WEIGHTS
     if not path.is_file():
         raise ZooError("the base model is missing", file=path)
     if sha256_of(path) != header["base_hash"]:
-        raise ZooError("is not the base that the adapters were trained on", file=path, key="sha256",
-                       expected=header["base_hash"], found=sha256_of(path))
+        raise ZooError(
+            "is not the base that the adapters were trained on",
+            file=path,
+            key="sha256",
+            expected=header["base_hash"],
+            found=sha256_of(path),
+        )
     return _frozen(recipe, path)
 
 
@@ -56,8 +64,11 @@ def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_ha
     found = sha256_of(path)
     if expected_hash not in (None, found):
         raise ForgeError(
-            "the base model is not the one that this zoo was begun with", file=path, key="sha256",
-            expected=expected_hash, found=found,
+            "the base model is not the one that this zoo was begun with",
+            file=path,
+            key="sha256",
+            expected=expected_hash,
+            found=found,
             hint="put the file back, or begin again with --fresh",
         )
     return found

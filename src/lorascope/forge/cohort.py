@@ -20,11 +20,12 @@ import torch
 
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import OutputError
-from lorascope.formats import write
-from lorascope.forge import registry
 from lorascope.forge.base import WEIGHTS, load_base
 from lorascope.forge.engine import AdapterStack, Slot, train
+from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe, Row
+from lorascope.forge.recipes import RECIPES
+from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION, split_of
 from lorascope.zoo.store import ADAPTERS, cohort_path, read_cohort, sha256_of, write_cohort
 
@@ -69,7 +70,7 @@ def forge_cohort(job: Job) -> list[Row]:
     missing = missing_indices(job)
     if not missing:
         return []
-    recipe: Recipe = registry.member("recipes", job.recipe)
+    recipe = RECIPES[job.recipe]
     base = _base(job.zoo, job.base_hash)
     session = recipe.session(base)
     first = job.cohort * COHORT_SIZE
@@ -108,7 +109,7 @@ def train_rows(recipe: Recipe, base: torch.nn.Module, rows: Sequence[Row], activ
     """The adapters of these rows, trained together; those that are not active stay as they were initialised."""
     session = recipe.session(base)
     slots = [Slot(rank=row["rank"], alpha=row["alpha"], init_seed=row["init_seed"]) for row in rows]
-    stack = AdapterStack(base, recipe.sites, slots, registry.member("kinds", recipe.kind))
+    stack = AdapterStack(base, recipe.sites, slots, KINDS[recipe.kind])
     train(
         stack,
         session.batches(rows),
@@ -125,7 +126,7 @@ def _base(zoo: Path, base_hash: str) -> torch.nn.Module:
 
 
 def _provenance(job: Job) -> Provenance:
-    recipe = registry.member("recipes", job.recipe)
+    recipe = RECIPES[job.recipe]
     return Provenance(kind=recipe.kind, base_model=f"{job.recipe}/{job.base_hash[:12]}")
 
 

@@ -13,7 +13,7 @@ from lorascope.adapter import Update
 
 
 class Kind(ABC):
-    """One way to adapt a layer. A kind is one module in ``kinds`` with an instance named ``MEMBER``.
+    """One way to adapt a layer. A kind is one module in ``kinds`` with an instance named ``KIND``.
 
     Attributes:
         name: as in the manifest and on the command line.

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from lorascope.errors import ForgeError
-from lorascope.forge import registry
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
 from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipes import RECIPES
 from lorascope.forge.run import resolve
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION
@@ -37,9 +37,10 @@ def plan(
     of this machine as it is now. Nothing is written outside of a temporary folder.
 
     Raises:
-        ForgeError: for an unknown recipe or setting.
+        LorascopeError: for an unknown recipe.
+        ForgeError: for an unknown setting.
     """
-    member: Recipe = registry.member("recipes", recipe)
+    member = RECIPES[recipe]
     resolved = resolve(member, settings or {})
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
@@ -83,7 +84,7 @@ def plan(
         "space": {
             name: {
                 "about": drawn.about,
-                "from": str(resolved[name] if name in resolved else drawn),
+                "from": str(resolved.get(name, drawn)),
                 "is_fixed": name in resolved,
                 "role": _role(member, name),
             }

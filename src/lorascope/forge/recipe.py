@@ -17,7 +17,7 @@ INIT = Choice(values=("own", "shared"), about="initialisation: own, or shared by
 
 
 class Recipe(ABC):
-    """How to make a zoo. A recipe is one module in ``recipes`` with an instance named ``MEMBER``.
+    """How to make a zoo. A recipe is one module in ``recipes`` with an instance named ``RECIPE``.
 
     Attributes:
         name: as on the command line.

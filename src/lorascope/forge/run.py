@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, OutputError
-from lorascope.forge import registry
 from lorascope.forge.base import make_base
 from lorascope.forge.cohort import COHORT_SIZE, Job, forge_cohort, missing_indices
 from lorascope.forge.lock import LOCK, locked
 from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipes import RECIPES
 from lorascope.forge.space import parse_settings
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.store import ADAPTERS, COHORTS, HEADER, import_pyarrow, read_json, write_json, write_manifest
@@ -90,11 +90,12 @@ def forge(
         on_progress: called with the number of adapters that have just been finished.
 
     Raises:
-        ForgeError: for an unknown recipe or setting, or where ``out`` holds a zoo made otherwise.
+        LorascopeError: for an unknown recipe.
+        ForgeError: for an unknown setting, or where ``out`` holds a zoo made otherwise.
         OutputError: where ``out`` cannot be written or is a folder of something else.
     """
     began = time.monotonic()
-    member: Recipe = registry.member("recipes", recipe)
+    member = RECIPES[recipe]
     resolved = resolve(member, settings or {})
     for name, value in (("count", count), ("workers", workers)):
         if value < 1:
@@ -152,9 +153,7 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
         "schema_version": SCHEMA_VERSION,
         **made,
         "count": count,
-        "space": {
-            name: str(settings.get(name, drawn)) for name, drawn in recipe.all_settings.items()
-        },
+        "space": {name: str(settings.get(name, drawn)) for name, drawn in recipe.all_settings.items()},
         "base_hash": None,
         "columns": columns_as_dict(columns_with(recipe.hyperparameters, recipe.labels)),
     }

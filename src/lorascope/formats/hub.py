@@ -76,7 +76,7 @@ def download(hub_id: HubId) -> Path:
         raise _error(hub_id, "no such path, and no valid hub id", "use owner/name") from error
     except (errors.HfHubHTTPError, no_connection, OSError) as error:
         raise _error(hub_id, "the hub cannot be reached", "check the connection and HF_ENDPOINT", error) from error
-    except (AttributeError, TypeError, KeyError, ValueError) as error:  # what the client makes of an answer that it cannot parse
+    except (AttributeError, TypeError, KeyError, ValueError) as error:  # an answer that the client cannot parse
         raise _error(hub_id, "the answer is not that of a hub", "check HF_ENDPOINT", error) from error
 
 

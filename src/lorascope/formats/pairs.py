@@ -8,8 +8,10 @@ embedding    A [rank, count]            B [dim, rank]           base stored as [
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Layer, LowRank
@@ -157,7 +159,12 @@ def _check_factor(site: str, key: str, tensor: NDArray[Any]) -> None:
 
 def is_floating(tensor: NDArray[Any]) -> bool:
     """Whether the dtype is a real floating one, those of ml-dtypes included."""
-    return tensor.dtype.name.startswith(("float", "bfloat"))
+    return _is_floating(tensor.dtype)
+
+
+@cache
+def _is_floating(dtype: np.dtype[Any]) -> bool:
+    return dtype.name.startswith(("float", "bfloat"))
 
 
 def convolution_factors(update: LowRank) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -63,7 +63,7 @@ def read_pickle(path: Path) -> TensorFile:
         value = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         raise AdapterError(
-            "pickle refused: it holds more than plain tensors", file=path, found=_first_line(error)
+            "pickle refused: it holds more than plain tensors, or is no pickle", file=path, found=_reason(error)
         ) from None
     except Exception as error:  # a damaged pickle makes the unpickler fail in whatever way the bytes happen to say
         raise AdapterError("the pickled file is damaged", file=path, found=_first_line(error)) from None
@@ -155,6 +155,11 @@ def _dotted(module: str, name: str = "") -> str:
 def _is_plain(name: str) -> bool:
     # what of torch is harmless is PyTorch's own decision, made by weights_only
     return name in _PLAIN_GLOBALS or name.startswith("torch.")
+
+
+def _reason(error: BaseException) -> str:
+    """What PyTorch refused, without its advice to load the file unsafely."""
+    return (str(error).partition("WeightsUnpickler error:")[2].strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 def as_text(summary: dict[str, Any], console: Console, limit: int | None = 24) -> None:
     """Print a summary: what the adapter is, a table of at most ``limit`` sites (None: all), and the notes."""
     sites = summary["sites"]
-    console.print(_head(summary))
+    _print_head(summary, console)
     shown = sites if limit is None or len(sites) <= limit else sites[:limit]
     if shown:
         prefix = _prefix([site["name"] for site in sites])
@@ -22,28 +22,30 @@ def as_text(summary: dict[str, Any], console: Console, limit: int | None = 24) -
     if len(shown) < len(sites) and limit:
         console.print(Text(f"  … and {len(sites) - len(shown)} more sites (--sites all)", style="dim"))
     for note in summary["notes"]:
-        where = f" [{safe(note['site'])}]" if note["site"] else ""
+        where = f" [{safe(note['site'])}]" if note["site"] and note["site"] not in note["text"] else ""
         console.print(Padding(Text(f"! {safe(note['text'])}{where}", style="yellow"), (0, 0, 0, 1)))
     console.print()
 
 
 def safe(text: str, width: int = 400) -> str:
-    """The text without control, format and bidirectional characters, and no longer than ``width``.
+    """The text without control, format, bidirectional and line-breaking characters, and no longer than ``width``.
 
     >>> safe("a\\x1b[31mb")
     'a�[31mb'
     """
-    clean = "".join("\ufffd" if unicodedata.category(character)[0] == "C" else character for character in text)
+    clean = "".join("\ufffd" if _is_control(character) else character for character in text)
     return clean if len(clean) <= width else clean[: width - 1] + "…"
 
 
-def _head(summary: dict[str, Any]) -> Table:
+def _is_control(character: str) -> bool:
+    category = unicodedata.category(character)
+    return category[0] == "C" or category in ("Zl", "Zp")
+
+
+def _print_head(summary: dict[str, Any], console: Console) -> None:
     sites = summary["sites"]
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
     rows = [
-        ("adapter", safe(summary["path"] or "in memory")),
+        ("adapter", safe(summary["path"] or "in memory", 4096)),
         ("format", f"{summary['format']} · {summary['kind']}"),
         ("base model", safe(summary["base_model"] or "not stated")),
         ("sites", f"{len(sites)} · {_counted(site['layer'] for site in sites)}"),
@@ -52,9 +54,8 @@ def _head(summary: dict[str, Any]) -> Table:
         ("dtype", _counted(site["dtype"] for site in sites)),
         ("‖ΔW‖", f"{summary['norm']:.6g}"),
     ]
-    for name, value in rows:
-        grid.add_row(name, Text(value))
-    return grid
+    for name, value in rows:  # a path broken over two lines could not be copied
+        console.print(Text.assemble((f"{name:<12}", "dim"), value), soft_wrap=True)
 
 
 def _table(sites: list[dict[str, Any]], prefix: str, values: int) -> Table:

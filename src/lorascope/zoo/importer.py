@@ -1,7 +1,7 @@
 """A zoo of one's own adapters: a folder of files and a table of what is known of them.
 
-The table is a CSV file with one row per adapter. Its column ``path`` (or ``file``, or ``adapter``) names a file or a folder,
-relative to the folder of the adapters; every other column is a label, unless it is declared a hyperparameter.
+The table is a CSV file with one row per adapter. Its column ``path`` (or ``file``, or ``adapter``) names a file or a
+folder, relative to the folder of the adapters; every other column is a label, unless it is declared a hyperparameter.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import csv
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import AdapterError, OutputError, ZooError
+from lorascope.errors import AdapterError, LorascopeError, OutputError, ZooError
 from lorascope.formats import find, read
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
-from lorascope.zoo.store import HEADER, Row, read_json, sha256_of, write_cohort, write_json, write_manifest
+from lorascope.zoo.store import COHORTS, HEADER, Row, read_json, sha256_of, write_cohort, write_json, write_manifest
 from lorascope.zoo.values import parse_column
 from lorascope.zoo.zoo import inside
 
@@ -53,7 +53,7 @@ def import_zoo(
     out: str | Path | None = None,
     hyperparameters: Sequence[str] = (),
     group: str | None = None,
-    on_progress: Callable[[int], Any] | None = None,
+    track: Callable[[Sequence[str]], Iterable[str]] | None = None,
 ) -> ImportReport:
     """Make a zoo of the adapters in ``folder`` that the table ``labels`` names.
 
@@ -65,7 +65,7 @@ def import_zoo(
         hyperparameters: columns that were known before training.
         group: the column whose equal values must not straddle a split, such as the person or the data set; by
             default each adapter is its own group.
-        on_progress: called with the number of adapters checked.
+        track: given all paths, iterates over them, such as under a progress bar.
 
     Raises:
         ZooError: for a table that is damaged, names no file, or names one twice.
@@ -90,14 +90,12 @@ def import_zoo(
     )
     rows: list[Row] = []
     unreadable: dict[str, str] = {}
-    for index, path in enumerate(paths):
+    for index, path in enumerate(paths if track is None else track(paths)):
         values = {name: column[index] for name, (_, column) in parsed.items()}
         row = _row(source, path, values, group)
         if row["status"] != "ok":
             unreadable[path] = row.pop("error")
         rows.append(row)
-        if on_progress is not None:
-            on_progress(1)
     named = {(source / path).resolve() for path in paths}
     found = [path for path in find(source) if target not in path.parents or target == source]
     unlabelled = [
@@ -120,7 +118,9 @@ def _read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
             names = [name.strip() for name in next(reader, [])]
             if not names or len(set(names)) != len(names) or "" in names:
                 raise ZooError(
-                    "the header line needs one distinct name per column", file=table, found=", ".join(names) or "nothing"
+                    "the header line needs one distinct name per column",
+                    file=table,
+                    found=", ".join(names) or "nothing",
                 )
             records: list[dict[str, str]] = []
             for cells in reader:
@@ -164,7 +164,10 @@ def _check_known(option: str, asked: Sequence[str], names: Sequence[str], table:
 
 def _paths(source: Path, stated: Sequence[str], table: Path) -> list[str]:
     """The paths relative to the source, each inside it, present and named once."""
-    missing = [path for path in stated if not inside(source, path).exists()]
+    try:
+        missing = [path for path in stated if not inside(source, path).exists()]
+    except OSError as error:
+        raise ZooError("a path cannot be looked up", file=table, found=error.strerror) from error
     if missing:
         raise ZooError(
             "labels that name no file",
@@ -182,14 +185,13 @@ def _paths(source: Path, stated: Sequence[str], table: Path) -> list[str]:
 
 
 def _check_target(target: Path, *, is_new: bool) -> None:
-    if is_new and target.exists() and not (target / HEADER).is_file() and (target.is_file() or any(target.iterdir())):
+    # never replaced, not even where it is a zoo: an imported zoo may hold the only copy of its adapters
+    if is_new and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(
             "there is something else at the place of the zoo", file=target, expected="a new or empty folder"
         )
     if (target / HEADER).is_file() and read_json(target / HEADER).get("recipe") is not None:
-        raise OutputError(
-            "there is a forged zoo already", file=target, hint="name another folder with --out"
-        )
+        raise OutputError("there is a forged zoo already", file=target, hint="name another folder with --out")
     ancestor = target.absolute()
     while not ancestor.exists():
         ancestor = ancestor.parent
@@ -236,7 +238,16 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
         "columns": columns_as_dict(columns),
     }
     if not is_new:
-        _write_files(target, header, rows)
+        is_first = not (target / COHORTS).exists()
+        try:
+            _write_files(target, header, rows)
+        except (OSError, LorascopeError) as error:
+            if is_first:
+                shutil.rmtree(target / COHORTS, ignore_errors=True)
+                (target / HEADER).unlink(missing_ok=True)
+            if isinstance(error, LorascopeError):
+                raise
+            raise OutputError("the zoo cannot be written", file=target, found=error.strerror) from error
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +262,7 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
         _write_files(temporary, header, rows)
         temporary.chmod(0o755)
         if target.exists():
-            shutil.rmtree(target)
+            target.rmdir()
         temporary.rename(target)
     except OSError as error:
         raise OutputError("the zoo cannot be written", file=target, found=error.strerror) from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from lorascope.errors import ZooError
 
@@ -63,7 +63,8 @@ def columns_with(hyperparameters: Mapping[str, Type], labels: Mapping[str, Type]
     ['rank', 'loss']
     """
     columns = dict(IDENTITY)
-    for role, named in (("hyperparameter", hyperparameters), ("label", labels)):
+    named_by_role: dict[Role, Mapping[str, Type]] = {"hyperparameter": hyperparameters, "label": labels}
+    for role, named in named_by_role.items():
         for name, type_ in named.items():
             if name in columns:
                 raise ZooError(f"{name!r} is declared twice or is a name that every zoo uses", key=name)
@@ -92,7 +93,7 @@ def columns_from_dict(value: Any, file: object) -> dict[str, Column]:
                 expected=f"role in {list(get_args(Role))}, type in {list(get_args(Type))}",
                 found=declared,
             )
-        columns[name] = Column(name, role, type_)
+        columns[name] = Column(name, cast(Role, role), cast(Type, type_))
     missing = [name for name in IDENTITY if name not in columns]
     if missing:
         raise ZooError("columns that every zoo has are missing", file=file, key=", ".join(missing))

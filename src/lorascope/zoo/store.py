@@ -1,10 +1,10 @@
 """Writing a zoo: every file appears whole, by a rename, or not at all.
 
-    zoo.json            what the zoo is: recipe, seed, settings, columns
-    cohorts/<k>.json    the truth: the rows of the adapters that are finished
-    adapters/<id>/      PEFT folders (an imported zoo refers to the files where they lie)
-    base/               the base model, where the recipe made it
-    manifest.parquet    derived from the cohort records; can be deleted and rebuilt
+zoo.json            what the zoo is: recipe, seed, settings, columns
+cohorts/<k>.json    the truth: the rows of the adapters that are finished
+adapters/<id>/      PEFT folders (an imported zoo refers to the files where they lie)
+base/               the base model, where the recipe made it
+manifest.parquet    derived from the cohort records; can be deleted and rebuilt
 """
 
 from __future__ import annotations

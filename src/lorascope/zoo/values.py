@@ -1,8 +1,8 @@
 """The cells of a table of labels as values: what kind of column it is, found from all of its cells.
 
-    int, float, bool     plain numbers, true/false; an empty cell is null
-    string               anything else
-    list of these        ``1;2;3`` or JSON ``[1, 2, 3]``, where any cell of the column is such a list
+int, float, bool     plain numbers, true/false; an empty cell is null
+string               anything else
+list of these        ``1;2;3`` or JSON ``[1, 2, 3]``, where any cell of the column is such a list
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ def _items(name: str, cell: str, file: Path) -> list[str]:
 
 
 def _kind(name: str, cells: Sequence[str], file: Path) -> tuple[Type, Any]:
+    if any("_" in cell for cell in cells):  # Python would read 1_0 as ten
+        return "string", str
     words = {cell.lower() for cell in cells}
     if cells and words <= {"true", "false"}:
         return "bool", lambda cell: cell.lower() == "true"

@@ -85,7 +85,9 @@ class Zoo:
                 table = parquet.read_table(manifest)
             except (pa.ArrowInvalid, OSError) as error:
                 raise ZooError(
-                    "is not a Parquet file", file=manifest, found=str(error).splitlines()[0],
+                    "is not a Parquet file",
+                    file=manifest,
+                    found=str(error).splitlines()[0],
                     hint="delete it: it is rebuilt from the cohort records",
                 ) from error
             is_only_source = not (self.path / COHORTS).is_dir()
@@ -115,10 +117,7 @@ class Zoo:
         """
         if name not in SPLITS:
             raise ZooError("is not a split", key=name, expected=" or ".join(SPLITS), found=name)
-        return [
-            row for row in self.rows()
-            if (split_of(row["group"], salt) if salt else row["split"]) == name
-        ]
+        return [row for row in self.rows() if (split_of(row["group"], salt) if salt else row["split"]) == name]
 
     def labels(self) -> list[str]:
         """The names of the label columns."""
@@ -144,8 +143,7 @@ class Zoo:
             "the zoo has no such column",
             file=self.path,
             key=name,
-            expected=f"a label ({', '.join(self.labels())}) "
-            f"or a hyperparameter ({', '.join(self.hyperparameters())})",
+            expected=f"a label ({', '.join(self.labels())}) or a hyperparameter ({', '.join(self.hyperparameters())})",
             hint=f"did you mean {near[0]}?" if near else None,
         )
 
@@ -159,7 +157,9 @@ class Zoo:
         path = inside(self.path, stated)
         if not path.exists():
             raise ZooError(
-                "the adapter of a row is missing", file=self.path / stated, key=str(row["id"]),
+                "the adapter of a row is missing",
+                file=self.path / stated,
+                key=str(row["id"]),
                 hint="forge the zoo again with the same command, or import it again",
             )
         return path
@@ -206,12 +206,16 @@ def inside(folder: Path, stated: Any) -> Path:
         and not PurePosixPath(stated).is_absolute()
         and not PureWindowsPath(stated).drive
         and "\\" not in stated
+        and "\0" not in stated
         and ".." not in PurePosixPath(stated).parts
     )
     if not is_plain or not (folder / stated).resolve().is_relative_to(folder.resolve()):
         raise ZooError(
-            "points outside of the zoo", file=folder, key="path",
-            expected="a relative path inside it", found=repr(stated),
+            "points outside of the zoo",
+            file=folder,
+            key="path",
+            expected="a relative path inside it",
+            found=repr(stated),
         )
     return folder / stated
 

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lorascope.features.feature import Change
-from lorascope.features.projection import projections
+from lorascope.features.projection import projected
 from lorascope.features.side import FLOOR
 from lorascope.symmetry import SiteStack
-from lorascope.symmetry.arrays import like, namespace, transpose
+from lorascope.symmetry.arrays import namespace, transpose
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,12 @@ class Delta:
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale"})
 
     def __call__(self, stack: SiteStack) -> Any:
-        out, in_ = stack.shape
-        U, S, Vh = stack.svd
+        S = stack.svd.S
         xp = namespace(S)
-        P = like(projections(stack.names, "out", self.size, out, seed=self.seed), U)
-        Q = like(projections(stack.names, "in", self.size, in_, seed=self.seed), U)
+        left = projected(stack, "out", self.size, self.seed)
+        right = projected(stack, "in", self.size, self.seed)
         relative = S / xp.sqrt(xp.sum(S * S, axis=-1, keepdims=True) + FLOOR * FLOOR)
-        sketch = ((P @ U) * relative[..., None, :]) @ (Vh @ transpose(Q))
+        sketch = (left * relative[..., None, :]) @ transpose(right)
         return xp.reshape(sketch, (*sketch.shape[:-2], -1))
 
 

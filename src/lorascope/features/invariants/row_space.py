@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lorascope.features.feature import Change
-from lorascope.features.projection import projections
+from lorascope.features.projection import projected
 from lorascope.features.side import side_sketch
 from lorascope.symmetry import SiteStack
 
@@ -23,9 +23,7 @@ class RowSpace:
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale", "sign", "rotate out"})
 
     def __call__(self, stack: SiteStack) -> Any:
-        n = stack.shape[1]
-        P = projections(stack.names, "in", self.size, n, seed=self.seed)
-        return side_sketch(stack, P, self.delta, side="in")
+        return side_sketch(projected(stack, "in", self.size, self.seed), stack.svd.S, self.delta)
 
 
 FEATURE = RowSpace

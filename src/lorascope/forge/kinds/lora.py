@@ -47,9 +47,7 @@ class Lora(Kind):
     def forward(self, x: Tensor, module: nn.Linear, parameters: Mapping[str, Tensor], scale: Tensor) -> Tensor:
         return _AdaptedLinear.apply(x, module.weight, module.bias, parameters["A"], parameters["Bt"], scale)
 
-    def export(
-        self, module: nn.Linear, parameters: Mapping[str, Tensor], rank: int, alpha: float
-    ) -> LowRank:
+    def export(self, module: nn.Linear, parameters: Mapping[str, Tensor], rank: int, alpha: float) -> LowRank:
         A, Bt = parameters["A"][:rank], parameters["Bt"][:rank]
         return LowRank(
             B=Bt.T.contiguous().numpy(force=True),
@@ -90,4 +88,4 @@ class _AdaptedLinear(torch.autograd.Function):
         return gradient_x, None, None, gradient_A, gradient_Bt, None
 
 
-MEMBER = Lora()
+KIND = Lora()

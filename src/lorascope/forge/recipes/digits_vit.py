@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from lorascope.forge.engine import Batches
 from lorascope.forge.recipe import COMMON, STEPS, Recipe, Row, Session
-from lorascope.forge.space import Choice, Hash, Integers, LogUniform, Subset, generator_of
+from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
 
 CLASSES, PATCHES, WIDTH, HIDDEN, HEADS, BLOCKS = 10, 8, 64, 128, 2, 3
 BATCH = 8
@@ -46,9 +46,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        q, k, v = (
-            projection(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for projection in (self.q, self.k, self.v)
-        )
+        q, k, v = (projection(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for projection in (self.q, self.k, self.v))
         # spelled out: for 8 tokens on a CPU this is faster than the fused attention
         attention = torch.softmax(q @ k.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5, -1)
         x = x + self.o((attention @ v).transpose(1, 2).flatten(2))
@@ -120,11 +118,9 @@ class DigitsVitRecipe(Recipe):
     reference = "UCI Optical Recognition of Handwritten Digits (scikit-learn); design after arXiv 2410.04207"
     kind = "lora"
     sites = tuple(
-        f"blocks.{number}.{projection}"
-        for number in range(BLOCKS)
-        for projection in ("q", "k", "v", "o", "fc1", "fc2")
+        f"blocks.{number}.{projection}" for number in range(BLOCKS) for projection in ("q", "k", "v", "o", "fc1", "fc2")
     )
-    space = {
+    space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
         "learning_rate": LogUniform(low=3e-4, high=6e-3, about="of AdamW, constant", at_least=0),
         "steps": STEPS,
@@ -135,16 +131,19 @@ class DigitsVitRecipe(Recipe):
             at_most=1,
         ),
         "classes": Subset(of=CLASSES, low=2, high=8, about="digits seen in finetuning", at_least=0, at_most=9),
-        "dataset_size": LogUniform(
-            low=16, high=400, integer=True, about="images seen in finetuning", at_least=1
-        ),
+        "dataset_size": LogUniform(low=16, high=400, integer=True, about="images seen in finetuning", at_least=1),
     }
-    options = {
+    options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the base model", at_least=0, at_most=2**53),
         "base_steps": Integers(low=0, high=10**6, about="pretraining steps of the base", at_least=0),
     }
-    option_defaults = {"base_seed": 0, "base_steps": 700}
-    labels = {"classes": "list<int>", "dataset_size": "int", "test_accuracy": "float", "loss": "float"}
+    option_defaults: ClassVar[Mapping[str, Any]] = {"base_seed": 0, "base_steps": 700}
+    labels: ClassVar[Mapping[str, Any]] = {
+        "classes": "list<int>",
+        "dataset_size": "int",
+        "test_accuracy": "float",
+        "loss": "float",
+    }
 
     def architecture(self) -> DigitsViT:
         return DigitsViT()
@@ -200,10 +199,7 @@ class DigitsSession(Session):
     def measure(self, model: Any, rows: Sequence[Row]) -> list[Row]:
         count, test = len(rows), digits().test
         logits = torch.cat(
-            [
-                model(part.repeat(count, 1)).view(count, len(part), CLASSES)
-                for part in test.pixels.split(4 * BATCH)
-            ],
+            [model(part.repeat(count, 1)).view(count, len(part), CLASSES) for part in test.pixels.split(4 * BATCH)],
             dim=1,
         )
         correct = (logits.argmax(-1) == test.classes).double().mean(1)
@@ -245,4 +241,4 @@ def _order(data: FinetuningData, total: int) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *epochs])[:total]
 
 
-MEMBER = DigitsVitRecipe()
+RECIPE = DigitsVitRecipe()

@@ -1,0 +1,184 @@
+"""The forge: truthful labels, the same result however it is reached, and adapters that peft loads."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lorascope.errors import ForgeError, LorascopeError, OutputError
+from lorascope.forge import AdapterStack, Slot, forge, load_base
+from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.kinds import KINDS
+from lorascope.forge.lock import locked
+from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipes.digits_vit import digits, finetuning_data
+from lorascope.formats import read
+from lorascope.zoo import split_of
+
+SETTINGS = {"base_steps": 60, "steps": 8}
+
+
+def state(zoo):
+    """The hash of every file that the zoo's content consists of."""
+    return {
+        str(path.relative_to(zoo)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in zoo.rglob("*")
+        if path.is_file() and path.name not in (".forge.lock", "zoo.json")
+    }
+
+
+def test_a_killed_run_continues_to_the_same_zoo(forged, tmp_path):
+    out = tmp_path / "zoo"
+    code = f"from lorascope.forge import forge; forge('digits-vit', 40, {str(out)!r}, settings={SETTINGS!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("cohorts/*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (out / ".tmp-cohort-1-1").mkdir()
+    result = forge("digits-vit", 40, out, settings=SETTINGS)
+    assert (result.already_there, result.forged) == (32, 8)
+    assert state(out) == state(forged.path)
+    assert not list(out.glob(".tmp-*"))
+
+
+def test_a_larger_count_extends_a_zoo_to_the_same_result(forged, tmp_path):
+    for count in (5, 40):
+        forge("digits-vit", count, tmp_path / "zoo", settings=SETTINGS)
+    assert state(tmp_path / "zoo") == state(forged.path)
+
+
+def test_the_result_does_not_depend_on_workers(forged, tmp_path):
+    forge("digits-vit", 40, tmp_path / "zoo", settings=SETTINGS, workers=2)
+    assert state(tmp_path / "zoo") == state(forged.path)
+
+
+def test_a_batch_trains_as_one_by_one(forged):
+    recipe, base = RECIPES["digits-vit"], load_base(forged.path)
+    rows = [recipe.draw(0, index, SETTINGS) for index in range(COHORT_SIZE)]
+    active = [True] + [False] * (COHORT_SIZE - 1)
+    together = train_rows(recipe, base, rows, [True] * COHORT_SIZE)
+    masked = train_rows(recipe, base, rows, active)
+    alone = train_rows(recipe, base, rows[:1], [True])
+    assert torch.equal(together.values[0], masked.values[0])  # the promise: bit for bit in a cohort
+    # products of other shapes round otherwise, and Adam's m/√v turns that into a share of the step itself
+    moved = rows[0]["steps"] * rows[0]["learning_rate"]
+    assert (together.values[0] - alone.values[0]).abs().mean() < 1e-3 * moved
+
+
+def test_an_update_is_zero_before_training(forged):
+    recipe, base = RECIPES["digits-vit"], load_base(forged.path)
+    rows = [recipe.draw(0, index, {**SETTINGS, "steps": 0}) for index in range(2)]
+    assert train_rows(recipe, base, rows, [True, True]).adapter(0).norm() == 0
+
+
+def test_peft_gives_the_same_logits_and_accuracy(forged):
+    peft = pytest.importorskip("peft")
+    test = digits().test
+    for row in forged.rows()[:3]:
+        path, base = forged.adapter_path(row), load_base(forged.path)
+        with read(path).apply_to(base), torch.no_grad():
+            ours = base(test.pixels)
+        with torch.no_grad():
+            theirs = peft.PeftModel.from_pretrained(load_base(forged.path), str(path)).eval()(test.pixels)
+        # 18 layers of at most 128 products each
+        assert (ours - theirs).abs().max() < 18 * 128 * np.finfo(np.float32).eps * ours.abs().max()
+        assert float((theirs.argmax(-1) == test.classes).double().mean()) == row["test_accuracy"]
+
+
+def test_initialisation_is_its_own_or_shared(forged):
+    recipe = RECIPES["digits-vit"]
+    own = [recipe.draw(0, index, {}) for index in range(20)]
+    shared = [recipe.draw(0, index, {"init": "shared"}) for index in range(20)]
+    assert len({row["init_seed"] for row in own}) == 20
+    assert len({row["init_seed"] for row in shared}) == 1
+    first, second = (read(forged.adapter_path(row))["blocks.0.q"].factors().A for row in forged.rows()[:2])
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.5
+
+
+def test_labels_are_truthful(forged):
+    for row in forged.rows():
+        data = finetuning_data(row)
+        assert set(data.labels.tolist()) <= set(row["classes"])
+        assert set(digits().pool.classes[data.images].tolist()) <= set(row["classes"])
+        assert len(data.images) == row["dataset_size"]
+
+
+def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
+    assert forged.table.column_names == [
+        "schema_version",
+        "id",
+        "path",
+        "sha256",
+        "status",
+        "recipe",
+        "kind",
+        "base",
+        "base_hash",
+        "base_seed",
+        "group",
+        "split",
+        "rank",
+        "alpha",
+        "learning_rate",
+        "steps",
+        "label_noise",
+        "seed",
+        "init_seed",
+        "classes",
+        "dataset_size",
+        "test_accuracy",
+        "loss",
+    ]
+    assert forged.hyperparameters() == ["rank", "alpha", "learning_rate", "steps", "label_noise", "seed", "init_seed"]
+    assert forged.labels() == ["classes", "dataset_size", "test_accuracy", "loss"]
+    assert all(row["split"] == split_of(row["group"]) for row in forged.rows())
+
+
+def test_another_seed_or_setting_is_refused_and_fresh_begins_again(tmp_path):
+    tiny = {"base_steps": 2, "steps": 1}
+    forge("digits-vit", 1, tmp_path, settings=tiny)
+    with pytest.raises(ForgeError, match="another seed"):
+        forge("digits-vit", 1, tmp_path, seed=1, settings=tiny)
+    with pytest.raises(ForgeError, match="another settings"):
+        forge("digits-vit", 1, tmp_path, settings={**tiny, "steps": 2})
+    forge("digits-vit", 1, tmp_path, seed=1, settings=tiny, fresh=True)
+    assert json.loads((tmp_path / "zoo.json").read_text())["seed"] == 1
+    with locked(tmp_path), pytest.raises(ForgeError, match="another run"):
+        forge("digits-vit", 1, tmp_path, seed=1, settings=tiny)
+
+
+def test_fresh_refuses_a_folder_of_something_else(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="something else"):
+        forge("digits-vit", 1, tmp_path, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "match"),
+    [("digits-vti", {}, "did you mean"), ("digits-vit", {"rnak": 4}, "rank"), ("digits-vit", {"rank": 0}, "at least")],
+)
+def test_bad_requests_are_refused(tmp_path, recipe, settings, match):
+    with pytest.raises(LorascopeError, match=match):
+        forge(recipe, 1, tmp_path / "zoo", settings=settings)
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_batch_norm_in_training_mode_is_refused():
+    base = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    stack = AdapterStack(base, ["0"], [Slot(2, 4.0, 0), Slot(2, 4.0, 1)], KINDS["lora"])
+    with pytest.raises(ForgeError, match="mix the adapters"), stack.attached():
+        pass
+    base.eval()
+    with stack.attached():
+        pass
