@@ -78,7 +78,7 @@ def test_linear_says_its_types_and_keeps_the_variance():
     layer = EquivariantLinear(FeatureType(400, 400), FeatureType(300, 300), sites=1, generator=random)
     assert repr(layer) == "EquivariantLinear(400×out ⊕ 400×in → 300×out ⊕ 300×in, sites=1)"
     x = GLFeatures.from_factors(torch.randn(1, 1, 400, 8, generator=random), torch.ones(1, 1, 8, 400))
-    assert float(layer(x).out.square().mean()) == pytest.approx(1.0, rel=0.15)
+    assert layer(x).out.square().mean().item() == pytest.approx(1.0, rel=0.15)
 
 
 def test_linear_comes_from_its_generator_alone():

@@ -55,7 +55,9 @@ def forge(
                 found=given,
             )
         settings[name] = value
-    processes = workers or os.cpu_count() or 1
+    # the cores that this process may use, which in a container are fewer than the machine has
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = workers or usable or 1
     if plan:
         planned = plan_of(recipe, count, seed=seed, settings=settings, workers=processes)
         print_json(planned) if json else _print_plan(planned)

@@ -20,12 +20,12 @@ def console() -> Console:
     """The console on standard output, for tables and text."""
     from rich.console import Console
 
-    return Console(soft_wrap=False, highlight=False)
+    return Console(soft_wrap=False, highlight=False, markup=False)
 
 
 def print_json(value: Any) -> None:
     """One JSON object on one line of standard output; undefined numbers are null, never NaN."""
-    sys.stdout.write(json.dumps(finite(value), allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
@@ -49,7 +49,11 @@ def print_error(error: LorascopeError, *, as_json: bool = False) -> None:
     if as_json:
         print_json(error.as_dict())
     else:
-        sys.stderr.write(f"error: {error}\n")
+        from lorascope.report.tables import safe
+
+        # names come from untrusted files: what a terminal would take for a command never reaches it
+        text = "\n".join(safe(line, width=2000) for line in str(error).split("\n"))
+        sys.stderr.write(f"error: {text}\n")
 
 
 def track(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:

@@ -40,10 +40,13 @@ def _signs(site: str, side: str, size: int, n: int, seed: int) -> Int8[np.ndarra
     return (1 - 2 * bits.astype(np.int8)).reshape(size, n)
 
 
-@lru_cache(maxsize=2)
 def projected(stack: SiteStack, side: str, size: int, seed: int) -> Array:
     """P U (``side="out"``) or Q V (``"in"``) at every site, [N, S, h, k]; computed once for all features of a stack."""
-    svd = stack.svd
-    basis = svd.U if side == "out" else transpose(svd.Vh)
-    n = basis.shape[-2]
-    return basis if size >= n else like(projections(stack.names, side, size, n, seed=seed), basis) @ basis
+    key = ("projected", side, size, seed)
+    if key not in stack.cache:
+        basis = stack.svd.U if side == "out" else transpose(stack.svd.Vh)
+        n = basis.shape[-2]
+        is_exact = size >= n
+        P = None if is_exact else projections(stack.names, side, size, n, seed=seed)
+        stack.cache[key] = basis if P is None else like(P, basis) @ basis
+    return stack.cache[key]

@@ -28,7 +28,8 @@ def filtered_projector(
     """U f(S) Uᵀ of ΔW = B A by one r × r solve, differentiable everywhere; call it on (Aᵀ, Bᵀ) for V f(S) Vᵀ.
 
     With G = BᵀB, K = AAᵀ and τ² = δ² tr(K G) + ε²:   U f(S) Uᵀ = B (K G + τ² I)⁻¹ K Bᵀ.
-    The Gram matrices square the condition of the factors; ``side_sketch`` goes by QR and does not.
+    The Gram matrices square the condition of the factors, so keep eps · κ² well below δ², κ = ‖B‖‖A‖ / ‖BA‖; where
+    BA vanishes though B and A do not, the value is rounding. ``side_sketch`` goes by QR and has neither limit.
 
     >>> import numpy as np
     >>> filtered_projector(np.array([[3.0], [0.0]]), np.array([[2.0]]), delta=0.0)

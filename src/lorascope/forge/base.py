@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from lorascope.errors import ForgeError, ZooError
+from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.zoo.store import HEADER, read_json, sha256_of, write_atomically, write_json
@@ -58,7 +59,9 @@ def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_ha
     path = zoo / WEIGHTS
     if expected_hash is None or not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        weights = {name: value.contiguous() for name, value in recipe.pretrain(options).state_dict().items()}
+        with deterministic():
+            trained = recipe.pretrain(options)
+        weights = {name: value.contiguous() for name, value in trained.state_dict().items()}
         write_atomically(path, save(weights, metadata={"format": "pt"}))
         write_json(path.with_name("config.json"), {"schema_version": 1, "recipe": recipe.name, **options})
     found = sha256_of(path)

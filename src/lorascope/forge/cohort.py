@@ -21,6 +21,7 @@ import torch
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import OutputError
 from lorascope.forge.base import WEIGHTS, load_base
+from lorascope.forge.determinism import deterministic
 from lorascope.forge.engine import AdapterStack, Slot, train
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe, Row
@@ -65,8 +66,11 @@ def missing_indices(job: Job) -> list[int]:
 
 def forge_cohort(job: Job) -> list[Row]:
     """Train, measure and write the missing adapters of one cohort; gives their rows."""
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # Adam's squares of tiny gradients are 10× slower otherwise
+    with deterministic():
+        return _forge_cohort(job)
+
+
+def _forge_cohort(job: Job) -> list[Row]:
     missing = missing_indices(job)
     if not missing:
         return []

@@ -13,6 +13,7 @@ import torch
 
 from lorascope.errors import ForgeError
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.run import resolve
@@ -44,25 +45,24 @@ def plan(
     resolved = resolve(member, settings or {})
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    base = member.architecture().eval().requires_grad_(False)
-    rows = [member.draw(seed, index, resolved) for index in range(COHORT_SIZE)]
-    short = [row | {"steps": min(row["steps"], _STEPS)} for row in rows]
-    everyone = [True] * COHORT_SIZE
-    train_rows(member, base, short[:1], everyone[:1])  # the first products of a process are slow
-    began = time.perf_counter()
-    stack = train_rows(member, base, short, everyone)
-    per_step = (time.perf_counter() - began) / max(1, *(row["steps"] for row in short))
-    began = time.perf_counter()
-    with stack.attached() as model, torch.no_grad():
-        member.session(base).measure(model, rows)
-    per_measure = time.perf_counter() - began
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        write(stack.adapter(0), Path(folder) / "adapter", format="peft")
-        per_adapter = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    per_write = time.perf_counter() - began
+    with deterministic():
+        base = member.architecture().eval().requires_grad_(False)
+        rows = [member.draw(seed, index, resolved) for index in range(COHORT_SIZE)]
+        short = [row | {"steps": min(row["steps"], _STEPS)} for row in rows]
+        everyone = [True] * COHORT_SIZE
+        train_rows(member, base, short[:1], everyone[:1])  # the first products of a process are slow
+        began = time.perf_counter()
+        stack = train_rows(member, base, short, everyone)
+        per_step = (time.perf_counter() - began) / max(1, *(row["steps"] for row in short))
+        began = time.perf_counter()
+        with stack.attached() as model, torch.no_grad():
+            member.session(base).measure(model, rows)
+        per_measure = time.perf_counter() - began
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            write(stack.adapter(0), Path(folder) / "adapter", format="peft")
+            per_adapter = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        per_write = time.perf_counter() - began
 
     cohorts = math.ceil(count / COHORT_SIZE)
     # slots are masked, not removed: a cohort takes the steps of its longest adapter

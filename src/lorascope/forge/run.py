@@ -23,7 +23,16 @@ from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.space import parse_settings
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
-from lorascope.zoo.store import ADAPTERS, COHORTS, HEADER, import_pyarrow, read_json, write_json, write_manifest
+from lorascope.zoo.store import (
+    ADAPTERS,
+    COHORTS,
+    HEADER,
+    MANIFEST,
+    import_pyarrow,
+    read_json,
+    write_json,
+    write_manifest,
+)
 
 Progress = Callable[[int], None]
 """Called with the number of adapters that have just come into the zoo (at first: of those already there)."""
@@ -124,7 +133,11 @@ def _forge_locked(
 ) -> ForgeResult:
     if fresh:
         _empty(zoo)
-    for left in zoo.glob(".tmp-*"):  # by a run that was killed; the lock says that no other is alive
+    for left in (
+        *zoo.glob(".tmp-*"),
+        *zoo.glob(f"{COHORTS}/.tmp-*"),
+        *zoo.glob("base/.tmp-*"),
+    ):  # by a run that was killed; the lock says that no other is alive
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     base_hash = _begin(recipe, count, zoo, seed, settings)
     jobs = [
@@ -186,7 +199,15 @@ def _difference(other: Any, value: Any) -> str:
 
 
 def _check_is_zoo_or_empty(zoo: Path) -> None:
-    if not zoo.exists() or (zoo / HEADER).is_file():
+    if (zoo / HEADER).is_file():
+        if "settings" not in read_json(zoo / HEADER):
+            raise OutputError(
+                "is a zoo that was not forged: nothing is added to it and nothing deleted",
+                file=zoo,
+                hint="name another folder with --out",
+            )
+        return
+    if not zoo.exists():
         return
     if not zoo.is_dir():
         raise OutputError("is a file, not a folder", file=zoo)
@@ -204,15 +225,12 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
 
 def _empty(zoo: Path) -> None:
     """Delete a forged zoo's own files, the header last, so that a killed deletion is still seen to be a zoo."""
-    if (zoo / HEADER).exists() and "settings" not in read_json(zoo / HEADER):
-        raise OutputError(
-            "is a zoo that was not forged: --fresh would delete adapters that cannot be made again",
-            file=zoo,
-            hint="name another folder with --out",
-        )
-    for path in sorted(zoo.iterdir(), key=lambda path: path.name == HEADER):
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in (ADAPTERS, COHORTS, "base", MANIFEST, HEADER):
+        path = zoo / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     (zoo / ADAPTERS).mkdir()
 
 

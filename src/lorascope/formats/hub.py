@@ -92,7 +92,9 @@ def _download(hub_id: HubId) -> Path:
 
     client: Any = importlib.import_module("huggingface_hub")  # its annotations are not complete
     try:
-        files = client.HfApi().list_repo_files(hub_id.repo, revision=hub_id.revision)
+        # one request; the client's own listing of files retries for half a minute where there is no connection
+        info = client.HfApi().model_info(hub_id.repo, revision=hub_id.revision, timeout=30)
+        files: list[str] = [sibling.rfilename for sibling in info.siblings or ()]
     except (OfflineModeIsEnabled, OSError):
         cached = _cached(hub_id)
         if cached is None:

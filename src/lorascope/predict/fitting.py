@@ -70,7 +70,12 @@ def fit_predictor(
     for seed in seeds:
         is_validation = _validation([dataset.groups[i] for i in known], seed)
         train, validation = (
-            Split(rows_of(inputs, indices[chosen]), encoded[chosen]) for chosen in (~is_validation, is_validation)
+            Split(
+                rows_of(inputs, indices[chosen]),
+                encoded[chosen],
+                tuple(dataset.groups[i] for i in indices[chosen]),
+            )
+            for chosen in (~is_validation, is_validation)
         )
         fitted = model.fit(train, validation, goal, structure, seed=seed)
         scores, truth = fitted.calibration
@@ -95,10 +100,13 @@ def fit_predictor(
 
 
 def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """About 15 % of the groups, by a hash salted with the seed; every sixth sample where that leaves a side empty."""
+    """About 15 % of the groups, by a hash salted with the seed; every sixth group where that leaves a side empty."""
     names = [split_of(group, salt=f"member {seed}") for group in groups]
     chosen = np.asarray([name == "validation" for name in names])
-    return chosen if chosen.any() and not chosen.all() else np.arange(len(groups)) % 6 == 0
+    if chosen.any() and not chosen.all():
+        return chosen
+    order = {group: place for place, group in enumerate(sorted(set(groups)))}
+    return np.asarray([order[group] % 6 == 5 for group in groups])
 
 
 def group_hash(group: str) -> int:

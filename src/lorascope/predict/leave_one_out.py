@@ -4,21 +4,23 @@ Features are standardised with training statistics. Each group g of d_g columns 
 and ridge regression with one penalty per group is kernel ridge with K = Σ w_g K_g. With an intercept, the hat
 matrix is H = 11ᵀ/n + K (K + λI)⁻¹ (K1 = 0 as the columns are centred), and the residual that sample i would
 have if it were left out is exactly (y − ŷ)_i / (1 − H_ii), the columns' statistics held fixed. λ and w minimise
-the mean square of these.
+the mean square of these. Where samples come in groups (seeds of one data set, adapters of one person) a whole group
+is left out: its residuals are (I − H_gg)⁻¹ (y − ŷ)_g.
 
 Source: Allen (1974), PRESS; Golub, Heath & Wahba (1979).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
+Blocks = list[NDArray[np.int64]]
 
 PENALTIES = np.logspace(-6, 3, 28)
 """The λ that are tried, relative to the mean of the diagonal of K."""
@@ -79,36 +81,51 @@ class _Spectral(NamedTuple):
         return cls(np.maximum(values, 0.0), vectors, vectors.T @ Y)
 
 
-def _left_out_residuals(spectral: _Spectral, Y: Matrix, penalty: float) -> Matrix:
+def _left_out_residuals(spectral: _Spectral, Y: Matrix, penalty: float, blocks: Blocks) -> Matrix:
     """[n, t], for centred Y."""
     n = len(Y)
     shrink = spectral.values / (spectral.values + penalty)
-    fitted = spectral.vectors @ (shrink[:, None] * spectral.rotated)
+    residuals = Y - spectral.vectors @ (shrink[:, None] * spectral.rotated)
     leverage = 1.0 / n + (spectral.vectors**2) @ shrink
-    return (Y - fitted) / np.maximum(1.0 - leverage, 1e-9)[:, None]
+    left_out = residuals / np.maximum(1.0 - leverage, 1e-9)[:, None]
+    for block in blocks:
+        V = spectral.vectors[block]
+        rest = np.eye(len(block)) - 1.0 / n - (V * shrink) @ V.T
+        # I − H_gg is singular only where the others say nothing at all of the group
+        left_out[block] = np.linalg.solve(rest + 1e-9 * np.eye(len(block)), residuals[block])
+    return left_out
 
 
-def _best_penalty(K: Matrix, Y: Matrix) -> tuple[float, float]:
+def blocks_of_groups(groups: Sequence[Any] | None) -> Blocks:
+    """The indices of every group of two or more."""
+    places: dict[Any, list[int]] = {}
+    for index, group in enumerate(groups if groups is not None else ()):
+        places.setdefault(group, []).append(index)
+    return [np.asarray(indices) for indices in places.values() if len(indices) > 1]
+
+
+def _best_penalty(K: Matrix, Y: Matrix, blocks: Blocks) -> tuple[float, float]:
     """(leave-one-out error relative to that of the mean, the relative penalty that has it)."""
     unit = float(np.trace(K)) / len(K)
     if not unit > 0:  # constant features: nothing but the mean can be said
         return np.inf, 1.0
     spectral = _Spectral.of(K, Y)
-    total = float((Y**2).sum(axis=0).mean())
+    total = float((Y**2).sum(axis=0).mean()) or 1.0  # a label that the samples never have is all zero
     errors = [
-        float((_left_out_residuals(spectral, Y, float(penalty) * unit) ** 2).sum(axis=0).mean()) / total
+        float((_left_out_residuals(spectral, Y, float(penalty) * unit, blocks) ** 2).sum(axis=0).mean()) / total
         for penalty in PENALTIES
     ]
     best = int(np.argmin(errors))
     return errors[best], float(PENALTIES[best])
 
 
-def _search(kernels: Mapping[str, Matrix], Y: Matrix, rounds: int) -> dict[str, float]:
+def _search(kernels: Mapping[str, Matrix], Y: Matrix, rounds: int, blocks: Blocks) -> dict[str, float]:
     """Weights on the simplex: the best of each kernel alone and all alike, then steps of one weight at a time."""
     names = list(kernels)
 
     def error_of(weights: dict[str, float]) -> float:
-        return _best_penalty(sum(w * kernels[name] for name, w in weights.items() if w > 0), Y)[0]  # type: ignore[arg-type]  # never empty
+        K = np.add.reduce([weight * kernels[name] for name, weight in weights.items() if weight > 0])
+        return _best_penalty(K, Y, blocks)[0]
 
     starts = [dict.fromkeys(names, 1.0 / len(names))]
     if len(names) > 1:
@@ -128,10 +145,13 @@ def _search(kernels: Mapping[str, Matrix], Y: Matrix, rounds: int) -> dict[str, 
     return {name: weight for name, weight in weights.items() if weight > 1e-4}
 
 
-def fit_ridge(groups: Mapping[str, Matrix], Y: Matrix, *, rounds: int = 2) -> RidgeSolution:
+def fit_ridge(
+    groups: Mapping[str, Matrix], Y: Matrix, *, sample_groups: Sequence[Any] | None = None, rounds: int = 2
+) -> RidgeSolution:
     """Ridge regression of Y [n, t] on groups of features, name → [n, d_g].
 
-    The weights of the groups and the penalty are shared by the t targets, which should be of like scale.
+    The weights of the groups and the penalty are shared by the t targets, which should be of like scale. Samples of
+    one value of ``sample_groups`` are left out together; by default each is alone.
     Cost: an eigendecomposition n × n for each weighting tried, at most (groups + 1) + 2 · rounds · groups.
 
     >>> import numpy as np
@@ -148,9 +168,10 @@ def fit_ridge(groups: Mapping[str, Matrix], Y: Matrix, *, rounds: int = 2) -> Ri
         kernels[name] = Z @ Z.T / X.shape[1]
     mean = Y.mean(axis=0)
     centred = Y - mean
-    weights = _search(kernels, centred, rounds)
+    blocks = blocks_of_groups(sample_groups)
+    weights = _search(kernels, centred, rounds, blocks)
     K = np.add.reduce([weight * kernels[name] for name, weight in weights.items()])
-    _, relative = _best_penalty(K, centred)
+    _, relative = _best_penalty(K, centred, blocks)
     penalty = relative * (float(np.trace(K)) / len(K) or 1.0)
     dual = np.linalg.solve(K + penalty * np.eye(len(K)), centred)
     coefficients: dict[str, Matrix] = {}
@@ -160,5 +181,5 @@ def fit_ridge(groups: Mapping[str, Matrix], Y: Matrix, *, rounds: int = 2) -> Ri
         slope = (weight / Z.shape[1]) * (Z.T @ dual) / columns[name].spread[:, None]
         coefficients[name] = slope
         intercept = intercept - columns[name].mean @ slope
-    left_out = Y - _left_out_residuals(_Spectral.of(K, centred), centred, penalty)
+    left_out = Y - _left_out_residuals(_Spectral.of(K, centred), centred, penalty, blocks)
     return RidgeSolution(coefficients, intercept, weights, relative, left_out)

@@ -48,10 +48,11 @@ class Structure:
 
 
 class Split(NamedTuple):
-    """Inputs with their encoded targets [n, width]."""
+    """Inputs with their encoded targets [n, width], and the group of each sample."""
 
     inputs: Inputs
     targets: NDArray[np.float64]
+    groups: tuple[str, ...]
 
 
 class FittedModel(Protocol):

@@ -36,7 +36,7 @@ class Prediction:
         interval: for regression, where the truth lies with probability ``LEVEL``; None if it was never
             calibrated on enough samples.
         probabilities: for classification, class → probability.
-        sd: how far the members disagree: of the value, or the largest of a probability.
+        sd: the standard deviation over members, of the value or the largest of a probability; None for one member.
     """
 
     target: str
@@ -45,7 +45,7 @@ class Prediction:
     value: Any
     interval: tuple[float, float] | None
     probabilities: Mapping[str, float] | None
-    sd: float
+    sd: float | None
     path: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,8 +132,9 @@ class Predictor:
             return []
         inputs = self.model.inputs(samples, self.structure, advance)
         by_member = np.stack([self._values(member, inputs) for member in self.members])
-        mean, sd = by_member.mean(axis=0), by_member.std(axis=0)
-        return [self._prediction(mean[i], sd[i]) for i in range(len(samples))]
+        mean = by_member.mean(axis=0)
+        sd = by_member.std(axis=0, ddof=1) if len(self.members) > 1 else None
+        return [self._prediction(mean[i], None if sd is None else float(sd[i].max())) for i in range(len(samples))]
 
     def scores(self, inputs: Inputs) -> NDArray[np.float64]:
         """Uncalibrated scores of every member, [members, n, width]."""
@@ -146,7 +147,7 @@ class Predictor:
         """
         from lorascope.predict.fitting import group_hash
 
-        encoded = self.target.encode(values)
+        encoded = self.target.encode(values, ignore_unknown=True)
         truth = encoded * self.target.spread + self.target.mean if not self.target.is_classification else encoded
         measured = [
             measure(self.target, truth, self._values(member, inputs), member.calibration.half_width)
@@ -159,9 +160,9 @@ class Predictor:
     def _values(self, member: Member, inputs: Inputs) -> NDArray[np.float64]:
         return member.calibration.predict(self.target, member.fitted.scores(inputs))
 
-    def _prediction(self, mean: NDArray[np.float64], sd: NDArray[np.float64]) -> Prediction:
+    def _prediction(self, mean: NDArray[np.float64], sd: float | None) -> Prediction:
         target = self.target
-        facts = {"target": target.name, "task": target.task, "model": self.model.name, "sd": float(sd.max())}
+        facts = {"target": target.name, "task": target.task, "model": self.model.name, "sd": sd}
         if not target.is_classification:
             half = float(np.mean([member.calibration.half_width for member in self.members]))
             value = float(mean[0])

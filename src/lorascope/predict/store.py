@@ -79,7 +79,7 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: with the reason.
     """
-    if path.exists() and not (path / CONFIG).is_file() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or {file.name for file in path.iterdir()} - {CONFIG, WEIGHTS}):
         raise OutputError(
             "there is something else at the place of the predictor",
             file=path,
@@ -174,7 +174,7 @@ def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
 
 def _model(name: str, options: dict[str, Any]) -> Model:
     for key, value in options.items():
-        if isinstance(value, int | float) and not abs(value) <= MAXIMUM_OPTION:
+        if key != "seed" and isinstance(value, int | float) and not abs(value) <= MAXIMUM_OPTION:
             raise ValueError(f"option {key} = {value} is out of bounds")
     kind: Any = MODELS[name]
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})

@@ -49,8 +49,8 @@ class Target:
     def of(cls, name: str, values: Sequence[Any], task: str | None = None) -> Target:
         """The target that a column poses, found from its values.
 
-        Lists make a multi-label task, truth values and columns of two values a binary one, words a multi-class
-        one, and all other numbers a regression.
+        Lists make a multi-label task; true/false, 0/1 and two words a binary one; more words a multi-class one; all
+        other numbers a regression, also where only two of them occur: say ``task`` where they are classes.
 
         Raises:
             PredictorError: where the column is empty or constant, or the ``task`` asked for does not fit.
@@ -94,8 +94,12 @@ class Target:
             raise PredictorError("the target is constant: nothing to learn", key=name, found=values[0])
         return cls(name, "regression", (), float(numbers.mean()), spread)
 
-    def encode(self, values: Sequence[Any]) -> NDArray[np.float64]:
-        """[n, width]: standardised numbers, or 0 and 1. A class that is not among ``classes`` is an error."""
+    def encode(self, values: Sequence[Any], *, ignore_unknown: bool = False) -> NDArray[np.float64]:
+        """[n, width]: standardised numbers, or 0 and 1.
+
+        A class that is not among ``classes`` is an error, or, if ignored, leaves its places 0: in evaluation a class
+        that was never seen in fitting counts as missed.
+        """
         if self.task == "regression":
             return (np.asarray(values, np.float64).reshape(-1, 1) - self.mean) / self.spread
         index = {value: i for i, value in enumerate(self.classes)}
@@ -103,6 +107,8 @@ class Target:
         for row, value in enumerate(values):
             for item in value if self.task == "multi-label" else [value]:
                 if item not in index:
+                    if ignore_unknown:
+                        continue
                     raise PredictorError(
                         "a label is not among those the predictor was fitted on",
                         key=self.name,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from lorascope.symmetry.arrays import Array, eps, namespace, transpose
+from lorascope.symmetry.arrays import Array, default_rtol, namespace, transpose
 from lorascope.symmetry.canonical import numerical_rank, thin_svd
 
 
@@ -71,7 +71,7 @@ def align(
     U, S, Vh = thin_svd(B, A, scale)
     xp = namespace(U, template_B)
     R = template_B.shape[-1]
-    rank = numerical_rank(S, rtol=rtol or eps(B) * max(B.shape[-2], A.shape[-1]))
+    rank = numerical_rank(S, rtol=default_rtol(B, A) if rtol is None else rtol)
     if int(xp.max(rank)) > R:
         raise ValueError(f"an update has {int(xp.max(rank))} directions, the template only {R}; use a larger one")
     places = xp.arange(S.shape[-1])

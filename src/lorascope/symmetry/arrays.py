@@ -37,6 +37,11 @@ def eps(array: Array) -> float:
     return float(namespace(array).finfo(array.dtype).eps)
 
 
+def default_rtol(B: Array, A: Array) -> float:
+    """Below this share of σ₁ a singular value of B A is rounding: eps · max(out, in), eps that of the stored dtype."""
+    return eps(B) * max(B.shape[-2], A.shape[-1])
+
+
 def like(value: Any, reference: Array) -> Array:
     """``value`` (a number or an array) as an array of the library, dtype and device of ``reference``."""
     xp = namespace(reference)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtyping import Float
 
-from lorascope.symmetry.arrays import Array, eps, like, namespace, scaled, to_float64, transpose
+from lorascope.symmetry.arrays import Array, default_rtol, like, namespace, scaled, to_float64, transpose
 from lorascope.symmetry.canonical import numerical_rank, thin_svd
 
 
@@ -51,7 +51,10 @@ def norm(B: Float[Array, "*sites out rank"], A: Float[Array, "*sites rank in"], 
     """
     core = _core(B, A)
     xp = namespace(core)
-    return xp.sqrt(xp.sum(core * core, axis=(-2, -1))) * xp.abs(like(scale, core))
+    largest = xp.max(xp.abs(core), axis=(-2, -1))  # squares of tiny or huge entries would leave the range
+    unit = xp.where(largest > 0, largest, xp.ones_like(largest))
+    relative = core / unit[..., None, None]
+    return xp.sqrt(xp.sum(relative * relative, axis=(-2, -1))) * largest * xp.abs(like(scale, core))
 
 
 def distance(
@@ -91,7 +94,7 @@ def principal_angles(
     updates.
 
     Radians in [0, π/2], ascending, [*sites, min(out, in, rank1, rank2)], float64. The spaces are those of ΔW
-    at numerical rank (``rtol`` as in ``numerical_rank``); where a space has fewer dimensions than there are
+    at numerical rank (``rtol`` relative to σ₁, by default eps · max(out, in)); where a space has fewer dimensions than there are
     places, the last angles are NaN: they do not exist. Small angles come from sines and large ones from
     cosines (Björck & Golub 1973), so both are exact to about eps · σ₁/σ_k of the update.
 
@@ -123,7 +126,7 @@ def _basis(B: Array, A: Array, side: str, rtol: float | None) -> tuple[Array, Ar
     """An orthonormal basis of one side of ΔW, columns beyond the numerical rank zero, and that rank."""
     xp = namespace(B, A)
     svd = thin_svd(B, A)
-    rank = numerical_rank(svd.S, rtol=rtol or eps(B) * max(B.shape[-2], A.shape[-1]))
+    rank = numerical_rank(svd.S, rtol=default_rtol(B, A) if rtol is None else rtol)
     basis = to_float64(svd.U if side == "out" else transpose(svd.Vh))
     kept = xp.arange(basis.shape[-1]) < rank[..., None]
     return basis * xp.astype(kept, basis.dtype)[..., None, :], rank

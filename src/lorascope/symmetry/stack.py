@@ -7,8 +7,9 @@ largest, which changes no result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -29,6 +30,8 @@ class SiteStack:
     names: tuple[str, ...]
     B: Array
     A: Array
+    cache: dict[Any, Array] = field(default_factory=dict[Any, Array], repr=False)
+    """What features have computed of the stack and share; it goes when the stack goes."""
 
     @property
     def shape(self) -> tuple[int, int]:

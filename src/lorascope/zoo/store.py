@@ -104,9 +104,12 @@ def read_records(zoo: Path) -> list[Row]:
 
 
 def records_digest(zoo: Path) -> str:
-    """A short hash of the names and sizes of the records: tells a manifest that is behind them."""
-    listed = "\n".join(f"{path.name} {path.stat().st_size}" for path in _record_files(zoo))
-    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
+    """A hash of the records: tells a manifest that is behind them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in _record_files(zoo):
+        digest.update(f"{path.name}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _record_files(zoo: Path) -> list[Path]:

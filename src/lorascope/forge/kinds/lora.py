@@ -50,8 +50,8 @@ class Lora(Kind):
     def export(self, module: nn.Linear, parameters: Mapping[str, Tensor], rank: int, alpha: float) -> LowRank:
         A, Bt = parameters["A"][:rank], parameters["Bt"][:rank]
         return LowRank(
-            B=Bt.T.contiguous().numpy(force=True),
-            A=A.contiguous().numpy(force=True),
+            B=Bt.T.clone(memory_format=torch.contiguous_format).numpy(force=True),
+            A=A.clone(memory_format=torch.contiguous_format).numpy(force=True),  # training goes on in the original
             scale=self.scale(rank, alpha),
             alpha=alpha,
         )

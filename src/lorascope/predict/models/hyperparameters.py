@@ -6,7 +6,7 @@ Seeds are identities and not used. It can only judge adapters whose hyperparamet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ class Hyperparameters:
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
     ) -> Inputs:
-        """name → [n, 2]: the value and its logarithm."""
+        """name → [n], numbers or words."""
         rows = [sample.hyperparameters for sample in samples]
         names = [name for name in structure.hyperparameters if not name.endswith("seed")]
         columns: Inputs = {}
@@ -49,18 +49,21 @@ class Hyperparameters:
             columns[name] = _column([row[name] for row in rows])
         if advance is not None:
             advance(len(rows))
-        return columns or {"none": np.zeros((len(rows), 2))}
+        return columns or {"none": np.zeros(len(rows))}
 
     def fit(
         self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int
     ) -> FittedHyperparameters:
         """Closed form."""
         words = {name: sorted(set(X.tolist())) for name, X in train.inputs.items() if X.dtype.kind == "U"}
-        coded = _coded(train.inputs, words)
+        positive = [name for name, X in train.inputs.items() if name not in words and bool((X > 0).all())]
+        coded = _coded(train.inputs, words, positive)
         mean, spread = coded.mean(0), coded.std(0)
-        scale = np.stack([mean, np.where(spread > 1e-9 * (1 + np.abs(mean)), spread, np.inf)])
-        solution = fit_ridge({"products": _products(coded, scale)}, train.targets)
-        return FittedHyperparameters(FittedRidge(solution, train.targets), words, scale)
+        varies = spread > 1e-9 * (1 + np.abs(mean))
+        scale = np.stack([mean, np.where(varies, 1 / np.where(varies, spread, 1.0), 0.0)])
+        groups = {"products": _products(coded, scale)}
+        solution = fit_ridge(groups, train.targets, sample_groups=train.groups)
+        return FittedHyperparameters(FittedRidge(solution, train.targets), words, positive, scale)
 
     def restore(
         self,
@@ -71,47 +74,64 @@ class Hyperparameters:
     ) -> FittedHyperparameters:
         """From the coefficients."""
         ridge = Ridge().restore(arrays, values, target, structure)
-        return FittedHyperparameters(ridge, values["words"], arrays["scale"])
+        return FittedHyperparameters(ridge, values["words"], values["positive"], arrays["scale"])
 
 
 class FittedHyperparameters:
     """A ridge on products of standardised hyperparameters."""
 
-    def __init__(self, ridge: FittedRidge, words: Mapping[str, list[str]], scale: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        ridge: FittedRidge,
+        words: Mapping[str, list[str]],
+        positive: Sequence[str],
+        scale: NDArray[np.float64],
+    ) -> None:
         self._ridge = ridge
         self._words = words
+        self._positive = positive
         self._scale = scale
         self.calibration = ridge.calibration
 
     def scores(self, inputs: Inputs) -> NDArray[np.float64]:
         """[n, width]."""
-        return self._ridge.scores({"products": _products(_coded(inputs, self._words), self._scale)})
+        coded = _coded(inputs, self._words, self._positive)
+        return self._ridge.scores({"products": _products(coded, self._scale)})
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The ridge, the words known and the statistics of the columns."""
         arrays, values = self._ridge.state()
-        return {**arrays, "scale": self._scale}, {**values, "words": dict(self._words)}
+        return {**arrays, "scale": self._scale}, {
+            **values,
+            "words": dict(self._words),
+            "positive": list(self._positive),
+        }
 
 
 def _column(values: list[Any]) -> NDArray[Any]:
-    """[n, 2] for numbers: the value and its logarithm (0 where some are negative); [n] for words."""
-    if not all(isinstance(value, bool | int | float) for value in values):
-        return np.asarray([str(value) for value in values])
-    numbers = np.asarray(values, np.float64)
-    logarithms = np.log(np.maximum(numbers, 1e-12)) if (numbers >= 0).all() else np.zeros_like(numbers)
-    return np.stack([numbers, logarithms], axis=1)
+    """[n] numbers, or [n] words where one is no number."""
+    if all(isinstance(value, bool | int | float) for value in values):
+        return np.asarray(values, np.float64)
+    return np.asarray([str(value) for value in values])
 
 
-def _coded(inputs: Inputs, words: Mapping[str, list[str]]) -> NDArray[np.float64]:
-    """All columns as numbers, a word as one indicator for each word known."""
-    columns = [
-        (X[:, None] == np.asarray(words[name])).astype(np.float64) if name in words else X for name, X in inputs.items()
-    ]
+def _coded(inputs: Inputs, words: Mapping[str, list[str]], positive: Sequence[str]) -> NDArray[np.float64]:
+    """All columns as numbers: a word as one indicator for each word known, a positive number with its logarithm."""
+    columns: list[NDArray[np.float64]] = []
+    for name, X in inputs.items():
+        if name in words:
+            columns.append((X[:, None] == np.asarray(words[name])).astype(np.float64))
+        elif X.dtype.kind == "U":
+            raise PredictorError("a hyperparameter that was a number is a word here", key=name, found=X[0])
+        else:
+            columns.append(X[:, None])
+            if name in positive:
+                columns.append(np.log(np.maximum(X, 1e-300))[:, None])
     return np.concatenate(columns, axis=1)
 
 
 def _products(coded: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    Z = (coded - scale[0]) / scale[1]
+    Z = (coded - scale[0]) * scale[1]
     pairs = [Z[:, i] * Z[:, j] for i, j in combinations_with_replacement(range(Z.shape[1]), 2)]
     return np.concatenate([Z, np.stack(pairs, axis=1)], axis=1)
 

@@ -54,7 +54,7 @@ class Ridge:
 
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedRidge:
         """Closed form: ``validation`` and ``seed`` are not needed."""
-        solution = fit_ridge(train.inputs, train.targets)
+        solution = fit_ridge(train.inputs, train.targets, sample_groups=train.groups)
         return FittedRidge(solution, train.targets)
 
     def restore(
