@@ -224,8 +224,11 @@ class LowRank:
         By QR and not from the Gram matrices, which would square the condition numbers.
         """
         B, A, scale = self.factors(np.float64)
-        core = _triangle(B) @ _triangle(A.T).T
+        with np.errstate(over="ignore", invalid="ignore"):
+            core = _triangle(B) @ _triangle(A.T).T
         largest = float(np.abs(core).max(initial=0.0))
+        if not np.isfinite(largest):
+            raise AdapterError("ΔW is beyond the range of float64", key=self.keys[0])
         if largest == 0.0:
             return 0.0
         return abs(scale) * largest * float(np.linalg.norm(core / largest))  # squares of large entries overflow

@@ -41,11 +41,12 @@ def main() -> None:
     except LorascopeError as error:
         print_error(error, as_json="--json" in sys.argv)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues where it stopped\n")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
+    except OSError as error:  # a name too long, a disk full: the system's own words say it
+        what = error.strerror or type(error).__name__
+        print_error(LorascopeError(what, file=error.filename), as_json="--json" in sys.argv)
         sys.exit(2)
 
 

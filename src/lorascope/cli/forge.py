@@ -64,17 +64,21 @@ def forge(
         return
     if out is None:
         raise OutputError("no folder to write the zoo to", key="--out", hint="add --out ZOO, or --plan")
-    with progress(f"forging {recipe}", count) as advance:
-        result = run(
-            recipe,
-            count,
-            out,
-            seed=seed,
-            settings=settings,
-            workers=processes,
-            fresh=fresh,
-            on_progress=advance,
-        )
+    try:
+        with progress(f"forging {recipe}", count) as advance:
+            result = run(
+                recipe,
+                count,
+                out,
+                seed=seed,
+                settings=settings,
+                workers=processes,
+                fresh=fresh,
+                on_progress=advance,
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted: {out} is whole, and the same command goes on where it stopped", err=True)
+        raise typer.Exit(130) from None
     print_json(result.as_dict()) if json else _print_result(result)
 
 

@@ -93,11 +93,11 @@ SEEDS: Mapping[str, Distribution] = {
 }
 
 COMMON: Mapping[str, Distribution] = {
-    "rank": Choice(values=(4,), about="rank of B · A", at_least=1),
-    "alpha": Choice(values=(8.0,), about="ΔW = alpha / rank · B · A", at_least=1e-6),
+    "rank": Choice(values=(4,), about="rank of B · A", at_least=1, at_most=1024),
+    "alpha": Choice(values=(8.0,), about="ΔW = alpha / rank · B · A", at_least=1e-6, at_most=1e6),
 }
 
-STEPS = Integers(low=80, high=120, about="optimiser steps", at_least=0)
+STEPS = Integers(low=80, high=120, about="optimiser steps", at_least=0, at_most=10**7)
 
 
 class Session(ABC):

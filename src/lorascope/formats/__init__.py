@@ -56,6 +56,8 @@ def read(location: str | os.PathLike[str], *, format: str | None = None) -> Adap
     except LorascopeError as error:
         error.file = error.file or str(location)
         raise
+    except OSError as error:
+        raise AdapterError("the file cannot be read", file=location, found=error.strerror) from error
     try:
         adapter = member.read(contents)
     except AdapterError as error:

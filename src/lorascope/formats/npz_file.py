@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -37,9 +38,25 @@ def read_npz(path: Path) -> TensorFile:
                 if name in tensors:
                     raise AdapterError("two arrays have the same name", file=path, key=name)
                 tensors[name] = _array(archive, member, path, name)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+    except _DAMAGE as error:
         raise AdapterError("the npz archive is damaged", file=path, found=str(error)[:200]) from None
     return TensorFile(tensors, {}, "npz")
+
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    ArithmeticError,
+    LookupError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What zipfile and NumPy raise on damaged archives and headers."""
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, name: str) -> NDArray[Any]:

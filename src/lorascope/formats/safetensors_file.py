@@ -258,5 +258,8 @@ def _view(data: mmap.mmap | bytes, dtype: np.dtype[Any], shape: tuple[int, ...],
     for number in shape:
         count *= number
     if count == 0:
-        return np.empty(shape, dtype)
+        try:
+            return np.empty(shape, dtype)
+        except ValueError:  # an empty tensor with an impossible dimension
+            raise AdapterError("the shape of an empty tensor is impossible", found=list(shape)) from None
     return np.frombuffer(data, dtype, count, offset).reshape(shape)

@@ -8,6 +8,8 @@ multi-class    accuracy, auroc (one against the rest, mean over classes that occ
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,9 +38,10 @@ def measure(
     if target.task == "regression":
         y, p = truth[:, 0], predicted[:, 0]
         varied = len(y) > 1 and bool(np.ptp(y) > 0)
+        tau: Any = kendalltau(y, p) if varied and np.ptp(p) > 0 else None
         result = {
             "r2": float(r2_score(y, p)) if varied else UNDEFINED,
-            "kendall_tau": float(kendalltau(y, p)[0]) if varied and np.ptp(p) > 0 else UNDEFINED,
+            "kendall_tau": UNDEFINED if tau is None else float(tau.statistic),
             "mae": float(np.abs(y - p).mean()),
         }
         if half_width is not None:

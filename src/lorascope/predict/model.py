@@ -7,14 +7,16 @@ both declarations, in both directions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
+from lorascope.errors import PredictorError
 from lorascope.family import Family
 from lorascope.predict.targets import Target
 
@@ -22,6 +24,9 @@ Invariance = Literal["GL(r)", "none", "blind"]
 """Of which group the scores are invariants: GL(r) at each site, none; ``blind`` models never see the weights."""
 
 RankPolicy = Literal["any", "up to trained"]
+
+GATES = Literal["hard", "smooth"]
+"""The gates of GL-ReLU."""
 
 Inputs = dict[str, NDArray[Any]]
 """A model's inputs: arrays whose first axis runs over the adapters."""
@@ -45,6 +50,35 @@ class Structure:
     sites: Mapping[str, tuple[int, int]]
     rank: int
     hyperparameters: tuple[str, ...] = ()
+
+
+def check_options(model: Any) -> None:
+    """Refuse options with which no model can be built, whoever gave them.
+
+    Counts are 1 to 8192 (``layers`` to 64), ``dropout`` in [0, 1), rates not negative, names from what is known.
+
+    Raises:
+        PredictorError: naming the option.
+    """
+    for field in dataclasses.fields(model):
+        name, value, default = field.name, getattr(model, field.name), field.default
+        if isinstance(default, tuple):
+            fits = isinstance(value, tuple) and len(value) > 0 and all(isinstance(item, str) for item in value)
+            expected = "one name or more"
+        elif isinstance(default, str):
+            fits, expected = value in get_args(GATES), f"one of {', '.join(get_args(GATES))}"
+        elif isinstance(default, bool):
+            fits, expected = isinstance(value, bool), "true or false"
+        elif isinstance(default, int):
+            least, most = (0, 2**63 - 1) if name == "seed" else (1, 64 if name == "layers" else 8192)
+            fits = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+            expected = f"a whole number from {least} to {most}"
+        else:
+            most = 1.0 if name == "dropout" else 1e3
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < most
+            expected = f"a number from 0 to below {most:g}"
+        if not fits:
+            raise PredictorError("the option has an impossible value", key=name, expected=expected, found=value)
 
 
 class Split(NamedTuple):

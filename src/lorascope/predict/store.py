@@ -13,16 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import LorascopeError, OutputError, PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.model import MODELS, Model, Structure
 from lorascope.predict.predictor import Member, Predictor
-from lorascope.predict.targets import Target
+from lorascope.predict.targets import TASKS, Target
 
 SCHEMA_VERSION = 1
 CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"
 MAXIMUM_CONFIG = 64 << 20
-MAXIMUM_OPTION = 1 << 16
+MAXIMUM_TRIED = 1 << 20
 
 
 def save(predictor: Predictor, path: Path) -> None:
@@ -73,6 +74,10 @@ def save(predictor: Predictor, path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
+"""What comes of a configuration and weights that do not fit each other."""
+
+
 def check_writable(path: Path) -> None:
     """Refuse, before any work, a place that holds something other than a predictor, or cannot be written.
 
@@ -121,14 +126,25 @@ def load(path: Path) -> Predictor:
                 found=config["schema_version"],
                 hint="fit it again",
             )
-        arrays = load_file(path / WEIGHTS)
-        return _restored(config, arrays)
+        if not (path / WEIGHTS).is_file():
+            raise PredictorError("the weights are missing", file=path / WEIGHTS)
+        predictor = _restored(config, load_file(path / WEIGHTS))
+        _try(predictor)
+        return predictor
     except LorascopeError as error:
         error.file = error.file or str(path)
         raise
     except OSError as error:
         raise PredictorError("the predictor cannot be read", file=path, found=error.strerror) from error
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         raise PredictorError(
             "the predictor is damaged",
             file=path,
@@ -172,10 +188,20 @@ def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
     return Predictor(target, model, structure, tuple(members), groups, config["facts"])
 
 
+def _try(predictor: Predictor) -> None:
+    """Predict for an untrained adapter: weights that do not fit each other show here, not on somebody's adapter."""
+    if predictor.target.task not in TASKS:
+        raise ValueError(f"unknown task {predictor.target.task}")
+    sites = predictor.structure.sites
+    if predictor.model.invariance == "blind" or sum(map(sum, sites.values())) > MAXIMUM_TRIED:
+        return
+    zero = {site: LowRank(np.zeros((out, 1)), np.zeros((1, in_))) for site, (out, in_) in sites.items()}
+    [prediction] = predictor.predict([Adapter(zero)])
+    if not predictor.target.is_classification and not math.isfinite(prediction.value):
+        raise ValueError("the weights give no finite prediction")
+
+
 def _model(name: str, options: dict[str, Any]) -> Model:
-    for key, value in options.items():
-        if key != "seed" and isinstance(value, int | float) and not abs(value) <= MAXIMUM_OPTION:
-            raise ValueError(f"option {key} = {value} is out of bounds")
     kind: Any = MODELS[name]
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 

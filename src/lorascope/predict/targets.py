@@ -1,9 +1,9 @@
 """What is predicted: the task that a label column poses, and its numbers.
 
 regression    numbers                     scores: the value, standardised
-binary        two values                  scores: one logit
+binary        true/false, 0/1, two words  scores: one logit
 multi-label   lists of values             scores: one logit per value that occurs
-multi-class   words, or more than two     scores: one logit per value
+multi-class   three words or more         scores: one logit per value
 """
 
 from __future__ import annotations

@@ -84,7 +84,10 @@ def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any]) -> NDArray[n
         return np.zeros((len(B), 0))
     left: Any = np.linalg.qr(B, mode="r")
     right: Any = np.linalg.qr(A.swapaxes(-1, -2), mode="r")
-    core = scale[:, None, None] * (left @ right.swapaxes(-1, -2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        core = scale[:, None, None] * (left @ right.swapaxes(-1, -2))
+    if not np.isfinite(core).all():
+        raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
     return np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
 
 

@@ -93,9 +93,9 @@ def principal_angles(
     """The principal angles between the column spaces (``side="out"``) or row spaces (``"in"``) of two
     updates.
 
-    Radians in [0, π/2], ascending, [*sites, min(out, in, rank1, rank2)], float64. The spaces are those of ΔW
-    at numerical rank (``rtol`` relative to σ₁, by default eps · max(out, in)); where a space has fewer dimensions than there are
-    places, the last angles are NaN: they do not exist. Small angles come from sines and large ones from
+    Radians in [0, π/2], ascending, [*sites, min(out, in, rank1, rank2)], float64. The spaces are those of ΔW at
+    numerical rank (``rtol`` relative to σ₁, by default eps · max(out, in)); where a space has fewer dimensions than
+    there are places, the last angles are NaN: they do not exist. Small angles come from sines and large ones from
     cosines (Björck & Golub 1973), so both are exact to about eps · σ₁/σ_k of the update.
 
     >>> import numpy as np

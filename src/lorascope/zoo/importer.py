@@ -17,6 +17,7 @@ from typing import Any
 
 from lorascope.errors import AdapterError, LorascopeError, OutputError, ZooError
 from lorascope.formats import find, read
+from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
 from lorascope.zoo.store import COHORTS, HEADER, Row, read_json, sha256_of, write_cohort, write_json, write_manifest
 from lorascope.zoo.values import parse_column
@@ -112,6 +113,8 @@ def _files_of(path: Path) -> list[str]:
 
 
 def _read_table(table: Path) -> tuple[list[str], list[dict[str, str]]]:
+    if not table.is_file():
+        raise ZooError("the labels cannot be read", file=table, expected="a CSV file", found="no regular file")
     try:
         with table.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, strict=True)
@@ -279,11 +282,16 @@ def _write_files(zoo: Path, header: Mapping[str, Any], rows: list[Row]) -> None:
 def _link(source: Path, place: Path) -> None:
     """The file or folder at another place: hard links where the file system has them, else copies."""
     place.parent.mkdir(parents=True, exist_ok=True)
+    config = source.with_name(CONFIG_NAME)
+    if source.is_file() and config.is_file() and not place.with_name(CONFIG_NAME).exists() and source != config:
+        _link(config, place.with_name(CONFIG_NAME))  # a PEFT file is nothing without the scale in its configuration
     if source.is_dir():
         for name in _files_of(source):
             if (source / name).is_file():
                 _link(source / name, place / name)
         place.mkdir(exist_ok=True)
+        return
+    if place.exists():
         return
     try:
         os.link(source.resolve(), place)

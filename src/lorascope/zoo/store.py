@@ -52,8 +52,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object of a zoo, whose ``schema_version`` this lorascope knows."""
+    if not path.is_file():  # nor a pipe, which would be waited for
+        raise ZooError("is not a regular file", file=path)
     try:
         value = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ZooError("is nested too deeply", file=path) from None
     except OSError as error:
         raise ZooError("cannot be read", file=path, found=error.strerror) from error
     except ValueError as error:
@@ -137,7 +141,7 @@ def rows_to_table(rows: Iterable[Row], columns: Mapping[str, Column]) -> pyarrow
     for column in columns.values():
         try:
             arrays.append(pa.array([row.get(column.name) for row in rows], types[column.type]))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError, TypeError) as error:
             raise ZooError(
                 "a value is not of the column's type", key=column.name, expected=column.type, found=error
             ) from error

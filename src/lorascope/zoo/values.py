@@ -64,7 +64,7 @@ def _kind(name: str, cells: Sequence[str], file: Path) -> tuple[Type, Any]:
             numbers = [convert(cell) for cell in cells]
         except ValueError:
             continue
-        if not all(math.isfinite(number) and abs(number) < 2**63 for number in numbers):
+        if not all(abs(number) < 2**63 and math.isfinite(number) for number in numbers):
             raise ZooError("a number is not finite or too large", file=file, key=name, hint="leave the cell empty")
         return kind, convert  # type: ignore[return-value]  # the two names are members of Type
     return "string", str

@@ -209,7 +209,11 @@ def inside(folder: Path, stated: Any) -> Path:
         and "\0" not in stated
         and ".." not in PurePosixPath(stated).parts
     )
-    if not is_plain or not (folder / stated).resolve().is_relative_to(folder.resolve()):
+    try:
+        stays = is_plain and (folder / stated).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links
+        stays = False
+    if not stays:
         raise ZooError(
             "points outside of the zoo",
             file=folder,

@@ -122,7 +122,7 @@ class DigitsVitRecipe(Recipe):
     )
     space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
-        "learning_rate": LogUniform(low=3e-4, high=6e-3, about="of AdamW, constant", at_least=0),
+        "learning_rate": LogUniform(low=3e-4, high=6e-3, about="of AdamW, constant", at_least=0, at_most=1e3),
         "steps": STEPS,
         "label_noise": Choice(
             values=(0.0, 0.0, 0.1, 0.2, 0.4),
@@ -131,7 +131,9 @@ class DigitsVitRecipe(Recipe):
             at_most=1,
         ),
         "classes": Subset(of=CLASSES, low=2, high=8, about="digits seen in finetuning", at_least=0, at_most=9),
-        "dataset_size": LogUniform(low=16, high=400, integer=True, about="images seen in finetuning", at_least=1),
+        "dataset_size": LogUniform(
+            low=16, high=400, integer=True, about="images seen in finetuning", at_least=1, at_most=10**6
+        ),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the base model", at_least=0, at_most=2**53),

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure
+from lorascope.predict.model import (
+    GATES,
+    FittedModel,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+)
 from lorascope.predict.targets import Target
 from lorascope.symmetry import balance, pad_rank, stack_adapters
 
@@ -28,7 +38,7 @@ class GLNetModel:
 
     hidden: int = 32
     layers: int = 1
-    gate: Literal["hard", "smooth"] = "hard"
+    gate: GATES = "hard"
     head_hidden: int = 64
     share: bool = False
     norm: bool = False
@@ -41,6 +51,9 @@ class GLNetModel:
     reference: ClassVar[str] = "Learning on LoRAs (arXiv 2410.04207)"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
@@ -87,6 +100,9 @@ class GLNetModel:
 
         from lorascope.predict.neural import restore_network
 
+        first = len(structure.sites) * self.hidden**2 * self.head_hidden
+        if arrays["net.head.0.weight"].size != first:
+            raise ValueError("the weights are not those of the stated options")
         shapes: dict[tuple[int, int], int] = {}
         for shape in structure.sites.values():
             shapes[shape] = shapes.get(shape, 0) + 1

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
 from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure
+from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
 from lorascope.predict.targets import Target
 from lorascope.symmetry import pad_rank, stack_adapters
 
@@ -33,6 +33,9 @@ class MLP:
     reference: ClassVar[str] = "MLP of Learning on LoRAs (arXiv 2410.04207)"
     invariance: ClassVar[Invariance] = "none"
     rank_policy: ClassVar[RankPolicy] = "up to trained"
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None

@@ -18,7 +18,7 @@ from lorascope.features import FEATURES, featurise
 from lorascope.features.feature import Feature
 from lorascope.predict.blocks import checked
 from lorascope.predict.leave_one_out import RidgeSolution, fit_ridge
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure
+from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
 from lorascope.predict.targets import Target
 
 DEFAULT = ("log-norm", "log-spectrum", "delta", "column-space", "row-space")
@@ -36,6 +36,9 @@ class Ridge:
     reference: ClassVar[str] = "lorascope; ridge regression on invariants"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     def _members(self) -> list[Feature]:
         members: list[Feature] = []
