@@ -182,3 +182,22 @@ def test_batch_norm_in_training_mode_is_refused():
     base.eval()
     with stack.attached():
         pass
+
+
+def test_the_base_does_not_depend_on_the_threads_of_the_caller(forged, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        forge("digits-vit", 1, tmp_path / "zoo", settings=SETTINGS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    weights = "base/model.safetensors"
+    assert (tmp_path / "zoo" / weights).read_bytes() == (forged.path / weights).read_bytes()
+
+
+def test_fresh_deletes_nothing_but_the_zoo(tmp_path):
+    forge("digits-vit", 1, tmp_path, settings={**SETTINGS, "steps": 0})
+    (tmp_path / "my-predictor").mkdir()
+    forge("digits-vit", 1, tmp_path, settings={**SETTINGS, "steps": 1}, fresh=True)
+    assert (tmp_path / "my-predictor").is_dir()

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from lorascope.errors import PredictorError
-from lorascope.predict import MODELS, fit_predictor
+from lorascope.predict import MODELS, Predictor, fit_predictor
+from lorascope.predict.calibration import Calibration
 from lorascope.predict.comparison import compare_models
+from lorascope.predict.leave_one_out import fit_ridge
+from lorascope.predict.targets import Target
 from planted import planted_dataset
 
 
@@ -86,3 +89,51 @@ def test_comparing_models_measures_each_clean_and_attacked(dataset):
     assert norms.clean.metrics["r2"]["mean"] == pytest.approx(norms.gauged.metrics["r2"]["mean"], abs=1e-4)
     assert abs(mlp.clean.metrics["r2"]["mean"] - mlp.gauged.metrics["r2"]["mean"]) > 1e-2
     assert set(norms.as_dict()) >= {"model", "metrics", "in_random_gauge", "seconds"}
+
+
+def test_intervals_hold_for_new_groups_where_samples_come_in_groups():
+    # four near copies of each adapter: leaving out one alone would promise what its siblings give away
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(12):
+        X = rng.standard_normal((60, 40))
+        truth = X[:, :1] + rng.standard_normal((60, 1))
+        Z = np.repeat(X, 4, axis=0) + 1e-3 * rng.standard_normal((240, 40))
+        Y, groups = np.repeat(truth, 4, axis=0), np.repeat(np.arange(60), 4)
+        solution = fit_ridge({"x": Z[:160]}, Y[:160], sample_groups=groups[:160])
+        target = Target("t", "regression", (), 0.0, 1.0)
+        half = Calibration.fit(target, solution.left_out, Y[:160]).half_width
+        shares.append(np.mean(np.abs(solution.predict({"x": Z[160:]}) - Y[160:]) <= half))
+    assert 0.85 < np.mean(shares) < 0.95
+
+
+def test_a_label_that_only_the_validation_part_has_is_no_reason_to_fail(dataset):
+    values = [False] * len(dataset)
+    values[int(dataset.where("train")[0])] = True
+    for seed in range(8):  # for some seed the one positive falls into validation
+        fit_predictor(with_labels(dataset, "rare", values), "rare", MODELS["ridge"](size=4), seeds=(seed,))
+
+
+def test_hyperparameters_that_do_not_vary_are_saved_and_read(dataset, tmp_path):
+    samples = tuple(s._replace(hyperparameters={**s.hyperparameters, "rank": 4}) for s in dataset.samples)
+    constant = replace(dataset, samples=samples, hyperparameters=("rate", "rank"), _inputs={})
+    predictor = fit_predictor(constant, "size", MODELS["hyperparameters"]())
+    predictor.save(tmp_path / "p")
+    assert Predictor.load(tmp_path / "p").predict(samples[:3]) == predictor.predict(samples[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mlp", {"dropout": 1.5}),
+        ("mlp", {"epochs": 0}),
+        ("glnet", {"hidden": 0}),
+        ("glnet", {"gate": "foo"}),
+        ("glnet", {"layers": 65536}),
+        ("ridge", {"features": ()}),
+        ("ridge", {"size": -1}),
+    ],
+)
+def test_impossible_options_are_refused_by_name(name, options):
+    with pytest.raises(PredictorError, match=f"{next(iter(options))}: the option has an impossible value"):
+        MODELS[name](**options)
