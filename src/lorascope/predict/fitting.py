@@ -16,7 +16,7 @@ from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import Model, Split
-from lorascope.predict.predictor import Member, Predictor
+from lorascope.predict.predictor import Member, Predictor, group_hash
 from lorascope.predict.targets import Target
 from lorascope.zoo import split_of
 
@@ -107,11 +107,6 @@ def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
         return chosen
     order = {group: place for place, group in enumerate(sorted(set(groups)))}
     return np.asarray([order[group] % 6 == 5 for group in groups])
-
-
-def group_hash(group: str) -> int:
-    """63 bits of a group's name: enough to tell whether an adapter was seen in training."""
-    return int.from_bytes(blake2b(group.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def _own_metrics(target: Target, members: Sequence[Member]) -> dict[str, float]:

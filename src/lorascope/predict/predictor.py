@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,8 +146,6 @@ class Predictor:
 
         The spread is the standard deviation with n − 1, NaN for a single member.
         """
-        from lorascope.predict.fitting import group_hash
-
         encoded = self.target.encode(values, ignore_unknown=True)
         truth = encoded * self.target.spread + self.target.mean if not self.target.is_classification else encoded
         measured = [
@@ -183,6 +182,11 @@ def _sample(adapter: Adapter) -> Sample:
 def _mean_and_sd(values: Sequence[float]) -> dict[str, float]:
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     return {"mean": float(np.mean(values)), "sd": sd}
+
+
+def group_hash(group: str) -> int:
+    """63 bits of a group's name: enough to tell whether an adapter was seen in training."""
+    return int.from_bytes(blake2b(group.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def usable(values: Sequence[Any], indices: Iterable[int]) -> NDArray[np.int64]:
