@@ -6,8 +6,6 @@ file ambiguous, which is an error and never a guess.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
 from lorascope.errors import AdapterError
+from lorascope.family import Family
 from lorascope.formats.contents import Contents
 
 STATED, SPECIFIC, PLAIN, WEAK = 100, 50, 20, 10
@@ -52,6 +51,12 @@ class Format:
     write: Callable[[Adapter, Path, DTypeLike | None], None] | None = None
 
 
+GRAMMARS: Family[tuple[Format, ...]] = Family(
+    "key grammar", "lorascope.formats.grammars", "FORMATS", "lorascope.formats"
+)
+"""The files of key grammars; each lists one format or more."""
+
+
 @cache
 def formats() -> tuple[Format, ...]:
     """All registered formats, by name.
@@ -59,11 +64,7 @@ def formats() -> tuple[Format, ...]:
     >>> [format.name for format in formats() if format.read]
     ['diffusers', 'kohya', 'peft']
     """
-    from lorascope.formats import grammars
-
-    members: list[Format] = []
-    for module in pkgutil.iter_modules(grammars.__path__):
-        members.extend(importlib.import_module(f"{grammars.__name__}.{module.name}").FORMATS)
+    members = [member for listed in GRAMMARS for member in listed]
     names = [member.name for member in members]
     if len(set(names)) != len(names):
         raise RuntimeError(f"two formats have one name: {sorted(names)}")

@@ -1,1 +1,1 @@
-"""Key grammars, one file each; a module here lists its members as ``FORMATS`` and the registry finds it."""
+"""Key grammars, one file each; a module here lists its members as ``FORMATS`` and the family finds it."""
