@@ -48,7 +48,7 @@ def test_each_seed_parts_the_samples_anew(dataset):
 
 
 def test_a_seed_gives_the_same_predictor_twice(dataset):
-    for name in ("ridge", "glnet"):
+    for name in ("ridge", "glnet", "mlp", "svd"):
         model = MODELS[name](size=4) if name == "ridge" else MODELS[name](epochs=3)
         one, two = (fit_predictor(dataset, "classes", model, seeds=(5,)) for _ in range(2))
         assert one.predict(dataset.samples[:4]) == two.predict(dataset.samples[:4])

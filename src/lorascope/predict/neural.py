@@ -69,6 +69,22 @@ def restore_network(network: torch.nn.Module, arrays: Mapping[str, NDArray[Any]]
     return FittedNetwork(network, (np.zeros((0, target.width)), np.zeros((0, target.width))))
 
 
+class Dropout(torch.nn.Module):
+    """Dropout that draws from a generator of its own, so that a seed gives the same network twice."""
+
+    def __init__(self, probability: float, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self._probability = probability
+        self._generator = generator
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x with a share of its entries zero and the others scaled up, in training alone."""
+        if not self.training or not self._probability:
+            return x
+        kept = torch.rand(x.shape, generator=self._generator) >= self._probability
+        return x * kept.to(x.dtype) / (1 - self._probability)
+
+
 class Standardised(torch.nn.Module):
     """(x − mean) / spread by training statistics, then a perceptron with one hidden layer and LayerNorm.
 
@@ -83,7 +99,7 @@ class Standardised(torch.nn.Module):
             torch.nn.Linear(columns, hidden),
             torch.nn.LayerNorm(hidden),
             torch.nn.ReLU(),
-            torch.nn.Dropout(dropout),
+            Dropout(dropout, generator=generator),
             torch.nn.Linear(hidden, outputs),
         )
         with torch.no_grad():
