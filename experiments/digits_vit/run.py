@@ -42,6 +42,7 @@ def models():
         "delta + ridge": ridge(features=("delta",)),
         "row space + ridge": ridge(features=("row-space",)),
         "column space + ridge": ridge(features=("column-space",)),
+        "ridge, sketches of 32": ridge(size=32),
         "ridge": ridge(),
     }
 

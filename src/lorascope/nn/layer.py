@@ -46,7 +46,7 @@ class EquivariantLayer(torch.nn.Module):
 
     def compute(self, features: GLFeatures) -> GLFeatures:
         """The map itself, on features of the right type."""
-        raise NotImplementedError
+        raise NotImplementedError  # every layer writes its own; abstract methods and torch.nn.Module do not mix
 
     def extra_repr(self) -> str:
         """The types, for ``repr``."""
