@@ -2,6 +2,22 @@
 
 from lorascope.adapter.adapter import Adapter, Note, Provenance
 from lorascope.adapter.application import Application
-from lorascope.adapter.update import Factors, Layer, LowRank, Need, Update
+from lorascope.adapter.low_rank import LowRank
+from lorascope.adapter.structured import Dense, Expanded, Relative, Structured
+from lorascope.adapter.update import Factors, Layer, Need, Update
 
-__all__ = ["Adapter", "Application", "Factors", "Layer", "LowRank", "Need", "Note", "Provenance", "Update"]
+__all__ = [
+    "Adapter",
+    "Application",
+    "Dense",
+    "Expanded",
+    "Factors",
+    "Layer",
+    "LowRank",
+    "Need",
+    "Note",
+    "Provenance",
+    "Relative",
+    "Structured",
+    "Update",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +39,33 @@ class Application:
             for module, update, site in planned:
                 weight = module.weight
                 wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-                delta = _delta_at(update, site, np.float64 if wide == torch.float64 else np.float32)
-                if _is_conv1d_of_gpt2(module) and not update.is_transposed:
-                    delta = delta.T
-                added = torch.as_tensor(np.ascontiguousarray(delta), device=weight.device)
+                delta = _delta_at(module, update, site, np.float64 if wide == torch.float64 else np.float32)
+                added = torch.as_tensor(np.ascontiguousarray(delta), device=weight.device).reshape(weight.shape)
                 base = weight.data
                 moved = (base.to(wide) + added).to(weight.dtype)
                 self._kept.append((site, weight, base, moved))
                 weight.data = moved
+                self._put_bias(module, update, site)
         except BaseException:
             self.remove()
             raise
+
+    def _put_bias(self, module: Any, update: Update, site: str) -> None:
+        import torch
+
+        bias = getattr(module, "bias", None)
+        wide = np.float64 if module.weight.dtype == torch.float64 else np.float32
+        stored = None if bias is None else bias.detach().cpu().double().numpy().astype(wide)
+        delta = update.delta_bias(wide, base=stored)
+        if delta is None:
+            return
+        if bias is None:
+            raise AdapterError("the adapter changes a bias that the layer has not", key=site)
+        base = bias.data
+        added = torch.as_tensor(np.ascontiguousarray(delta), device=bias.device)
+        moved = (base.to(added.dtype) + added).to(bias.dtype)
+        self._kept.append((site, bias, base, moved))
+        bias.data = moved
 
     def remove(self) -> None:
         """Take the adapter out: every weight is the tensor it was. Doing it twice does nothing.
@@ -78,12 +95,18 @@ class Application:
         self.remove()
 
 
-def _delta_at(update: Update, site: str, dtype: DTypeLike) -> NDArray[Any]:
+def _delta_at(module: Any, update: Update, site: str, dtype: DTypeLike) -> NDArray[Any]:
+    is_turned = _is_conv1d_of_gpt2(module) and not update.is_transposed
+    base: NDArray[Any] | None = None
+    if update.needs in ("base shape", "base weight"):
+        base = module.weight.detach().cpu().double().numpy().astype(dtype)
+        base = base.T if is_turned and base is not None else base
     try:
-        return update.delta_weight(dtype)
+        delta = update.delta_weight(dtype, base=base)
     except AdapterError as error:
         error.key = error.key or site
         raise
+    return delta.T if is_turned else delta
 
 
 def _is_conv1d_of_gpt2(module: Any) -> bool:
@@ -110,14 +133,18 @@ def _weight_at(modules: dict[str, Any], site: str, prefix: str) -> Any:
 
 def _check_fit(module: Any, update: Update, site: str) -> None:
     found = tuple(module.weight.shape)
-    fits = found == update.base_shape
-    if _is_conv1d_of_gpt2(module):  # PEFT transposes for this class whatever the config says
-        fits = found == update.shape[::-1]
+    expected = update.base_shape
+    if _is_conv1d_of_gpt2(module) and not update.is_transposed:  # PEFT transposes for it whatever the config says
+        found = found[::-1]
+    is_flat_kernel = len(found) > 2 and len(expected) == 2 and not update.is_transposed
+    if is_flat_kernel:  # a convolution whose kernel only the base knows
+        found = (found[0], math.prod(found[1:]))
+    fits = len(found) == len(expected) and all(e in (-1, f) for e, f in zip(expected, found, strict=True))
     if not fits:
         raise AdapterError(
             "the update does not fit the weight of the model",
             key=site,
             expected=f"a weight of shape {list(update.base_shape)}",
-            found=list(found),
+            found=list(module.weight.shape),
             hint="is this the base that the adapter was made for?",
         )

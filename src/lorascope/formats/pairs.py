@@ -84,6 +84,7 @@ def low_rank(
     *,
     is_embedding: bool = False,
     is_transposed: bool = False,
+    bias_key: str | None = None,
 ) -> LowRank:
     """The update of one site from the tensors called ``keys`` (B, A), as views.
 
@@ -91,6 +92,7 @@ def low_rank(
         scale_of: rank → ``Scale``.
         is_embedding: whether the base is an embedding, stored as [count, dim].
         is_transposed: whether a linear base is stored as [in, out].
+        bias_key: the name of a tensor [out] that, times the scale, changes the layer's bias.
 
     Raises:
         AdapterError: naming the site, where the two shapes do not make an update.
@@ -130,6 +132,7 @@ def low_rank(
         is_transposed=is_embedding or (is_transposed and layer == "linear"),
         alpha=scale.alpha,
         keys=keys,
+        bias=None if bias_key is None else tensors[bias_key],
     )
 
 

@@ -88,16 +88,20 @@ class PeftScale:
     alphas: _Patterns
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> PeftScale:
+    def of(cls, config: Mapping[str, Any], alpha_key: str = "lora_alpha") -> PeftScale:
         """The rule of a configuration; booleans are no integers and alpha must be finite.
+
+        Args:
+            config: the parsed configuration.
+            alpha_key: the field of alpha, which LoHa and LoKr call ``alpha``.
 
         Raises:
             AdapterError: naming the field that is not what it must be.
         """
-        stated = config.get("lora_alpha")
+        stated = config.get(alpha_key)
         return cls(
             rank=positive_integer(config, "r", None),
-            alpha=PEFT_ALPHA if stated is None else checked_alpha(stated, "lora_alpha"),
+            alpha=PEFT_ALPHA if stated is None else checked_alpha(stated, alpha_key),
             is_alpha_stated=stated is not None,
             is_rslora=flag(config, "use_rslora"),
             ranks=_Patterns.of(config, "rank_pattern"),

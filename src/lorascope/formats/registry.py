@@ -41,6 +41,9 @@ class Format:
         recognise: contents → evidence, or None.
         read: contents → adapter; None where this version only recognises the format.
         write: adapter, path, dtype (None: as stored) → writes; None where this version cannot.
+        kinds: the parametrisations that files of this format can hold.
+        writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
+        files: what the files look like, in a few words.
     """
 
     name: str
@@ -49,6 +52,9 @@ class Format:
     recognise: Callable[[Contents], Evidence | None]
     read: Callable[[Contents], Adapter] | None = None
     write: Callable[[Adapter, Path, DTypeLike | None], None] | None = None
+    kinds: tuple[str, ...] = ("lora",)
+    writes: tuple[str, ...] = ()
+    files: str = ""
 
 
 GRAMMARS: Family[tuple[Format, ...]] = Family(

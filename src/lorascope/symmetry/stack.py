@@ -131,14 +131,14 @@ def gauged(adapter: Adapter, gauge: Callable[[int], Array], *, dtype: DTypeLike 
     for name, update in adapter.items():
         factors = update.factors(np.float64)
         B, A = act(gauge(update.rank), factors.B, factors.A)
-        kernel = update.base_shape[1:] if update.layer.startswith("conv") else ()
         sites[name] = LowRank(
             B.astype(dtype),
             A.astype(dtype),
             factors.scale,
             layer=update.layer,
-            kernel=kernel,
+            kernel=update.kernel,
             is_transposed=update.is_transposed,
             alpha=update.alpha,
+            bias=update.bias,
         )
     return adapter.with_sites(sites)

@@ -21,6 +21,7 @@ from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Halves, Scale, low_rank
 from lorascope.formats.peft_folder import PREFIX, write_peft
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
+from lorascope.formats.peft_types import TYPES, read_typed
 from lorascope.formats.registry import PLAIN, STATED, WEAK, Evidence, Format
 
 _FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])(?:\.(?P<name>[^.]+))?\.weight", re.DOTALL)
@@ -65,6 +66,8 @@ def read_peft(contents: Contents) -> Adapter:
             the configuration disagree.
     """
     config = contents.config
+    if (name := _type_name(config)) in TYPES:
+        return read_typed(contents, config or {}, name)
     notes = _config_notes(config)
     _check_variant(config or {}, contents)
     rule = None if config is None else PeftScale.of(config)
@@ -170,10 +173,14 @@ def _is_mutating(config: Mapping[str, Any]) -> bool:
     return isinstance(init, str) and init.lower().startswith(_MUTATING_INITS)
 
 
+def _type_name(config: Mapping[str, Any] | None) -> str:
+    peft_type = (config or {}).get("peft_type")
+    return peft_type.upper() if isinstance(peft_type, str) else ascii(peft_type)
+
+
 def _check_variant(config: Mapping[str, Any], contents: Contents) -> None:
     if config:
-        peft_type = config.get("peft_type")
-        name = peft_type.upper() if isinstance(peft_type, str) else ascii(peft_type)
+        name = _type_name(config)
         if name in _KNOWN_TYPES:
             raise AdapterError(f"peft_type {name} is recognised, but not read by this version", key="peft_type")
         if name != "LORA" and "peft_type" in config:

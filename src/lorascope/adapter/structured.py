@@ -1,0 +1,355 @@
+"""What every update but the plain one shares: tensors under roles, and what can be computed from them.
+
+    Expanded   ΔW = scale · B · A, where B and A are worked out from what is stored (LoHa, LoKr, VeRA, AdaLoRA …)
+    Dense      ΔW is additive, but of full rank: it is formed in full or not at all (RandLoRA, FourierFT, differences)
+    Relative   ΔW depends on the base weight (DoRA, OFT, IA3 …)
+
+A parametrisation subclasses one of them and writes its formula once. Nothing is computed before it is asked for, one
+site at a time; a matrix larger than ``MAX_DENSE`` is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lorascope.adapter.low_rank import product_norm, product_spectrum, read_only
+from lorascope.adapter.update import Factors, Layer, Need
+from lorascope.adapter.widening import as_matrix, check_room, laid_out, widened
+from lorascope.errors import AdapterError
+
+MAX_SPECTRUM = 1024
+"""The singular values of a matrix that is not low-rank are computed up to this min(out, in)."""
+
+
+def dense_norm(delta: NDArray[Any]) -> float:
+    """‖ΔW‖_F of a matrix in full; it is scaled first, since squares of large entries overflow."""
+    largest = float(np.abs(delta).max(initial=0.0))
+    return largest * float(np.linalg.norm(delta / largest)) if largest else 0.0
+
+
+def dense_spectrum(delta: NDArray[Any]) -> NDArray[np.float64]:
+    """The singular values of a matrix in full, descending."""
+    return np.asarray(np.linalg.svd(delta, compute_uv=False), np.float64)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Structured(ABC):
+    """An update as the tensors of a parametrisation.
+
+    Args:
+        stored: role → tensor, in the dtype of the file.
+        keys: role → the tensor's name in the file, for messages and for writing back.
+        shape: (out, in); −1 on an axis that only the base knows.
+        dim: the rank that the trainer chose.
+        scale: the resolved factor.
+        layer, kernel, is_transposed, alpha, bias: as in ``LowRank``.
+    """
+
+    stored: Mapping[str, NDArray[Any]]
+    shape: tuple[int, int]
+    dim: int
+    scale: float = 1.0
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
+    layer: Layer = "linear"
+    kernel: tuple[int, ...] = ()
+    is_transposed: bool = False
+    alpha: float | None = None
+    bias: NDArray[Any] | None = None
+
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        tensors = {role: read_only(tensor) for role, tensor in self.stored.items()}
+        object.__setattr__(self, "stored", MappingProxyType(tensors))
+        object.__setattr__(self, "scale", float(self.scale))
+        if not math.isfinite(self.scale):
+            raise AdapterError("the scale is not a finite number", key=self._key, found=self.scale)
+        if self.kernel and self.shape[1] not in (-1, math.prod(self.kernel)):
+            raise AdapterError(
+                "the kernel does not fit the update",
+                key=self._key,
+                expected=f"{math.prod(self.kernel)} columns",
+                found=self.shape[1],
+            )
+
+    @property
+    def _key(self) -> str:
+        return next(iter(self.keys.values()), self.kind)
+
+    @property
+    def base_shape(self) -> tuple[int, ...]:
+        """The stored weight's shape: [out, in]; [in, out] if transposed; [out, *kernel]; [out] of a norm."""
+        out, in_ = self.shape
+        if self.kernel:
+            return (out, *self.kernel)
+        if self.layer == "norm":
+            return (out,)
+        return (in_, out) if self.is_transposed else (out, in_)
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """An upper bound of the rank of ΔW; −1 where only the base knows."""
+
+    @property
+    @abstractmethod
+    def needs(self) -> Need:
+        """What must be there before ΔW is known."""
+
+    @property
+    def dtype(self) -> str:
+        """The stored dtype; names joined by ``/`` where the tensors differ."""
+        return "/".join(dict.fromkeys(tensor.dtype.name for tensor in self.stored.values()))
+
+    def part(self, role: str, dtype: DTypeLike) -> NDArray[Any]:
+        """The tensor of a role in ``dtype``.
+
+        Raises:
+            AdapterError: where a value is NaN or infinite.
+        """
+        return widened(self.stored[role], self.keys.get(role, role), dtype)
+
+    def resolved(self, base_shape: tuple[int, ...]) -> Self:
+        """The same update with the axes that only the base knows filled in from the shape of its weight.
+
+        Raises:
+            AdapterError: where the known axes do not fit.
+        """
+        if len(base_shape) == 1:
+            out, in_ = base_shape[0], 1
+        elif len(base_shape) > 2:
+            out, in_ = base_shape[0], math.prod(base_shape[1:])
+        else:
+            out, in_ = base_shape[::-1] if self.is_transposed else base_shape
+        for known, given in zip(self.shape, (out, in_), strict=True):
+            if known not in (-1, given):
+                raise AdapterError(
+                    "the update does not fit the base weight",
+                    key=self._key,
+                    expected=f"a weight of shape {list(self.base_shape)}",
+                    found=list(base_shape),
+                )
+        kernel = tuple(base_shape[1:]) if len(base_shape) > 2 else self.kernel
+        return replace(self, shape=(out, in_), kernel=kernel)
+
+    def delta_weight(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any]:
+        """ΔW in full, in the layout of the base weight.
+
+        Args:
+            dtype: of the result and of the computation.
+            base: the base weight in its own layout, where ``needs`` says so.
+
+        Raises:
+            AdapterError: where the base is needed and not given, does not fit, or ΔW has no room.
+        """
+        update = self if base is None else self.resolved(base.shape)
+        check_room(*update.shape, key=self._key)
+        weight = None if base is None else as_matrix(base, is_transposed=self.is_transposed).astype(dtype)
+        delta = np.asarray(update._delta(np.dtype(dtype), weight), dtype)
+        if not bool(np.isfinite(delta).all()):
+            raise AdapterError("ΔW is beyond the range of the dtype", key=self._key, found=np.dtype(dtype).name)
+        return laid_out(delta, update.kernel, is_transposed=self.is_transposed, is_flat=self.layer == "norm")
+
+    @abstractmethod
+    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
+        """ΔW [out, in] with its scale; ``base`` is W [out, in] where it was given."""
+
+    def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
+        """scale · bias, or None."""
+        return None if self.bias is None else self.scale * widened(self.bias, f"the bias of {self._key}", dtype)
+
+    def _whole(self) -> NDArray[Any]:
+        """ΔW [out, in] in float64, of an additive update."""
+        self._check_shape_known()
+        check_room(*self.shape, key=self._key)
+        delta = self._delta(np.dtype(np.float64), None)
+        if not bool(np.isfinite(delta).all()):
+            raise AdapterError("ΔW is beyond the range of float64", key=self._key)
+        return delta
+
+    def _check_shape_known(self) -> None:
+        if -1 in self.shape:
+            raise AdapterError(
+                "the shape of ΔW is not in the file",
+                key=self._key,
+                found=f"{self.kind} of shape {list(self.shape)}",
+                hint="give the base weight, or `resolved(base_shape)`",
+            )
+
+
+class Expanded(Structured):
+    """ΔW = scale · B · A with B [out, rank] and A [rank, in] worked out from the stored tensors."""
+
+    @abstractmethod
+    def _product(self, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """B and A, without the scale."""
+
+    @property
+    def needs(self) -> Need:
+        """Nothing, unless the file does not tell the shape."""
+        return "base shape" if -1 in self.shape else "nothing"
+
+    def factors(self, dtype: DTypeLike = np.float32, *, is_wide_allowed: bool = False) -> Factors:
+        """B and A in ``dtype``, and the scale; exact, worked out in that dtype.
+
+        Args:
+            is_wide_allowed: expand also where the rank bound reaches min(out, in), so that B and A together are
+            larger than ΔW.
+
+        Raises:
+            AdapterError: where they would be larger than ΔW, or have no room.
+        """
+        self._check_shape_known()
+        if self.rank >= min(self.shape) > 1 and self.rank > self.dim and not is_wide_allowed:
+            raise AdapterError(
+                "the update is not of low rank: its factors would be larger than ΔW",
+                key=self._key,
+                expected=f"a rank bound below min(out, in) = {min(self.shape)}",
+                found=f"{self.rank} ({self.kind} of dim {self.dim})",
+                hint="use delta_weight(), or factors(is_wide_allowed=True)",
+            )
+        check_room(max(self.shape), max(self.rank, 1), what="a factor of ΔW", key=self._key)
+        B, A = self._product(np.dtype(dtype))
+        return Factors(B, A, self.scale)
+
+    def norm(self) -> float:
+        """‖ΔW‖_F in float64, from factors where they are smaller than ΔW."""
+        self._check_shape_known()
+        if self.rank >= min(self.shape):
+            return dense_norm(self._whole())
+        B, A, scale = self.factors(np.float64)
+        return product_norm(B, A, scale, self._key)
+
+    def spectrum(self) -> NDArray[np.float64] | None:
+        """The singular values of ΔW, descending; None where ΔW is too large and not of low rank."""
+        self._check_shape_known()
+        if min(self.rank, *self.shape) > MAX_SPECTRUM:
+            return None
+        if self.rank >= min(self.shape):
+            return dense_spectrum(self._whole())
+        B, A, scale = self.factors(np.float64)
+        return product_spectrum(B, A, scale, self._key)
+
+    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x ΔWᵀ for x [..., in], in the dtype of x."""
+        B, A, scale = self.factors(x.dtype, is_wide_allowed=True)
+        return scale * ((x @ A.T) @ B.T)
+
+    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
+        B, A, scale = self.factors(dtype, is_wide_allowed=True)
+        return scale * (B @ A)
+
+
+class Dense(Structured):
+    """An additive ΔW of full rank, formed in full."""
+
+    @abstractmethod
+    def _formed(self, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """ΔW [out, in], with the scale."""
+
+    @property
+    def rank(self) -> int:
+        """min(out, in); −1 where only the base knows."""
+        return min(self.shape)
+
+    @property
+    def needs(self) -> Need:
+        """Room for ΔW, and the shape of the base where the file does not tell it."""
+        return "base shape" if -1 in self.shape else "dense room"
+
+    def factors(self, dtype: DTypeLike = np.float32) -> Factors:
+        """Refused: ΔW is not of low rank.
+
+        Raises:
+            AdapterError: always.
+        """
+        raise AdapterError(
+            f"a {self.kind} update is not of low rank, so it has no factors",
+            key=self._key,
+            hint="use delta_weight(), or extract a low-rank adapter from it",
+        )
+
+    def norm(self) -> float:
+        """‖ΔW‖_F in float64."""
+        return dense_norm(self._whole())
+
+    def spectrum(self) -> NDArray[np.float64] | None:
+        """The singular values of ΔW; None above ``MAX_SPECTRUM``."""
+        self._check_shape_known()
+        return None if min(self.shape) > MAX_SPECTRUM else dense_spectrum(self._whole())
+
+    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x ΔWᵀ for x [..., in], in the dtype of x."""
+        self._check_shape_known()
+        check_room(*self.shape, key=self._key)
+        return x @ self._formed(x.dtype).T
+
+    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
+        self._check_shape_known()
+        return self._formed(dtype)
+
+
+class Relative(Structured):
+    """A change that depends on the base weight: W → moved(W)."""
+
+    @abstractmethod
+    def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
+        """The weight [out, in] after the change, from W [out, in], in the dtype of W."""
+
+    @property
+    def rank(self) -> int:
+        """min(out, in): nothing less is known without the base; −1 where the shape is not known either."""
+        return min(self.shape)
+
+    @property
+    def needs(self) -> Need:
+        """The base weight."""
+        return "base weight"
+
+    def _needs_base(self) -> AdapterError:
+        return AdapterError(
+            f"a {self.kind} update is relative to the base weight: without it ΔW is not known",
+            key=self._key,
+            hint="give the base: delta_weight(base=W), or --base on the command line",
+        )
+
+    def factors(self, dtype: DTypeLike = np.float32) -> Factors:
+        """Refused: ΔW is not known without the base.
+
+        Raises:
+            AdapterError: always.
+        """
+        raise self._needs_base()
+
+    def norm(self) -> float:
+        """Refused, as ``factors``.
+
+        Raises:
+            AdapterError: always.
+        """
+        raise self._needs_base()
+
+    def spectrum(self) -> NDArray[np.float64] | None:
+        """None: not known without the base."""
+        return None
+
+    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
+        """Refused, as ``factors``.
+
+        Raises:
+            AdapterError: always.
+        """
+        raise self._needs_base()
+
+    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
+        if base is None:
+            raise self._needs_base()
+        return self._moved(base) - base

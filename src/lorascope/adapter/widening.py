@@ -1,0 +1,75 @@
+"""From the dtype of the file to that of a computation, and from two axes to the layout of the base weight."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lorascope.errors import AdapterError
+
+MAX_DENSE = 1 << 28
+"""Numbers that one expanded matrix may have (1 GiB in float32); a file of kilobytes can declare far more."""
+
+
+def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
+    """``stored`` in ``dtype``.
+
+    Raises:
+        AdapterError: where a value is NaN or infinite, or too large for ``dtype``.
+    """
+    with np.errstate(over="ignore"):
+        array = stored.astype(dtype)
+    if not bool(np.isfinite(array).all()):
+        if stored.size > 1 and not any(stored.strides):
+            raise AdapterError(
+                f"the values of {key} were not fetched: only headers were read", hint="read the adapter in full"
+            )
+        raise AdapterError(
+            f"non-finite value in {key}",
+            expected=f"finite numbers in {np.dtype(dtype).name}",
+            found=f"NaN or infinity ({stored.dtype.name})",
+            hint="the adapter diverged in training or the file was damaged; get it again or drop it",
+        )
+    return array
+
+
+def check_room(*axes: int, what: str = "ΔW", key: str | None = None) -> None:
+    """Refuse to form a matrix of more than ``MAX_DENSE`` numbers.
+
+    >>> check_room(1 << 20, 1 << 20)
+    Traceback (most recent call last):
+    lorascope.errors.AdapterError: ΔW is too large to be formed in full (expected at most 268435456 numbers, ...)
+      hint: the update is still exact; ask for its norm, or for its factors where the rank is low
+    """
+    count = math.prod(axes)
+    if count > MAX_DENSE:
+        raise AdapterError(
+            f"{what} is too large to be formed in full",
+            key=key,
+            expected=f"at most {MAX_DENSE} numbers",
+            found=f"{' × '.join(str(axis) for axis in axes)} = {count}",
+            hint="the update is still exact; ask for its norm, or for its factors where the rank is low",
+        )
+
+
+def laid_out(
+    delta: NDArray[Any], kernel: tuple[int, ...] = (), *, is_transposed: bool = False, is_flat: bool = False
+) -> NDArray[Any]:
+    """A matrix [out, in] in the layout of the base weight: [out, *kernel], [in, out] or [out]."""
+    if is_flat:
+        return delta.reshape(-1)
+    if kernel:
+        return delta.reshape(delta.shape[0], *kernel)
+    return delta.T if is_transposed else delta
+
+
+def as_matrix(weight: NDArray[Any], *, is_transposed: bool = False) -> NDArray[Any]:
+    """A base weight as a matrix [out, in]: the inverse of ``laid_out``."""
+    if weight.ndim == 1:
+        return weight.reshape(-1, 1)
+    if weight.ndim > 2:
+        return weight.reshape(weight.shape[0], -1)
+    return weight.T if is_transposed else weight

@@ -1,0 +1,1 @@
+"""One parametrisation each: what the tensors of a site mean, whatever the format calls them."""

@@ -1,0 +1,144 @@
+"""PEFT's types beside LORA: one row each says which tensor has which role, and where the scale comes from.
+
+A key is ``base_model.model.<site>.<ending>``; tensors that all sites share are ``base_model.<name>``. What the tensors
+mean is said by the parametrisation that the row names. Source: https://github.com/huggingface/peft,
+src/peft/tuners/<type>/{config,layer,model}.py and src/peft/utils/save_and_load.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lorascope.adapter import Adapter, Note, Provenance, Update
+from lorascope.errors import AdapterError
+from lorascope.formats.config_file import text_or_none
+from lorascope.formats.contents import Contents
+from lorascope.formats.notes import assumed_scale_note, leftover_notes
+from lorascope.formats.pairs import Scale
+from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.peft_folder import PREFIX
+from lorascope.formats.peft_scale import PeftScale
+
+SHARED = "base_model."
+
+SiteScale = Callable[[str, int], Scale]
+"""Site and dim → ``Scale``."""
+
+
+@dataclass(frozen=True)
+class PeftType:
+    """How PEFT stores one of its types.
+
+    Args:
+        parametrisation: what the tensors mean.
+        roles: the ending of a key after the site → role.
+        shared: the name of a tensor after ``base_model.`` → role at every site.
+        scale: configuration → the rule of the scale.
+    """
+
+    parametrisation: str
+    roles: Mapping[str, str]
+    shared: Mapping[str, str] = field(default_factory=dict[str, str])
+    scale: Callable[[Mapping[str, Any]], SiteScale] = lambda config: _no_scale
+
+
+def _no_scale(site: str, dim: int) -> Scale:
+    return Scale(1.0, None)
+
+
+def alpha_over_rank(config: Mapping[str, Any]) -> SiteScale:
+    """alpha/r with ``alpha`` (8 where it is not stated), ``rank_pattern`` and ``alpha_pattern``."""
+    return PeftScale.of(config, "alpha")
+
+
+TYPES: Mapping[str, PeftType] = {
+    "LOHA": PeftType(
+        "loha",
+        {
+            "hada_w1_a": "w1_a",
+            "hada_w1_b": "w1_b",
+            "hada_w2_a": "w2_a",
+            "hada_w2_b": "w2_b",
+            "hada_t1": "t1",
+            "hada_t2": "t2",
+        },
+        scale=alpha_over_rank,
+    ),
+}
+"""``peft_type`` → how it is stored."""
+
+
+def read_typed(contents: Contents, config: Mapping[str, Any], name: str) -> Adapter:
+    """The adapter of a PEFT type that ``TYPES`` lists.
+
+    Raises:
+        AdapterError: where tensors are missing or do not fit the parametrisation.
+    """
+    row = TYPES[name]
+    found, leftover_keys = _sites(contents, row)
+    shared = {role: SHARED + key for key, role in row.shared.items() if SHARED + key in contents.tensors}
+    rule = row.scale(config)
+    assumed: list[str] = []
+    sites: dict[str, Update] = {}
+    for site, keys in found.items():
+        names = keys | shared
+
+        def scale_of(dim: int, site: str = site) -> Scale:
+            scale = rule(site, dim)
+            if scale.is_assumed:
+                assumed.append(site)
+            return scale
+
+        parts = Parts(
+            site, {role: contents.tensors[key] for role, key in names.items()}, names, scale_of, options=config
+        )
+        sites[site] = built(row.parametrisation, parts)
+    if not sites:
+        raise AdapterError(
+            f"no tensors of the type {name} that the configuration states",
+            expected=f"keys that end {', '.join(row.roles)}",
+            found=f"{len(contents.tensors)} other tensors",
+        )
+    notes: list[Note] = []
+    if assumed:
+        notes.append(assumed_scale_note(assumed, "the configuration states no alpha: PEFT's default"))
+    leftovers = {key: contents.tensors[key] for key in leftover_keys}
+    return Adapter(
+        sites=sites,
+        provenance=Provenance(
+            format="peft",
+            kind=row.parametrisation,
+            path=contents.path,
+            base_model=text_or_none(config, "base_model_name_or_path"),
+            config=config,
+            config_text=contents.config_text,
+            metadata=contents.metadata,
+        ),
+        leftovers=leftovers,
+        notes=(*notes, *leftover_notes(leftovers, config)),
+    )
+
+
+def _sites(contents: Contents, row: PeftType) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Site → role → key, and the keys that belong to none."""
+    endings = "|".join(re.escape(ending) for ending in sorted(row.roles, key=len, reverse=True))
+    pattern = re.compile(rf"(?P<site>.+)\.(?P<ending>{endings})(?:\.default)?", re.DOTALL)
+    shared = {SHARED + key for key in row.shared}
+    sites: dict[str, dict[str, str]] = {}
+    leftovers: list[str] = []
+    for key in contents.tensors:
+        match = pattern.fullmatch(key)
+        if key in shared:
+            continue
+        if match is None:
+            leftovers.append(key)
+            continue
+        site, role = match["site"].removeprefix(PREFIX), row.roles[match["ending"]]
+        keys = sites.setdefault(site, {})
+        if role in keys:
+            raise AdapterError(f"two tensors are {role} of one site", key=site, found=f"{keys[role]} and {key}")
+        keys[role] = key
+    return sites, leftovers
