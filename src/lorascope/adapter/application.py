@@ -132,13 +132,14 @@ def _weight_at(modules: dict[str, Any], site: str, prefix: str) -> Any:
 
 
 def _check_fit(module: Any, update: Update, site: str) -> None:
-    found = tuple(module.weight.shape)
+    found: tuple[int, ...] = tuple(module.weight.shape)
     expected = update.base_shape
     if _is_conv1d_of_gpt2(module) and not update.is_transposed:  # PEFT transposes for it whatever the config says
         found = found[::-1]
     is_flat_kernel = len(found) > 2 and len(expected) == 2 and not update.is_transposed
     if is_flat_kernel:  # a convolution whose kernel only the base knows
-        found = (found[0], math.prod(found[1:]))
+        out, *kernel = found
+        found = (out, math.prod(kernel))
     fits = len(found) == len(expected) and all(e in (-1, f) for e, f in zip(expected, found, strict=True))
     if not fits:
         raise AdapterError(

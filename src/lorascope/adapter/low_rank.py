@@ -35,7 +35,8 @@ def product_spectrum(B: NDArray[Any], A: NDArray[Any], scale: float, key: str) -
     core, largest = _core(B, A, key)
     if largest == 0.0:
         return np.zeros(min(B.shape[0], A.shape[1], B.shape[1]))
-    return abs(scale) * largest * np.linalg.svd(core / largest, compute_uv=False)
+    values: NDArray[np.float64] = np.linalg.svd(core / largest, compute_uv=False)
+    return abs(scale) * largest * values
 
 
 def product_norm(B: NDArray[Any], A: NDArray[Any], scale: float, key: str) -> float:

@@ -123,12 +123,10 @@ class Structured(ABC):
         Raises:
             AdapterError: where the known axes do not fit.
         """
-        if len(base_shape) == 1:
-            out, in_ = base_shape[0], 1
-        elif len(base_shape) > 2:
-            out, in_ = base_shape[0], math.prod(base_shape[1:])
-        else:
-            out, in_ = base_shape[::-1] if self.is_transposed else base_shape
+        out, *rest = base_shape
+        in_ = math.prod(rest)
+        if self.is_transposed and len(rest) == 1:
+            out, in_ = in_, out
         for known, given in zip(self.shape, (out, in_), strict=True):
             if known not in (-1, given):
                 raise AdapterError(

@@ -9,7 +9,7 @@ widened only when a computation asks for it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -33,10 +33,8 @@ class Factors(NamedTuple):
 class Update(Protocol):
     """What an adapter does to one base weight, of shape [out, in] and stored as ``base_shape``."""
 
-    @property
-    def kind(self) -> str:
-        """The name of the parametrisation: ``lora``, ``loha`` …"""
-        ...
+    kind: ClassVar[str]
+    """The name of the parametrisation: ``lora``, ``loha`` …"""
 
     @property
     def shape(self) -> tuple[int, int]:

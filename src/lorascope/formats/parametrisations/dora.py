@@ -11,7 +11,7 @@ Source: Liu et al., https://arxiv.org/abs/2402.09353; https://github.com/hugging
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class DoRA(Relative):
         axis: whether m has one entry for each output or for each input.
     """
 
-    kind = "dora"
+    kind: ClassVar[str] = "dora"
     inner: Update
     axis: Literal["out", "in"] = "out"
 

@@ -14,7 +14,7 @@ lycoris/modules/loha.py; https://github.com/huggingface/peft, src/peft/tuners/lo
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from lorascope.formats.parametrisation import Parametrisation, Parts
 class LoHa(Expanded):
     """ΔW = scale · (w1_a w1_b) ∘ (w2_a w2_b)."""
 
-    kind = "loha"
+    kind: ClassVar[str] = "loha"
 
     @property
     def rank(self) -> int:
