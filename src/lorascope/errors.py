@@ -15,6 +15,7 @@ class LorascopeError(Exception):
         expected: what would have been right.
         found: what was there instead.
         hint: what the person can do next.
+        code: a stable name of the defect, where programs tell it from others (``lfs-pointer``).
 
     >>> print(LorascopeError("the ranks differ", file="a.safetensors", key="q_proj", expected="8", found="4"))
     a.safetensors: q_proj: the ranks differ (expected 8, found 4)
@@ -29,6 +30,7 @@ class LorascopeError(Exception):
         expected: object = None,
         found: object = None,
         hint: str | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(what)
         self.what = what
@@ -37,6 +39,7 @@ class LorascopeError(Exception):
         self.expected = None if expected is None else str(expected)
         self.found = None if found is None else str(found)
         self.hint = hint
+        self.code = code
 
     def __str__(self) -> str:
         where = "".join(f"{part}: " for part in (self.file, self.key) if part)

@@ -54,7 +54,7 @@ def test_one_adapter_gives_one_object_of_the_schema(adapter_folder: Path) -> Non
     done = run(adapter_folder, "--json")
     assert done.returncode == 0 and done.stderr == ""
     (value,) = objects(done.stdout)
-    assert value["schema_version"] == 1 and value["format"] == "peft" and value["kind"] == "lora"
+    assert value["schema_version"] == 2 and value["format"] == "peft" and value["kind"] == "lora"
     assert [(site["name"], site["layer"], site["shape"]) for site in value["sites"]] == [
         ("layers.0.q", "linear", [4, 3]),
         ("embed", "embedding", [4, 9]),

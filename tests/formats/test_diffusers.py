@@ -84,7 +84,132 @@ def test_metadata_that_is_no_object_is_refused(tmp_path: Path, text: str) -> Non
         read(tmp_path, {"unet.q.lora_A.weight": DOWN, "unet.q.lora_B.weight": UP}, {"lora_adapter_metadata": text})
 
 
-def test_edited_and_foreign_adapters_are_not_written_yet(tmp_path: Path) -> None:
-    adapter = Adapter({"unet.q": LowRank(UP, DOWN)})
-    with pytest.raises(AdapterError, match="only as they were read"):
-        formats.write(adapter, tmp_path / "x.safetensors", format="diffusers")
+PAIR = {"unet.q.lora_A.weight": DOWN, "unet.q.lora_B.weight": UP}
+
+
+def test_the_text_encoder_of_2023(tmp_path: Path) -> None:
+    path = "text_encoder.layers.0.self_attn"
+    adapter = read(tmp_path, {f"{path}.to_out_lora.down.weight": DOWN, f"{path}.to_out_lora.up.weight": UP})
+    assert list(adapter) == [f"{path}.out_proj"]
+
+
+@pytest.mark.parametrize("ending", ["lora_magnitude_vector", "lora_magnitude_vector.default.weight", "dora_scale"])
+def test_a_magnitude_makes_dora(tmp_path: Path, ending: str) -> None:
+    magnitude = np.arange(1, 6, dtype=np.float32)
+    adapter = read(tmp_path, PAIR | {f"unet.q.{ending}": magnitude})
+    assert adapter["unet.q"].kind == adapter.provenance.kind == "dora"
+    base = RNG.standard_normal((5, 4))
+    moved = base + adapter["unet.q"].delta_weight(np.float64, base=base)
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), magnitude, rtol=1e-12)
+
+
+def test_a_magnitude_of_an_attention_processor_has_the_older_name(tmp_path: Path) -> None:
+    tensors = {"a.attn1.processor.to_out_lora.down.weight": DOWN, "a.attn1.processor.to_out_lora.up.weight": UP}
+    adapter = read(tmp_path, tensors | {"a.attn1.to_out.lora_magnitude_vector": np.ones(5, np.float32)})
+    assert {site: update.kind for site, update in adapter.items()} == {"a.attn1.to_out.0": "dora"}
+
+
+def test_a_bias_changes_the_bias_of_the_layer(tmp_path: Path) -> None:
+    tensors = PAIR | {"unet.q.lora_B.bias": np.arange(5, dtype=np.float32), "unet.q.alpha": np.array(4, np.float32)}
+    adapter = read(tmp_path, tensors)
+    delta = adapter["unet.q"].delta_bias(np.float64)
+    assert delta is not None
+    np.testing.assert_array_equal(delta, 2.0 * np.arange(5))
+
+
+def test_extras_of_no_site_are_kept(tmp_path: Path) -> None:
+    tensors = PAIR | {"unet.k.lora_B.bias": np.ones(5, np.float32), "unet.k.lora_magnitude_vector": np.ones(5)}
+    assert sorted(read(tmp_path, tensors).leftovers) == ["unet.k.lora_B.bias", "unet.k.lora_magnitude_vector"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "match"),
+    [
+        (PAIR | {"unet.q.lora_B.bias": np.ones(4, np.float32)}, {}, "bias does not fit"),
+        (PAIR | {"unet.q.lora_B.bias": np.ones(5, np.int8)}, {}, "does not hold floating-point"),
+        (PAIR | {"unet.q.lora_magnitude_vector": np.ones(3)}, {}, "fits neither axis"),
+        (PAIR | {"unet.q.lora_magnitude_vector": np.ones(5), "unet.q.dora_scale": np.ones(5)}, {}, "two tensors"),
+        (PAIR, {"unet.r": 2, "unet.use_dora": True}, "magnitude is missing"),
+        (PAIR, {"unet.r": 3}, "rank of the tensors"),
+        (PAIR, {"unet.r": True}, "positive integer"),
+    ],
+)
+def test_a_damaged_site_is_named(tmp_path: Path, tensors: dict[str, Any], metadata: dict[str, Any], match: str) -> None:
+    with pytest.raises(AdapterError, match=match):
+        read(tmp_path, tensors, {"lora_adapter_metadata": json.dumps(metadata)})
+
+
+def test_what_is_written_has_each_components_configuration(tmp_path: Path) -> None:
+    adapter = Adapter(
+        {
+            "unet.a.q": LowRank(UP, DOWN, 2.0),
+            "unet.a.k": LowRank(UP[:, :1], DOWN[:1], 0.5),
+            "unet.conv": LowRank(UP, np.ones((2, 12), np.float32), 2.0, layer="conv2d", kernel=(3, 2, 2)),
+            "text_encoder.text_model.v": LowRank(UP, DOWN, 1 / 3, bias=np.ones(5, np.float32)),
+            "text_encoder.text_model.o": LowRank(UP, DOWN, 1 / 3),
+        }
+    )
+    formats.write(adapter, tmp_path / "folder", format="diffusers")
+    target = tmp_path / "folder" / "pytorch_lora_weights.safetensors"
+    with safetensors.safe_open(target, "numpy") as file:
+        config = json.loads(file.metadata()["lora_adapter_metadata"])
+        assert file.metadata()["format"] == "pt"
+        assert file.get_slice("unet.conv.lora_A.weight").get_shape() == [2, 3, 2, 2]
+        assert file.get_slice("unet.conv.lora_B.weight").get_shape() == [5, 2, 1, 1]
+        assert not file.get_tensor("text_encoder.text_model.o.lora_B.bias").any()
+    assert config == {
+        "unet.r": 2,
+        "unet.lora_alpha": 4,
+        "unet.rank_pattern": {r"^a\.k": 1},
+        "unet.alpha_pattern": {r"^a\.k": 0.5},
+        "unet.target_modules": ["a.k", "a.q", "conv"],
+        "unet.use_dora": False,
+        "unet.lora_bias": False,
+        "text_encoder.r": 2,
+        "text_encoder.lora_alpha": 2 / 3,
+        "text_encoder.rank_pattern": {},
+        "text_encoder.alpha_pattern": {},
+        "text_encoder.target_modules": ["o", "v"],
+        "text_encoder.use_dora": False,
+        "text_encoder.lora_bias": True,
+    }
+    again = formats.read(tmp_path / "folder")
+    assert not again.notes
+    for site, update in adapter.items():
+        np.testing.assert_array_equal(again[site].delta_weight(np.float64), update.delta_weight(np.float64))
+
+
+def test_an_unedited_file_is_written_as_it_was_and_a_suffix_makes_a_file(tmp_path: Path) -> None:
+    adapter = read(tmp_path, PAIR | {"x.lora": UP}, {"made": "here"})
+    formats.write(adapter, tmp_path / "copy.safetensors", format="diffusers")
+    again = formats.read(tmp_path / "copy.safetensors")
+    assert again.provenance.metadata == {"made": "here"}
+    assert again.original is not None and adapter.original is not None
+    assert {key: value.tobytes() for key, value in again.original.items()} == {
+        key: value.tobytes() for key, value in adapter.original.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("sites", "match"),
+    [
+        ({}, "without sites"),
+        ({"unet.q": LowRank(UP, DOWN), "q": LowRank(UP, DOWN)}, "some sites name a component"),
+        ({"q": LowRank(UP, DOWN, is_transposed=True)}, "transposed linear"),
+        ({"q": LowRank(UP, DOWN, layer="embedding", is_transposed=True)}, "no LoRA for such a layer"),
+        ({"lora_unet_q": LowRank(UP, DOWN)}, "lost their dots"),
+    ],
+)
+def test_what_diffusers_cannot_hold_is_refused(tmp_path: Path, sites: dict[str, Any], match: str) -> None:
+    with pytest.raises(AdapterError, match=match):
+        formats.write(Adapter(sites), tmp_path / "x.safetensors", format="diffusers")
+    assert not list(tmp_path.iterdir())
+
+
+def test_dora_at_some_sites_only_is_refused(tmp_path: Path) -> None:
+    magnitude = {"unet.q.lora_magnitude_vector": np.ones(5, np.float32)}
+    other = {"unet.k.lora_A.weight": DOWN, "unet.k.lora_B.weight": UP}
+    adapter = read(tmp_path, PAIR | magnitude | other)
+    assert [update.kind for update in adapter.values()] == ["lora", "dora"]
+    with pytest.raises(AdapterError, match="states once for a component"):
+        formats.write(adapter, tmp_path / "x.safetensors", format="diffusers", dtype="float16")

@@ -31,11 +31,12 @@ def product_spectrum(B: NDArray[Any], A: NDArray[Any], scale: float, key: str) -
         AdapterError: where ΔW is beyond the range of float64.
     """
     if 0 in (*B.shape, *A.shape):
-        return np.zeros(0)
+        return np.zeros(0, np.float64)
     core, largest = _core(B, A, key)
     if largest == 0.0:
-        return np.zeros(min(B.shape[0], A.shape[1], B.shape[1]))
-    values: NDArray[np.float64] = np.linalg.svd(core / largest, compute_uv=False)
+        count = int(min(B.shape[0], A.shape[1], B.shape[1]))
+        return np.zeros(count, np.float64)
+    values = np.asarray(np.linalg.svd(core / largest, compute_uv=False), np.float64)
     return abs(scale) * largest * values
 
 

@@ -123,6 +123,8 @@ class Structured(ABC):
         Raises:
             AdapterError: where the known axes do not fit.
         """
+        if not base_shape:
+            raise AdapterError("a base weight has at least one axis", key=self._key)
         out, *rest = base_shape
         in_ = math.prod(rest)
         if self.is_transposed and len(rest) == 1:

@@ -14,7 +14,7 @@ from lorascope.errors import LorascopeError
 
 app = typer.Typer(
     name="lorascope",
-    help="LoRA adapters as data: read them exactly, forge zoos of them, learn from their weights.",
+    help="LoRA adapters as data: read, verify and convert them exactly, forge zoos of them, learn from their weights.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -22,9 +22,13 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from lorascope.cli import evaluate, fit, forge, inspect, predict, zoo
+    from lorascope.cli import bake, convert, evaluate, fit, forge, formats, inspect, predict, verify, zoo
 
     app.command("inspect")(inspect.inspect)
+    app.command("verify")(verify.verify)
+    app.command("convert")(convert.convert)
+    app.command("bake")(bake.bake)
+    app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("fit")(fit.fit)
     app.command("evaluate")(evaluate.evaluate)

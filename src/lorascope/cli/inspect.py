@@ -33,7 +33,7 @@ def inspect(
     from lorascope.report.tables import as_text
 
     limit = None if sites == "all" else _count(sites)
-    found = _expanded(locations)
+    found = expanded(locations)
     if len(found) == 1:
         summary = summarise(read(found[0], format=format))
         print_json(summary) if as_json else as_text(summary, console(), limit)
@@ -58,18 +58,18 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _expanded(locations: list[str]) -> list[str]:
+def expanded(locations: list[str]) -> list[str]:
     """A folder that is no adapter itself becomes the adapters in it; all else is judged when it is read."""
     from pathlib import Path
 
     from lorascope.formats import find
 
-    expanded: list[str] = []
+    result: list[str] = []
     for location in locations:
         folder = Path(location)
         inside = find(folder) if folder.is_dir() else []
         if folder in inside and len(inside) > 1:
             more = "1 more adapter" if len(inside) == 2 else f"{len(inside) - 1} more adapters"
             sys.stderr.write(f"{ascii(location)[1:-1]}: {more} in its subfolders, not shown\n")
-        expanded += [location] if folder in inside or not inside else [str(path) for path in inside]
-    return expanded
+        result += [location] if folder in inside or not inside else [str(path) for path in inside]
+    return result

@@ -19,7 +19,7 @@ from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.registry import Format, format_named, formats, recognised
 from lorascope.formats.source import contents_of, find, is_adapter
 
-__all__ = ["Format", "find", "formats", "is_adapter", "read", "write"]
+__all__ = ["Format", "find", "format_named", "formats", "is_adapter", "read", "write"]
 
 
 def read(location: str | os.PathLike[str], *, format: str | None = None) -> Adapter:

@@ -78,6 +78,7 @@ def _pointer_error(start: bytes, path: Path) -> AdapterError:
         file=path,
         found=oid[1] if oid else None,
         hint="run `git lfs pull` in the repository, or download the file itself",
+        code="lfs-pointer",
     )
 
 

@@ -51,7 +51,10 @@ class Halves:
         halves = self._keys.setdefault(site, {})
         if half in halves:
             raise AdapterError(
-                f"two tensors are the factor {half} of one site", key=site, found=f"{halves[half]} and {key}"
+                f"two tensors are the factor {half} of one site",
+                key=site,
+                found=f"{halves[half]} and {key}",
+                code="duplicate-keys",
             )
         halves[half] = key
 

@@ -54,6 +54,21 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 
 
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name that the format gives to a dtype.
+
+    >>> dtype_name(np.dtype("float16"))
+    'F16'
+
+    Raises:
+        AdapterError: where it has none.
+    """
+    for name, known in _DTYPES.items():
+        if known == dtype:
+            return name
+    raise AdapterError("safetensors has no such dtype", expected=", ".join(_DTYPES), found=dtype.name)
+
+
 def read_safetensors(path: Path) -> TensorFile:
     """The tensors of a safetensors file as read-only views, and its metadata.
 
@@ -112,7 +127,7 @@ def _header(prefix: bytes, stream: Any, size: int, path: Path) -> tuple[dict[str
     try:
         parsed: Any = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except _DuplicateNameError as error:
-        raise AdapterError("two tensors have the same name", file=path, key=str(error)) from None
+        raise AdapterError("two tensors have the same name", file=path, key=str(error), code="duplicate-keys") from None
     except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise AdapterError("header is not JSON: not a safetensors file", file=path) from None
     if not text.startswith(b"{") or not isinstance(parsed, dict):

@@ -50,6 +50,14 @@ def contents_of(location: str | os.PathLike[str]) -> Contents:
     return Contents(file.tensors, file.metadata, config, text, weights, file.container)
 
 
+def exists(location: str | os.PathLike[str]) -> bool:
+    """Whether a local path is there; False for one that no file system could hold."""
+    try:
+        return Path(location).exists() or Path(location).is_symlink()
+    except (OSError, ValueError):
+        return False
+
+
 def weights_at(location: str | os.PathLike[str]) -> Path:
     """The weights file that ``location`` stands for, downloaded where it is a hub id."""
     path = Path(location)

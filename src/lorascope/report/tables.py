@@ -46,13 +46,13 @@ def _print_head(summary: dict[str, Any], console: Console) -> None:
     sites = summary["sites"]
     rows = [
         ("adapter", safe(summary["path"] or "in memory", 4096)),
-        ("format", f"{summary['format']} · {summary['kind']}"),
+        ("format", f"{summary['format']} · {_counted(site['kind'] for site in sites) or summary['kind']}"),
         ("base model", safe(summary["base_model"] or "not stated")),
         ("sites", f"{len(sites)} · {_counted(site['layer'] for site in sites)}"),
-        ("rank", _span([site["rank"] for site in sites])),
+        ("rank", _span([site["dim"] for site in sites])),
         ("scale", _span([site["scale"] for site in sites])),
         ("dtype", _counted(site["dtype"] for site in sites)),
-        ("‖ΔW‖", f"{summary['norm']:.6g}"),
+        ("‖ΔW‖", "not known" if summary["norm"] is None else f"{summary['norm']:.6g}"),
     ]
     for name, value in rows:  # a path broken over two lines could not be copied
         console.print(Text.assemble((f"{name:<12}", "dim"), value), soft_wrap=True)
@@ -68,12 +68,14 @@ def _table(sites: list[dict[str, Any]], prefix: str, values: int) -> Table:
     for site in sites:
         table.add_row(
             Text(safe(site["name"][len(prefix) :])),
-            f"{site['shape'][0]} × {site['shape'][1]}",
-            str(site["rank"]),
+            " × ".join("?" if axis is None else str(axis) for axis in site["shape"]),
+            str(site["dim"])
+            if site["dim"] == site["rank"] or site["rank"] is None
+            else f"{site['dim']}→{site['rank']}",
             f"{site['scale']:.4g}",
-            f"{site['norm']:.4g}",
+            "–" if site["norm"] is None else f"{site['norm']:.4g}",
             "–" if site["stable_rank"] is None else f"{site['stable_rank']:.2f}",
-            " ".join(f"{value:.3g}" for value in site["singular_values"][:values]),
+            " ".join(f"{value:.3g}" for value in (site["singular_values"] or ())[:values]),
         )
     return table
 

@@ -5,47 +5,72 @@
     c  <path>.to_q.lora_A.weight / .lora_B.weight, configuration as JSON in the metadata ``lora_adapter_metadata``
 
     ΔW = scale · up · down;   scale = alpha/rank, or 1 where the file states no alpha
+    <site>.lora_magnitude_vector: DoRA;   <site>.lora_B.bias: the layer's bias changes by scale · bias
 
-Source: https://github.com/huggingface/diffusers, src/diffusers/utils/peft_utils.py (``get_peft_kwargs``) and
-src/diffusers/loaders/lora_base.py. Component prefixes (``unet.``, ``text_encoder.``) stay in the site names.
+Written are files of grammar c with their metadata, which ``load_lora_weights`` and ``load_lora_adapter`` load.
+
+Source: https://github.com/huggingface/diffusers, src/diffusers/utils/peft_utils.py (``get_peft_kwargs``),
+src/diffusers/utils/state_dict_utils.py, src/diffusers/loaders/lora_base.py and src/diffusers/loaders/peft.py.
+Component prefixes (``unet.``, ``text_encoder.``) stay in the site names; files without one keep none.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from numpy.typing import DTypeLike
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter import Adapter, Note, Provenance
+from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import text_or_none
-from lorascope.formats.contents import Contents
+from lorascope.formats.config_file import flag, text_or_none
+from lorascope.formats.contents import Contents, Tensors
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
-from lorascope.formats.pairs import Half, Halves, Scale, low_rank
+from lorascope.formats.output_file import written_folder
+from lorascope.formats.pairs import Half, Halves, Scale, convolution_factors
+from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_folder import PREFIX as PEFT_PREFIX
+from lorascope.formats.peft_folder import alpha_for, cast_to, padded
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 from lorascope.formats.safetensors_file import write_safetensors
 from lorascope.formats.scalars import stated_alpha
 
+WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+"""The name that diffusers looks for in a folder."""
+
 _METADATA = "lora_adapter_metadata"
-_COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3", "prior")
+_COMPONENTS = (
+    *("unet", "transformer", "transformer_2", "transformer_ref", "prior", "connectors", "text_conditioner"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3"),
+)
 
 _PROCESSOR = re.compile(r"(?P<path>.+)\.processor\.(?P<name>\w+)_lora\.(?P<half>down|up)\.weight", re.DOTALL)
+_OLD_TEXT = re.compile(r"(?P<path>.+\.self_attn)\.to_(?P<name>q|k|v|out)_lora\.(?P<half>down|up)\.weight", re.DOTALL)
 _UP_DOWN = re.compile(r"(?P<site>.+)\.(?:lora|lora_linear_layer)\.(?P<half>down|up)\.weight", re.DOTALL)
 _PEFT_STYLE = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight", re.DOTALL)
 _ALPHA = re.compile(r"(?P<site>.+?)(?:\.lora|\.lora_linear_layer)?\.alpha", re.DOTALL)
+_EXTRAS: Mapping[str, re.Pattern[str]] = {
+    "bias": re.compile(r"(?P<site>.+)\.(?:lora_B(?:\.default)?|lora\.up|lora_linear_layer\.up)\.bias", re.DOTALL),
+    "magnitude": re.compile(
+        r"(?P<site>.+)\.(?:lora_magnitude_vector(?:\.default)?(?:\.weight)?|dora_scale)", re.DOTALL
+    ),
+}
 
 
 def _parsed(key: str) -> tuple[str, Half] | None:
     if match := _PROCESSOR.fullmatch(key):
         name = "to_out.0" if match["name"] == "to_out" else match["name"]
         return f"{match['path']}.{name}", "A" if match["half"] == "down" else "B"
+    if match := _OLD_TEXT.fullmatch(key):
+        return f"{match['path']}.{match['name']}_proj", "A" if match["half"] == "down" else "B"
     if match := _UP_DOWN.fullmatch(key):
         return match["site"], "A" if match["half"] == "down" else "B"
     if match := _PEFT_STYLE.fullmatch(key):
@@ -59,7 +84,7 @@ def recognise_diffusers(contents: Contents) -> Evidence | None:
     for key in contents.tensors:
         if _PROCESSOR.fullmatch(key):
             return Evidence(SPECIFIC, "keys name attention processors")
-        if _UP_DOWN.fullmatch(key):
+        if _UP_DOWN.fullmatch(key) or _OLD_TEXT.fullmatch(key):
             return Evidence(SPECIFIC, "keys end lora.down.weight")
         if style is None and _PEFT_STYLE.fullmatch(key) and not key.startswith(PEFT_PREFIX):
             style = key
@@ -67,34 +92,40 @@ def recognise_diffusers(contents: Contents) -> Evidence | None:
         return None
     if _METADATA in contents.metadata:
         return Evidence(SPECIFIC, f"PEFT-style keys with {_METADATA}")
-    if style.split(".", 1)[0] in _COMPONENTS:
+    if _component(style):
         return Evidence(PLAIN, "PEFT-style keys with a component prefix")
     return None
+
+
+def _component(site: str) -> str:
+    """The component that the name begins with, or nothing."""
+    first = site.partition(".")[0]
+    return first if first in _COMPONENTS else ""
 
 
 def read_diffusers(contents: Contents) -> Adapter:
     """The adapter of a diffusers file.
 
     Raises:
-        AdapterError: where a pair is broken, the metadata is no JSON, or the file is DoRA.
+        AdapterError: where a pair is broken, the metadata is no JSON, or a magnitude that it promises is missing.
     """
     halves, alphas, leftover_keys = Halves(), dict[str, float | None](), list[str]()
+    extras: dict[str, dict[str, str]] = {}
     for key, tensor in contents.tensors.items():
-        if "lora_magnitude_vector" in key or key.endswith(".dora_scale"):
-            raise AdapterError("DoRA is recognised, but not read by this version", key=key)
         if parsed := _parsed(key):
             halves.add(*parsed, key)
         elif match := _ALPHA.fullmatch(key):
             alphas[match["site"]] = stated_alpha(tensor, key)
-        else:
+        elif not _add_extra(extras, key):
             leftover_keys.append(key)
     pairs = halves.checked()
     leftover_keys += [key for key in contents.tensors if _is_alpha_of_no_site(key, pairs)]
-    rule = _ScaleRule(alphas, _component_rules(contents), [], [])
-    sites = {
-        site: low_rank(site, contents.tensors, keys, lambda rank, site=site: rule(site, rank))
-        for site, keys in pairs.items()
-    }
+    extras = {_site_of_extra(site, pairs): roles for site, roles in extras.items()}
+    leftover_keys += [key for site, roles in extras.items() if site not in pairs for key in roles.values()]
+    rule = _ScaleRule(alphas, _component_rules(contents))
+    sites: dict[str, Update] = {}
+    for site, keys in pairs.items():
+        sites[site] = _update(site, contents.tensors, {"B": keys[0], "A": keys[1], **extras.get(site, {})}, rule)
     notes: list[Note] = []
     if rule.assumed:
         notes.append(assumed_scale_note(rule.assumed, "no alpha in the file: scale 1"))
@@ -106,7 +137,7 @@ def read_diffusers(contents: Contents) -> Adapter:
         sites=sites,
         provenance=Provenance(
             format="diffusers",
-            kind="lora",
+            kind="dora" if any(update.kind == "dora" for update in sites.values()) else "lora",
             path=contents.path,
             base_model=text_or_none(contents.config or {}, "base_model_name_or_path"),
             config=contents.config or {},
@@ -118,9 +149,46 @@ def read_diffusers(contents: Contents) -> Adapter:
     )
 
 
+def _add_extra(extras: dict[str, dict[str, str]], key: str) -> bool:
+    for role, pattern in _EXTRAS.items():
+        if match := pattern.fullmatch(key):
+            roles = extras.setdefault(match["site"], {})
+            if role in roles:
+                raise AdapterError(f"two tensors are the {role} of one site", key=match["site"], found=key)
+            roles[role] = key
+            return True
+    return False
+
+
+def _site_of_extra(site: str, pairs: Mapping[str, Any]) -> str:
+    """Attention processors keep their magnitudes under the module's older name."""
+    plain = site.replace(".processor.", ".")
+    return f"{plain}.0" if f"{plain}.0" in pairs and plain.endswith(".to_out") else plain
+
+
 def _is_alpha_of_no_site(key: str, pairs: Mapping[str, Any]) -> bool:
     match = None if _parsed(key) else _ALPHA.fullmatch(key)
     return match is not None and match["site"] not in pairs
+
+
+def _update(site: str, tensors: Tensors, keys: Mapping[str, str], rule: _ScaleRule) -> Update:
+    parts = Parts(
+        site,
+        {role: tensors[key] for role, key in keys.items()},
+        keys,
+        lambda rank: rule(site, rank),
+    )
+    if "bias" in parts:
+        parts.tensor("bias", None)
+    return built("dora" if "magnitude" in parts or rule.is_dora(site) else "lora", parts)
+
+
+@dataclass(frozen=True)
+class _Component:
+    """What the metadata say of one component."""
+
+    scale: PeftScale
+    is_dora: bool
 
 
 @dataclass
@@ -128,25 +196,36 @@ class _ScaleRule:
     """Alpha tensors first, then the configuration of the component, else 1."""
 
     alphas: Mapping[str, float | None]
-    components: Mapping[str, PeftScale]
-    assumed: list[str]
-    defaulted: list[str]
+    components: Mapping[str, _Component]
+    assumed: list[str] = field(default_factory=list[str])
+    defaulted: list[str] = field(default_factory=list[str])
 
     def __call__(self, site: str, rank: int) -> Scale:
         alpha = self.alphas.get(site)
         if alpha is not None:
             return Scale(alpha / rank, alpha)
-        for component, rule in self.components.items():
-            if not component or site.startswith(f"{component}."):
-                scale = rule(site.removeprefix(f"{component}."), rank)
-                if scale.is_assumed:
-                    self.defaulted.append(site)
-                return scale
-        self.assumed.append(site)
-        return Scale(1.0, None, is_assumed=True)
+        name, component = self._of(site)
+        if component is None:
+            self.assumed.append(site)
+            return Scale(1.0, None, is_assumed=True)
+        scale = component.scale(site.removeprefix(f"{name}."), rank)
+        if scale.is_assumed:
+            self.defaulted.append(site)
+        return scale
+
+    def is_dora(self, site: str) -> bool:
+        """Whether the metadata say that the component of the site has magnitudes."""
+        component = self._of(site)[1]
+        return component is not None and component.is_dora
+
+    def _of(self, site: str) -> tuple[str, _Component | None]:
+        for name, component in self.components.items():
+            if not name or site.startswith(f"{name}."):
+                return name, component
+        return "", None
 
 
-def _component_rules(contents: Contents) -> dict[str, PeftScale]:
+def _component_rules(contents: Contents) -> dict[str, _Component]:
     text = contents.metadata.get(_METADATA)
     if text is None:
         return {}
@@ -157,27 +236,145 @@ def _component_rules(contents: Contents) -> dict[str, PeftScale]:
     if not isinstance(value, dict):
         raise AdapterError("the metadata is no JSON object", key=_METADATA, found=text[:80])
     configs: dict[str, dict[str, Any]] = {}
-    for name, field in cast("dict[str, Any]", value).items():
+    for name, entry in cast("dict[str, Any]", value).items():
         component, _, key = name.rpartition(".")
-        configs.setdefault(component, {})[key] = field
+        configs.setdefault(component, {})[key] = entry
     # the longest component first, so that the one without a name comes last
     order = sorted((name for name, config in configs.items() if "r" in config), key=len, reverse=True)
-    return {component: PeftScale.of(configs[component]) for component in order}
+    return {name: _Component(PeftScale.of(configs[name]), flag(configs[name], "use_dora")) for name in order}
 
 
 def write_diffusers(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
-    """Write back an unedited adapter of this format: the same tensors and metadata.
+    """Write one file of grammar c, with each component's configuration in its metadata.
+
+    ``path`` is the file where it has a suffix; else it is a folder, in which the file gets the name that diffusers
+    looks for. alpha = scale · rank at every site. An unedited adapter of this format is written as it was.
 
     Raises:
-        AdapterError: where the adapter comes from another format or was edited.
+        AdapterError: where diffusers has no place for a site, or a component is DoRA at some of its sites only.
+        OutputError: where the file cannot be written.
     """
-    if adapter.original is None or adapter.provenance.format != "diffusers" or dtype is not None:
+    if adapter.original is not None and adapter.provenance.format == "diffusers" and dtype is None:
+        tensors, metadata = adapter.original, adapter.provenance.metadata
+    else:
+        tensors, metadata = _written(adapter, dtype)
+    if path.suffix and not path.is_dir():
+        write_safetensors(path, tensors, metadata)
+        return
+    with written_folder(path) as folder:
+        write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
+
+
+def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    components: dict[str, dict[str, Update]] = {}
+    for site, update in adapter.items():
+        components.setdefault(_component(site), {})[site] = update
+    if not components:
+        raise AdapterError("an adapter without sites cannot be written to this format")
+    if len(components) > 1 and "" in components:
         raise AdapterError(
-            "this version writes diffusers files only as they were read",
-            expected="an unedited adapter of this format and no dtype",
-            hint='write it with format="peft"',
+            "some sites name a component of the pipeline and others do not",
+            key=next(iter(components[""])),
+            expected=f"names that begin {', '.join(name for name in components if name)}",
         )
-    write_safetensors(path, adapter.original, adapter.provenance.metadata)
+    tensors: dict[str, NDArray[Any]] = {}
+    config: dict[str, Any] = {}
+    for component, sites in components.items():
+        plain = {site: _plain(site, update) for site, update in sites.items()}
+        tensors |= _component_tensors(sites, plain, dtype)
+        prefix = f"{component}." if component else ""
+        config |= {prefix + key: value for key, value in _component_config(prefix, sites, plain).items()}
+    own = adapter.provenance.format == "diffusers"
+    metadata = dict(adapter.provenance.metadata) if own else {}
+    if own:
+        tensors |= adapter.leftovers
+    return tensors, metadata | {"format": "pt", _METADATA: json.dumps(config, indent=2, sort_keys=True)}
+
+
+def _plain(site: str, update: Update) -> LowRank:
+    """The low-rank part of a site that diffusers has a layer for."""
+    inner = update.inner if isinstance(update, DoRA) else update
+    if not isinstance(inner, LowRank):
+        raise AdapterError("diffusers files hold only LoRA and DoRA", key=site, found=update.kind)
+    if inner.layer in ("embedding", "norm") or inner.is_transposed:
+        kind = f"{'transposed ' * inner.is_transposed}{inner.layer}"
+        raise AdapterError("diffusers has no LoRA for such a layer", key=site, expected="linear, conv", found=kind)
+    if isinstance(update, DoRA) and (update.axis == "in" or inner.bias is not None):
+        raise AdapterError(
+            "this DoRA has no place in a diffusers file",
+            key=site,
+            expected="a magnitude for each output and no bias",
+            found=f"axis {update.axis}{' and a bias' * (inner.bias is not None)}",
+        )
+    if "." not in site and site.startswith(("lora_", "lycoris_")):
+        raise AdapterError(
+            "the names of kohya's files have lost their dots, so the modules are not known",
+            key=site,
+            hint="give the sites the module paths of the pipeline first",
+        )
+    return replace(padded(inner), bias=inner.bias)
+
+
+def _component_tensors(
+    sites: Mapping[str, Update], plain: Mapping[str, LowRank], dtype: DTypeLike | None
+) -> dict[str, NDArray[Any]]:
+    tensors: dict[str, NDArray[Any]] = {}
+    has_biases = any(update.bias is not None for update in plain.values())
+    for site, update in plain.items():
+        B, A = convolution_factors(update)
+        tensors[f"{site}.lora_A.weight"], tensors[f"{site}.lora_B.weight"] = A, B
+        whole = sites[site]
+        if isinstance(whole, DoRA):
+            ones = (1,) * (len(update.kernel) - 1)
+            shape = (1, update.shape[0], *ones) if update.kernel else (update.shape[0],)
+            tensors[f"{site}.lora_magnitude_vector"] = whole.stored["magnitude"].reshape(shape)
+        if has_biases:  # diffusers states them once for the component, and leaves absent ones without values
+            bias = np.zeros(update.shape[0], B.dtype) if update.bias is None else update.bias
+            tensors[f"{site}.lora_B.bias"] = bias
+    return tensors if dtype is None else {key: cast_to(tensor, dtype) for key, tensor in tensors.items()}
+
+
+def _component_config(prefix: str, sites: Mapping[str, Update], plain: Mapping[str, LowRank]) -> dict[str, Any]:
+    is_dora = {isinstance(update, DoRA) for update in sites.values()}
+    if len(is_dora) > 1:
+        raise AdapterError(
+            "diffusers states once for a component whether it is DoRA, and here the sites differ",
+            key=next(site for site, update in sites.items() if not isinstance(update, DoRA)),
+        )
+    ranks = {site: update.rank for site, update in plain.items()}
+    alphas = {site: alpha_for(update, update.rank) for site, update in plain.items()}
+    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
+    return {
+        "r": rank,
+        "lora_alpha": _json_number(alpha),
+        "rank_pattern": {_pattern(prefix, site): value for site, value in ranks.items() if value != rank},
+        "alpha_pattern": {
+            _pattern(prefix, site): _json_number(value) for site, value in alphas.items() if value != alpha
+        },
+        "target_modules": sorted({_module(prefix, site) for site in plain}),
+        "use_dora": True in is_dora,
+        "lora_bias": any(update.bias is not None for update in plain.values()),
+    }
+
+
+def _commonest(values: Iterable[Any]) -> Any:
+    return Counter(values).most_common(1)[0][0]
+
+
+def _json_number(value: float) -> float | int:
+    return int(value) if value.is_integer() else value
+
+
+def _module(prefix: str, site: str) -> str:
+    """The module's name; a text encoder's ``text_model.`` is left out, as newer transformers have no such module."""
+    name = site.removeprefix(prefix)
+    return name.removeprefix("text_model.") if prefix.startswith("text_encoder") else name
+
+
+def _pattern(prefix: str, site: str) -> str:
+    """A regular expression for PEFT's ``(.*\\.)?(KEY)$`` that matches this site alone."""
+    name = _module(prefix, site)
+    return re.escape(name) if name != site.removeprefix(prefix) else f"^{re.escape(name)}"
 
 
 FORMATS = (
@@ -188,5 +385,9 @@ FORMATS = (
         recognise=recognise_diffusers,
         read=read_diffusers,
         write=write_diffusers,
+        kinds=("lora", "dora"),
+        writes=("lora", "dora"),
+        files="`pytorch_lora_weights.safetensors` or `.bin`: attention processors (2023), `lora.down`/`lora.up`, "
+        "PEFT style with or without `lora_adapter_metadata`",
     ),
 )

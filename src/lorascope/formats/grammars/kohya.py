@@ -240,5 +240,6 @@ FORMATS = (
         recognise=recognise_kohya,
         read=read_kohya,
         write=write_kohya,
+        writes=("lora",),
     ),
 )

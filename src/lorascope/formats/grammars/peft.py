@@ -207,5 +207,6 @@ FORMATS = (
         recognise=recognise_peft,
         read=read_peft,
         write=write_peft,
+        writes=("lora",),
     ),
 )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from lorascope.formats.contents import Contents
-from lorascope.formats.registry import PLAIN, SPECIFIC, STATED, Evidence, Format
+from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 
 _KOHYA_FAMILY = SPECIFIC + 10  # beats plain kohya keys, which such files hold beside their own
 
@@ -23,15 +23,7 @@ def _by_keys(pattern: str, strength: int, container: str | None = None) -> Calla
     return recognise
 
 
-def _recognise_mlx(contents: Contents) -> Evidence | None:
-    config = contents.config or {}
-    if "fine_tune_type" in config or ("lora_parameters" in config and "peft_type" not in config):
-        return Evidence(STATED, "the configuration is that of the MLX trainer")
-    return _by_keys(r"\.lora_[ab]$", SPECIFIC)(contents)
-
-
 FORMATS = (
-    Format("mlx", "MLX LoRA", "https://github.com/ml-explore/mlx-lm", _recognise_mlx),
     Format(
         "lycoris",
         "LyCORIS",

@@ -1,0 +1,60 @@
+"""``lorascope bake``: adapters folded into a checkpoint, streaming."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+
+def bake(
+    base: Annotated[
+        str,
+        typer.Argument(
+            metavar="BASE", help="The base: a folder of safetensors weights, or one file.", show_default=False
+        ),
+    ],
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER...", help="Adapter files, folders or hub ids.", show_default=False),
+    ],
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="A new folder, or a new file where BASE is one.", show_default=False)
+    ],
+    weight: Annotated[
+        list[float] | None,
+        typer.Option("--weight", help="A factor for each adapter, in order; give it once for each.", show_default="1"),
+    ] = None,
+    allow_loss: Annotated[
+        bool,
+        typer.Option("--allow-loss", help="Leave out saved tensors of the adapters that the base has no place for."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
+) -> None:
+    """Fold adapters into a checkpoint, W + Σ ΔW, one tensor in memory at a time.
+
+    The sum is formed in float64 and rounded once to the dtype of the base. All other tensors and files are copied.
+    """
+    from lorascope.cli.output import console, print_json, progress
+    from lorascope.conversion import bake as bake_files
+    from lorascope.formats.checkpoint import Checkpoint
+
+    with progress("baking", len(Checkpoint.open(base).tensors)) as advance:
+        report = bake_files(
+            base,
+            adapters,
+            output,
+            weights=weight or None,
+            is_loss_allowed=allow_loss,
+            on_tensor=lambda count, total: advance(1),
+        )
+    if as_json:
+        print_json({"schema_version": 1, **asdict(report)})
+        return
+    replaced = f", {len(report.replaced)} replaced" if report.replaced else ""
+    console().print(
+        f"{report.sites} sites baked into {report.tensors} tensors{replaced}: {report.output}\n"
+        f"rounding to the dtype of the base: {report.rounding:.3g} of ‖ΔW‖",
+        soft_wrap=True,
+    )

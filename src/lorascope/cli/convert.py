@@ -1,0 +1,58 @@
+"""``lorascope convert``: an adapter in another format, with a report of every loss."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Adapter file, folder or hub id.", show_default=False)],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DST", help="What to write: a folder for peft and mlx, else a file.", show_default=False
+        ),
+    ],
+    to: Annotated[str, typer.Option(help="The format to write; `lorascope formats` lists them.", show_default=False)],
+    format: Annotated[
+        str | None, typer.Option(help="The format of SRC, where the file leaves it open.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="dtype of the tensors: float32, float16, bfloat16 …", show_default="as stored")
+    ] = None,
+    fold_scale: Annotated[
+        bool, typer.Option("--fold-scale", help="Multiply the scale into B, so that alpha = rank.")
+    ] = False,
+    base_name: Annotated[
+        str | None, typer.Option(help="Name of the base model to write.", show_default="as stated")
+    ] = None,
+    strip_metadata: Annotated[
+        bool, typer.Option("--strip-metadata", help="Leave out the metadata inside the file.")
+    ] = False,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write what can be written instead of refusing; the rest is reported.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The loss report as one JSON object.")] = False,
+) -> None:
+    """Convert an adapter to another format: same sites, same ΔW to rounding, every loss reported.
+
+    To its own format an unedited file is written bit for bit. The result is read again and compared with the source.
+    """
+    from lorascope.cli.output import console, print_json
+    from lorascope.conversion import convert as convert_file
+    from lorascope.report.losses import losses_as_text
+
+    report = convert_file(
+        source,
+        target,
+        to=to,
+        source_format=format,
+        dtype=dtype,
+        is_scale_folded=fold_scale,
+        base_name=base_name,
+        is_metadata_kept=not strip_metadata,
+        is_loss_allowed=allow_loss,
+    )
+    print_json(report.as_dict()) if as_json else losses_as_text(report, console())

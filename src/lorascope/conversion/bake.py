@@ -1,0 +1,264 @@
+"""``bake``: adapters folded into a checkpoint, W + Σ ΔW, tensor by tensor.
+
+The sum is formed in float64 and rounded once to the dtype of the base weight. One tensor is widened at a time: the checkpoint streams from its mapped files to new ones of the
+same names, and everything else in it is copied as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope import formats
+from lorascope.adapter import Adapter, LowRank, Structured, Update
+from lorascope.errors import AdapterError, OutputError
+from lorascope.formats.checkpoint import Checkpoint, site_and_part
+from lorascope.formats.output_file import replaced_file, written_folder
+from lorascope.formats.pairs import is_floating
+from lorascope.formats.stream_file import Slot, write_streamed
+
+_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+@dataclass(frozen=True)
+class BakeReport:
+    """What was folded in.
+
+    Args:
+        output: the folder or file written.
+        sites: how many sites of all adapters were folded in.
+        tensors: how many tensors of the checkpoint changed.
+        replaced: whole tensors of the adapters (saved heads, norms) that took the place of base tensors.
+        rounding: ‖W' − (W + ΣΔW)‖_F / ‖ΣΔW‖_F over all changed weights: what the base's dtype could not hold.
+    """
+
+    output: str
+    sites: int
+    tensors: int
+    replaced: tuple[str, ...]
+    rounding: float
+
+
+def bake(
+    base: str | os.PathLike[str],
+    adapters: Sequence[str | os.PathLike[str] | Adapter],
+    output: str | os.PathLike[str],
+    *,
+    weights: Sequence[float] | None = None,
+    is_loss_allowed: bool = False,
+    on_tensor: Callable[[int, int], None] | None = None,
+) -> BakeReport:
+    """Fold adapters into the checkpoint ``base`` and write it to ``output``.
+
+    Args:
+        base: a folder of safetensors weights (shards, a diffusers pipeline), or one file.
+        adapters: paths, hub ids or adapters; those that need the base weight (DoRA, OFT …) are applied to what the
+            adapters before them left.
+        output: a folder where the base is one, else a file.
+        weights: a factor for each adapter, 1 if left out; only additive updates take another.
+        is_loss_allowed: leave out tensors of the adapters that have no place in the base, instead of refusing.
+        on_tensor: told after each tensor how many are written, and of how many.
+
+    Raises:
+        AdapterError: where a site or a saved tensor is not in the base, does not fit it, or the base is quantised.
+        OutputError: where the output cannot be written; nothing is left behind.
+    """
+    source = Path(base)
+    checkpoint = Checkpoint.open(source)
+    loaded = [one if isinstance(one, Adapter) else formats.read(one) for one in adapters]
+    factors = list(weights) if weights is not None else [1.0] * len(loaded)
+    if len(factors) != len(loaded):
+        raise AdapterError("one weight for each adapter", expected=len(loaded), found=len(factors))
+    changes, replaced = _changes(checkpoint, loaded, factors, is_loss_allowed=is_loss_allowed)
+    tally = _Tally()
+    with _opened(source, Path(output), checkpoint) as targets:
+        done, metadata = 0, checkpoint.metadata
+        for file, path in targets.items():
+            names = [checkpoint.files[file] + name for name in checkpoint.names[file]]
+            slots = [
+                Slot(own, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape)
+                for own, name in zip(checkpoint.names[file], names, strict=True)
+            ]
+            baked = (_baked(name, checkpoint.tensors[name], changes, replaced, tally) for name in names)
+            write_streamed(path, slots, _counted(baked, done, len(checkpoint.tensors), on_tensor), metadata[file])
+            done += len(names)
+    return BakeReport(
+        output=os.fspath(output),
+        sites=sum(len(adapter) for adapter in loaded),
+        tensors=len({*changes, *replaced}),
+        replaced=tuple(replaced),
+        rounding=tally.error / tally.change if tally.change else 0.0,
+    )
+
+
+def _counted(
+    tensors: Iterable[NDArray[Any]], done: int, total: int, on_tensor: Callable[[int, int], None] | None
+) -> Iterator[NDArray[Any]]:
+    for count, tensor in enumerate(tensors, start=done + 1):
+        yield tensor
+        if on_tensor is not None:
+            on_tensor(count, total)
+
+
+class _Change(NamedTuple):
+    """One adapter's change of a weight (or bias), or of a part of it."""
+
+    site: str
+    update: Update
+    factor: float
+    is_bias: bool
+
+
+@dataclass
+class _Tally:
+    """Frobenius norms over all changed tensors: of ΣΔW, and of what rounding to the base's dtype took away."""
+
+    error: float = 0.0
+    change: float = 0.0
+
+    def add(self, error: float, change: float) -> None:
+        self.error, self.change = math.hypot(self.error, error), math.hypot(self.change, change)
+
+
+def _changes(
+    checkpoint: Checkpoint, adapters: Sequence[Adapter], factors: Sequence[float], *, is_loss_allowed: bool
+) -> tuple[dict[str, list[_Change]], dict[str, NDArray[Any]]]:
+    """Tensor name → what is added to it, and tensor name → what takes its place; everything is checked first."""
+    changes: dict[str, list[_Change]] = {}
+    replaced: dict[str, NDArray[Any]] = {}
+    for adapter, factor in zip(adapters, factors, strict=True):
+        if not adapter.provenance.is_relative_to_base:
+            raise AdapterError(
+                "the adapter's ΔW is not relative to the published base (its initialisation changed the base)",
+                file=adapter.provenance.path,
+                hint="convert it with PEFT's path_initial_model_for_weight_conversion first",
+            )
+        for site, update in adapter.items():
+            name, weight = checkpoint.name_of(site), checkpoint.weight(site)
+            _check_fit(checkpoint, adapter, site, update, weight)
+            if checkpoint.is_stored_transposed(site) and not update.is_transposed:
+                update = _turned(update)
+            if update.needs == "base weight" and factor != 1.0:
+                raise AdapterError(
+                    "an update that is relative to the base weight has no multiples", key=site, found=f"weight {factor}"
+                )
+            changes.setdefault(str(name), []).append(_Change(site, update, factor, is_bias=False))
+            bias = checkpoint.name_of(site, "bias")
+            if bias is not None and site_and_part(site)[1] is None:
+                stored = checkpoint.tensors[bias]
+                if update.bias is not None or update.delta_bias(np.float32, base=stored) is not None:
+                    changes.setdefault(bias, []).append(_Change(site, update, factor, is_bias=True))
+            elif update.bias is not None:
+                raise AdapterError("the adapter changes a bias that the base has not", key=site)
+        replaced |= _replacements(checkpoint, adapter, is_loss_allowed=is_loss_allowed)
+    return changes, replaced
+
+
+def _turned(update: Update) -> Update:
+    """The update for a base that stores the weight as [in, out], whatever the configuration says, as PEFT does."""
+    if isinstance(update, LowRank | Structured):
+        return replace(update, is_transposed=True)
+    raise AdapterError("the base stores this weight as [in, out]", found=update.kind)
+
+
+def _check_fit(checkpoint: Checkpoint, adapter: Adapter, site: str, update: Update, weight: NDArray[Any]) -> None:
+    if not is_floating(weight):
+        raise AdapterError(
+            "the base weight is quantised, so nothing can be added to it exactly",
+            file=adapter.provenance.path,
+            key=site,
+            found=weight.dtype.name,
+            hint="bake into the unquantised base",
+        )
+    if not checkpoint.is_fitting(site, update.base_shape):
+        raise AdapterError(
+            "the update does not fit the weight of the base",
+            file=adapter.provenance.path,
+            key=site,
+            expected=f"a weight of shape {list(update.base_shape)}",
+            found=list(weight.shape),
+            hint="is this the base that the adapter was made for?",
+        )
+
+
+def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {}
+    for key, tensor in adapter.leftovers.items():
+        path, _, ending = key.removeprefix("base_model.model.").replace(".base_layer.", ".").rpartition(".")
+        name = checkpoint.name_of(path, ending) if path else None
+        if name is not None and checkpoint.tensors[name].shape == tensor.shape and is_floating(tensor):
+            found[name] = tensor.astype(checkpoint.tensors[name].dtype)
+        elif not is_loss_allowed:
+            raise AdapterError(
+                "a saved tensor of the adapter has no place in the base",
+                file=adapter.provenance.path,
+                key=key,
+                found=list(tensor.shape),
+                hint="leave it out with --allow-loss",
+            )
+    return found
+
+
+def _baked(
+    name: str,
+    stored: NDArray[Any],
+    changes: Mapping[str, list[_Change]],
+    replaced: Mapping[str, NDArray[Any]],
+    tally: _Tally,
+) -> NDArray[Any]:
+    start = replaced.get(name, stored)
+    if name not in changes:
+        return start
+    wide = np.float64
+    total: NDArray[Any] = start.astype(wide)
+    for change in changes[name]:
+        _add(total, change, wide)
+    result = total.astype(stored.dtype)
+    if not bool(np.isfinite(result.astype(np.float32)).all()):
+        raise AdapterError("the sum is beyond the range of the base's dtype", key=name, found=stored.dtype.name)
+    change = total - start.astype(wide)
+    tally.add(float(np.linalg.norm((result.astype(wide) - total).ravel())), float(np.linalg.norm(change.ravel())))
+    return result
+
+
+def _add(total: NDArray[Any], change: _Change, wide: Any) -> None:
+    _, part = site_and_part(change.site)
+    target = total if part is None else part.of(total, change.site)
+    if change.is_bias:
+        delta = change.update.delta_bias(wide, base=target)
+    else:
+        needs_base = change.update.needs in ("base shape", "base weight")
+        delta = change.update.delta_weight(wide, base=target if needs_base else None)
+    if delta is not None:
+        target += change.factor * delta.reshape(target.shape)
+
+
+@contextmanager
+def _opened(source: Path, output: Path, checkpoint: Checkpoint) -> Generator[dict[Path, Path]]:
+    """Weights file of the base → where its baked version is written; all of it appears at once or not at all."""
+    if output.exists():
+        raise OutputError("the output is already there", file=output, hint="give a new name")
+    if source.is_file():
+        with replaced_file(output) as path:
+            yield {source: path}
+        return
+    with written_folder(output) as folder:
+        for file in sorted(source.rglob("*")):
+            relative = file.relative_to(source)
+            is_hidden = any(part.startswith(".") for part in relative.parts)
+            if file.is_file() and not is_hidden and file.suffix not in _OTHER_WEIGHTS and file not in checkpoint.files:
+                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, folder / relative)
+        targets = {file: folder / file.relative_to(source) for file in checkpoint.files}
+        for path in targets.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield targets

@@ -1,0 +1,115 @@
+"""What a conversion kept, dropped and lost, and by how much ΔW moved.
+
+relative_error = ‖ΔW' − ΔW‖_F / ‖ΔW‖_F      per site and over all sites, measured on the file that was written
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lorascope.adapter import Relative, Update
+from lorascope.errors import AdapterError
+from lorascope.symmetry import distance
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Something of the source that is not in the result: ``what`` (a site, a tensor, a field) and ``why``."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """What happened in a conversion.
+
+    Args:
+        source, target: the paths.
+        source_format, target_format: the names of the formats.
+        is_identical: whether every tensor was written bit for bit under its own name.
+        sites: how many sites the result has.
+        expanded: sites whose structure was worked out to plain factors, exactly but for rounding.
+        renamed: source site → its name in the result, where that differs.
+        dropped: bookkeeping that the target has no place for (metadata, fields of the configuration).
+        lost: what changes the finetune or the file's tensors; only with ``allow_loss``.
+        relative_error: over all sites that both files have and whose ΔW is known without the base.
+        worst_site, worst_error: the site that moved most, relatively.
+    """
+
+    source: str
+    target: str
+    source_format: str
+    target_format: str
+    is_identical: bool
+    sites: int
+    expanded: tuple[str, ...] = ()
+    renamed: dict[str, str] | None = None
+    dropped: tuple[Loss, ...] = ()
+    lost: tuple[Loss, ...] = ()
+    relative_error: float = 0.0
+    worst_site: str | None = None
+    worst_error: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        value = asdict(self)
+        return {"schema_version": 1, **value, "renamed": self.renamed or {}}
+
+
+def error_of(before: Update, after: Update) -> tuple[float, float]:
+    """‖ΔW' − ΔW‖_F and ‖ΔW‖_F of two updates of one site, in float64.
+
+    Of updates that are relative to the base weight, the stored tensors are compared, role by role, since ΔW is not
+    known; the error is then the root of the sum over them.
+
+    Raises:
+        AdapterError: where the shapes differ, or only one of them is relative to the base.
+    """
+    if before.shape != after.shape:
+        raise AdapterError("the shape of a site changed", expected=list(before.shape), found=list(after.shape))
+    if isinstance(before, Relative) or isinstance(after, Relative) or -1 in before.shape:
+        return _error_of_tensors(before, after)
+    if _has_factors(before) and _has_factors(after):
+        one, two = before.factors(np.float64), after.factors(np.float64)
+        return float(distance(one.B, one.A, two.B, two.A, one.scale, two.scale)), before.norm()
+    delta = before.delta_weight(np.float64).reshape(before.shape if not before.is_transposed else before.shape[::-1])
+    moved = after.delta_weight(np.float64).reshape(delta.shape)
+    return float(np.linalg.norm(moved - delta)), float(np.linalg.norm(delta))
+
+
+def relative_error(before: Update, after: Update) -> float:
+    """‖ΔW' − ΔW‖_F / ‖ΔW‖_F; 0 where both are zero, infinite where only ΔW is.
+
+    >>> from lorascope.adapter import LowRank
+    >>> one = LowRank(np.ones((3, 1)), np.ones((1, 2)))
+    >>> round(relative_error(one, LowRank(one.B, one.A, scale=1.5)), 12)
+    0.5
+    """
+    return ratio(*error_of(before, after))
+
+
+def ratio(error: float, norm: float) -> float:
+    """error / norm, 0 for 0/0."""
+    if error == 0:
+        return 0.0
+    return error / norm if norm else math.inf
+
+
+def _has_factors(update: Update) -> bool:
+    return update.needs == "nothing" and (update.rank == update.dim or update.rank < min(update.shape))
+
+
+def _error_of_tensors(before: Update, after: Update) -> tuple[float, float]:
+    one, two = before.stored, after.stored
+    if before.kind != after.kind or set(one) != set(two):
+        raise AdapterError(
+            "an update that is relative to the base changed its kind", expected=before.kind, found=after.kind
+        )
+    pairs = [(one[role].astype(np.float64), two[role].astype(np.float64)) for role in one]
+    error = math.hypot(*(float(np.linalg.norm(x.ravel() - y.ravel())) for x, y in pairs))
+    return math.hypot(error, before.scale - after.scale), math.hypot(*(float(np.linalg.norm(x)) for x, _ in pairs))

@@ -1,0 +1,36 @@
+"""A loss report as text."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from lorascope.conversion import LossReport
+from lorascope.report.tables import safe
+
+_SHOWN = 5
+
+
+def losses_as_text(report: LossReport, console: Console) -> None:
+    """Print what a conversion kept, dropped and lost."""
+    console.print(
+        f"{report.source_format} → {report.target_format}: {report.sites} sites → {safe(report.target, 4096)}",
+        soft_wrap=True,
+    )
+    if report.is_identical:
+        console.print("every tensor is the same, bit for bit")
+    else:
+        where = f", most at {safe(report.worst_site)}: {report.worst_error:.3g}" if report.worst_site else ""
+        console.print(f"relative error of ΔW: {report.relative_error:.3g}{where}", soft_wrap=True)
+    if report.expanded:
+        console.print(f"{len(report.expanded)} sites were worked out to plain factors")
+    if report.renamed:
+        one, other = next(iter(report.renamed.items()))
+        console.print(
+            Text(f"! {len(report.renamed)} sites have another name now, such as {safe(one)} → {safe(other)}", "yellow")
+        )
+    for title, losses, style in (("dropped", report.dropped, "dim"), ("lost", report.lost, "yellow")):
+        for loss in losses[:_SHOWN]:
+            console.print(Text(f"{title}: {safe(loss.what)}: {safe(loss.why)}", style), soft_wrap=True)
+        if len(losses) > _SHOWN:
+            console.print(Text(f"{title}: and {len(losses) - _SHOWN} more (--json lists all)", style))

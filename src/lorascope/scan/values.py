@@ -1,0 +1,98 @@
+"""What the values of an adapter say by themselves: zero sites, deficient ranks, mixed dtypes, one dominant site."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.adapter import Adapter, LowRank, Note, Update
+from lorascope.symmetry.spectra import at_site
+
+DOMINANT_SHARE = 0.5
+"""A site with more than this share of ‖ΔW‖² is worth a note, where there are four sites or more."""
+
+Spectra = Mapping[str, NDArray[np.float64]]
+"""Site → singular values of ΔW, for the sites where they are known."""
+
+
+def norms_of(adapter: Adapter, spectra: Spectra) -> dict[str, float | None]:
+    """Site → ‖ΔW‖_F, None where only the base knows it.
+
+    Raises:
+        AdapterError: where a tensor holds NaN or infinity.
+    """
+    return {name: _norm(adapter, name, spectra.get(name)) for name in adapter}
+
+
+def _norm(adapter: Adapter, name: str, spectrum: NDArray[np.float64] | None) -> float | None:
+    if spectrum is not None:
+        return float(np.linalg.norm(spectrum))
+    update = adapter[name]
+    return None if update.needs in ("base shape", "base weight") else at_site(adapter, name, update.norm)
+
+
+def value_notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]) -> Iterator[Note]:
+    """What the values say, beyond what the reader noted about the file."""
+    yield from _notes(adapter, spectra, norms)
+    yield from _unknown(adapter, spectra, norms)
+
+
+def _unknown(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]) -> Iterator[Note]:
+    relative = [name for name, norm in norms.items() if norm is None]
+    if relative:
+        needs = " and ".join(sorted({f"the {adapter[name].needs}" for name in relative}))
+        yield Note("needs-base", f"ΔW is not known without {needs} at {_sites(relative, adapter)}")
+    large = [name for name, norm in norms.items() if norm is not None and name not in spectra]
+    if large:
+        yield Note("no-spectrum", f"ΔW is large and not of low rank, so no spectrum at {_sites(large, adapter)}")
+
+
+def _notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]) -> Iterator[Note]:
+    zero = [name for name, norm in norms.items() if norm == 0]
+    if zero:
+        is_all = len(zero) == len(adapter)
+        text = "ΔW is zero at every site: untrained" if is_all else f"ΔW is zero at {_sites(zero, adapter)}"
+        yield Note("zero-sites", text, zero[0] if len(zero) == 1 else None)
+    plain = [name for name in spectra if name not in zero and isinstance(adapter[name], LowRank)]
+    deficient = [name for name in plain if _is_deficient(adapter[name], spectra[name])]
+    if deficient:
+        yield Note(
+            "rank-deficient",
+            f"ΔW has a lower rank than its factors could hold at {_sites(deficient, adapter)}",
+            deficient[0] if len(deficient) == 1 else None,
+        )
+    wide = [name for name, update in adapter.items() if isinstance(update, LowRank) and update.rank > min(update.shape)]
+    if wide:
+        yield Note(
+            "rank-above-shape",
+            f"the rank exceeds min(out, in), so the factors are larger than ΔW, at {_sites(wide, adapter)}",
+            wide[0] if len(wide) == 1 else None,
+        )
+    dtypes = Counter(update.dtype for update in adapter.values())
+    if len(dtypes) > 1:
+        text = ", ".join(f"{dtype} at {count}" for dtype, count in dtypes.most_common())
+        yield Note("mixed-dtypes", f"the sites are stored in several dtypes: {text}")
+    yield from _dominant({name: norm for name, norm in norms.items() if norm is not None})
+
+
+def _dominant(norms: dict[str, float]) -> Iterator[Note]:
+    if len(norms) < 4:
+        return
+    total = math.hypot(*norms.values())
+    name = max(norms, key=lambda site: norms[site])
+    if total and (share := (norms[name] / total) ** 2) > DOMINANT_SHARE:
+        yield Note("dominant-site", f"one site of {len(norms)} has {share:.0%} of ‖ΔW‖²", name)
+
+
+def _is_deficient(update: Update, spectrum: NDArray[np.float64]) -> bool:
+    # values are exact in float64, so only the rounding of QR and SVD separates a zero direction from zero
+    threshold = float(spectrum[0]) * max(update.shape) * np.finfo(np.float64).eps
+    return int((spectrum > threshold).sum()) < min(update.rank, *update.shape)
+
+
+def _sites(names: list[str], adapter: Adapter) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} of {len(adapter)} sites"

@@ -1,0 +1,144 @@
+"""``verify``: is this adapter file what it should be, by itself and against its base model?
+
+Everything that can be said is said at once: a NaN at one site does not hide another. The base model is only asked for
+names and shapes (its headers); no weight of it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from lorascope import formats
+from lorascope.adapter import Adapter, Note, Update
+from lorascope.errors import AdapterError, LorascopeError
+from lorascope.formats.checkpoint import Checkpoint
+from lorascope.scan.finding import Finding, Severity
+from lorascope.scan.values import norms_of, value_notes
+from lorascope.symmetry.spectra import singular_values
+
+SEVERITIES: Mapping[str, Severity] = {
+    "config-missing": "warning",
+    "scale-assumed": "warning",
+    "fused-blocks": "warning",
+    "mutated-base": "warning",
+    "config-variant": "warning",
+    "unknown-keys": "warning",
+    "zero-sites": "warning",
+    "rank-deficient": "warning",
+    "rank-above-shape": "warning",
+    "mixed-dtypes": "warning",
+    "dominant-site": "warning",
+}
+"""Notes that are more than facts; all others are notes."""
+
+_HINTS: Mapping[str, str] = {
+    "config-missing": "put the adapter_config.json of the adapter beside its weights",
+    "scale-assumed": "compare with the training script; convert --fold-scale writes the scale into the factors",
+    "mutated-base": "convert it with PEFT's path_initial_model_for_weight_conversion, or keep the changed base with it",
+    "zero-sites": "these sites were never trained, or were saved before training",
+    "rank-deficient": "a smaller rank holds the same update: resize it",
+}
+
+
+def verify(
+    location: str | os.PathLike[str], *, base: Checkpoint | None = None, format: str | None = None
+) -> list[Finding]:
+    """The findings about one adapter file, the worst first; empty where all is well.
+
+    Args:
+        location: a path or hub id.
+        base: the base model's checkpoint, to check sites and shapes against.
+        format: the format of the file, where it leaves that open.
+
+    >>> import tempfile
+    >>> from lorascope.adapter import LowRank
+    >>> folder = tempfile.mkdtemp()
+    >>> formats.write(Adapter({"q": LowRank(np.zeros((4, 2)), np.ones((2, 3)))}), folder)
+    >>> [(finding.code, finding.severity) for finding in verify(folder)]
+    [('zero-sites', 'warning')]
+    """
+    try:
+        adapter = formats.read(location, format=format)
+    except LorascopeError as error:
+        return [Finding(error.code or "unreadable", "error", _text(error), error.key, error.hint)]
+    findings = [*_of_notes(adapter.notes), *_of_values(adapter)]
+    if base is not None:
+        findings += _against(adapter, base)
+    order = ("error", "warning", "note")
+    return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def _text(error: LorascopeError) -> str:
+    compared = [f"{name} {value}" for name, value in (("expected", error.expected), ("found", error.found)) if value]
+    return error.what + (f" ({', '.join(compared)})" if compared else "")
+
+
+def _of_notes(notes: tuple[Note, ...] | list[Note]) -> Iterator[Finding]:
+    for note in notes:
+        yield Finding(note.code, SEVERITIES.get(note.code, "note"), note.text, note.site, _HINTS.get(note.code))
+
+
+def _of_values(adapter: Adapter) -> list[Finding]:
+    damaged = {site: found for site, update in adapter.items() if (found := _non_finite(update)) is not None}
+    findings = [
+        Finding(
+            "non-finite",
+            "error",
+            f"{count} of {size} values are NaN or infinite in {role}",
+            site,
+            "the adapter diverged in training or the file was damaged; get it again or drop it",
+        )
+        for site, (role, count, size) in damaged.items()
+    ]
+    sound = adapter.with_sites({site: update for site, update in adapter.items() if site not in damaged})
+    try:
+        spectra = singular_values(sound)
+        norms = norms_of(sound, spectra)
+    except AdapterError as error:
+        return [*findings, Finding("out-of-range", "error", _text(error), error.key, error.hint)]
+    return [*findings, *_of_notes(list(value_notes(sound, spectra, norms)))]
+
+
+def _non_finite(update: Update) -> tuple[str, int, int] | None:
+    for role, tensor in update.stored.items():
+        bad = int(tensor.size - np.isfinite(tensor.astype(np.float32, copy=False)).sum())
+        if bad and tensor.dtype == np.float64:  # float32 has a smaller range
+            bad = int(tensor.size - np.isfinite(tensor).sum())
+        if bad:
+            return role, bad, tensor.size
+    return None
+
+
+def _against(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
+    missing: list[str] = []
+    for site, update in adapter.items():
+        try:
+            name = base.name_of(site)
+            if name is None:
+                missing.append(site)
+                continue
+            found = base.weight(site).shape
+        except AdapterError as error:
+            yield Finding("base-ambiguous", "error", _text(error), site, error.hint)
+            continue
+        if not base.is_fitting(site, update.base_shape):
+            yield Finding(
+                "base-shape",
+                "error",
+                f"the update is for a weight of shape {_shape(update.base_shape)}, the base has {list(found)}",
+                site,
+                "is this the base that the adapter was made for?",
+            )
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        text = f"the base has no {', '.join(missing[:3])}{more}: {len(missing)} of {len(adapter)} sites"
+        yield Finding(
+            "base-missing", "error", text, missing[0] if len(missing) == 1 else None, "is this the right base?"
+        )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join("?" if axis < 0 else str(axis) for axis in shape) + "]"

@@ -1,0 +1,71 @@
+"""The singular values of every site of an adapter: sites of equal shape and rank together, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.adapter import Adapter, Factors, LowRank
+from lorascope.errors import AdapterError
+
+T = TypeVar("T")
+
+_STACK = 1 << 22  # numbers of one factor that are stacked at a time: 32 MiB in float64
+
+
+def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
+    """Site → the min(out, in, rank) singular values of ΔW, descending, in float64.
+
+    B = Q_B R_B and Aᵀ = Q_A R_A, so those of ΔW are those of the small core scale · R_B R_Aᵀ; plain low-rank sites of
+    equal shape and rank are computed together. Sites whose values are not known, or cannot be had in bounded time,
+    are left out.
+    """
+    groups: dict[tuple[tuple[int, int], int], list[str]] = {}
+    result: dict[str, NDArray[np.float64]] = {}
+    for name, update in adapter.items():
+        if isinstance(update, LowRank):
+            groups.setdefault((update.shape, update.rank), []).append(name)
+        elif (
+            update.needs in ("nothing", "dense room")
+            and (spectrum := at_site(adapter, name, update.spectrum)) is not None
+        ):
+            result[name] = spectrum
+    for ((out, in_), rank), names in groups.items():
+        step = max(_STACK // max(max(out, in_) * rank, 1), 1)
+        for begin in range(0, len(names), step):
+            chunk = names[begin : begin + step]
+            factors = [_factors(adapter, name) for name in chunk]
+            B = np.stack([factor.B for factor in factors])
+            A = np.stack([factor.A for factor in factors])
+            scales = np.array([factor.scale for factor in factors])
+            result |= dict(zip(chunk, _spectra(B, A, scales), strict=True))
+    return {name: result[name] for name in adapter if name in result}
+
+
+def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float64]:
+    if B.shape[-1] == 0:
+        return np.zeros((len(B), 0))
+    left: Any = np.linalg.qr(B, mode="r")
+    right: Any = np.linalg.qr(A.swapaxes(-1, -2), mode="r")
+    with np.errstate(over="ignore", invalid="ignore"):
+        core = scale[:, None, None] * (left @ right.swapaxes(-1, -2))
+    if not np.isfinite(core).all():
+        raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
+    return np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
+
+
+def _factors(adapter: Adapter, name: str) -> Factors:
+    return at_site(adapter, name, lambda: adapter[name].factors(np.float64))
+
+
+def at_site(adapter: Adapter, name: str, compute: Callable[[], T]) -> T:
+    """What ``compute`` gives, an error of it placed at the file and the site."""
+    try:
+        return compute()
+    except AdapterError as error:
+        error.file = error.file or (adapter.provenance.path and str(adapter.provenance.path))
+        error.key = error.key or name
+        raise

@@ -1,0 +1,131 @@
+"""What `verify` finds, by itself and against a base: everything at once, and nothing in a sound file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lorascope import formats
+from lorascope.adapter import Adapter, LowRank
+from lorascope.formats.checkpoint import Checkpoint
+from lorascope.scan import verify
+
+RNG = np.random.default_rng(0)
+
+
+def sound(out: int = 6, in_: int = 5, rank: int = 2, dtype: Any = np.float32) -> LowRank:
+    return LowRank(RNG.standard_normal((out, rank)).astype(dtype), RNG.standard_normal((rank, in_)).astype(dtype))
+
+
+def written(folder: Path, **sites: LowRank) -> Path:
+    formats.write(Adapter({name.replace("__", "."): update for name, update in sites.items()}), folder / "adapter")
+    return folder / "adapter"
+
+
+def codes(findings: Any) -> list[tuple[str, str]]:
+    return [(finding.code, finding.severity) for finding in findings]
+
+
+def edited(adapter: Path, **fields: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def retensored(adapter: Path, **tensors: Any) -> None:
+    path = adapter / "adapter_model.safetensors"
+    loaded = dict(safetensors.numpy.load_file(path))
+    safetensors.numpy.save_file(loaded | tensors, path)
+
+
+def test_a_sound_file_has_no_findings(tmp_path: Path) -> None:
+    assert verify(written(tmp_path, a__q=sound(), a__v=sound())) == []
+
+
+def test_every_non_finite_tensor_is_named(tmp_path: Path) -> None:
+    adapter = written(tmp_path, q=sound(), v=sound(), k=sound())
+    bad = np.ones((2, 5), np.float32)
+    bad[0, 0] = np.nan
+    worse = np.full((6, 2), np.inf, np.float32)
+    retensored(adapter, **{"base_model.model.q.lora_A.weight": bad, "base_model.model.v.lora_B.weight": worse})
+    findings = verify(adapter)
+    assert [(one.code, one.site) for one in findings] == [("non-finite", "q"), ("non-finite", "v")]
+    assert findings[0].text == "1 of 10 values are NaN or infinite in A"
+    assert findings[1].text == "12 of 12 values are NaN or infinite in B"
+
+
+def test_a_scale_that_is_not_in_the_file_is_a_warning(tmp_path: Path) -> None:
+    adapter = written(tmp_path, q=sound())
+    (adapter / "adapter_config.json").unlink()
+    assert codes(verify(adapter)) == [("config-missing", "warning")]
+
+
+def test_a_changed_base_is_a_warning(tmp_path: Path) -> None:
+    for name in ("pissa", "olora", "corda", "lora_ga", "loftq"):
+        adapter = written(tmp_path, q=sound())
+        edited(adapter, init_lora_weights=name)
+        (finding,) = verify(adapter)
+        assert (finding.code, finding.severity) == ("mutated-base", "warning") and name in finding.text
+
+
+def test_values_that_were_never_trained_or_could_be_smaller(tmp_path: Path) -> None:
+    zero = LowRank(np.zeros((6, 2), np.float32), np.ones((2, 5), np.float32))
+    assert codes(verify(written(tmp_path, q=zero))) == [("zero-sites", "warning")]
+    flat = LowRank(np.ones((6, 2), np.float32), np.ones((2, 5), np.float32))
+    assert codes(verify(written(tmp_path, q=flat, v=sound()))) == [("rank-deficient", "warning")]
+    mixed = written(tmp_path, q=sound(dtype=np.float16), v=sound())
+    assert codes(verify(mixed)) == [("mixed-dtypes", "warning")]
+
+
+def test_files_that_do_not_load(tmp_path: Path) -> None:
+    pointer = tmp_path / "pointer.safetensors"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n")
+    (finding,) = verify(pointer)
+    assert (finding.code, finding.severity) == ("lfs-pointer", "error") and "12345" in finding.text
+    header = (
+        b'{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
+    double = tmp_path / "double.safetensors"
+    double.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert codes(verify(double)) == [("duplicate-keys", "error")]
+    twice = written(tmp_path, q=sound())
+    retensored(twice, **{"base_model.model.q.lora_A.default.weight": np.ones((2, 5), np.float32)})
+    assert codes(verify(twice))[0][1] == "error"
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Checkpoint:
+    (tmp_path / "base").mkdir()
+    tensors = {
+        "model.layers.0.q.weight": np.zeros((6, 5), np.float32),
+        "model.layers.1.q.weight": np.zeros((6, 5), np.float32),
+        "model.conv.weight": np.zeros((4, 3, 2, 2), np.float32),
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "base" / "model.safetensors")
+    return Checkpoint.open(tmp_path / "base")
+
+
+def test_sites_are_checked_against_the_base(tmp_path: Path, base: Checkpoint) -> None:
+    conv = LowRank(RNG.standard_normal((4, 2)), RNG.standard_normal((2, 12)), layer="conv2d", kernel=(3, 2, 2))
+    adapter = Adapter({"model.layers.0.q": sound(dtype=np.float64), "model.conv": conv})
+    formats.write(adapter, tmp_path / "fits")
+    assert verify(tmp_path / "fits", base=base) == []
+    wrong = Adapter({"model.layers.0.q": sound(7, 5), "model.layers.9.q": sound(), "model.layers.1.q": sound()})
+    formats.write(wrong, tmp_path / "wrong")
+    findings = verify(tmp_path / "wrong", base=base)
+    assert [(one.code, one.severity, one.site) for one in findings] == [
+        ("base-shape", "error", "model.layers.0.q"),
+        ("base-missing", "error", "model.layers.9.q"),
+    ]
+    assert "[7, 5]" in findings[0].text and "[6, 5]" in findings[0].text
+
+
+def test_savers_drop_and_add_leading_parts_of_names(tmp_path: Path, base: Checkpoint) -> None:
+    formats.write(Adapter({"layers.0.q": sound(), "outer.model.layers.1.q": sound()}), tmp_path / "a")
+    assert verify(tmp_path / "a", base=base) == []
+    formats.write(Adapter({"q": sound()}), tmp_path / "b")
+    assert codes(verify(tmp_path / "b", base=base)) == [("base-ambiguous", "error")]
