@@ -38,6 +38,7 @@ class Provenance:
     Args:
         format: name of the key grammar, such as ``peft``.
         kind: name of the parametrisation, such as ``lora``.
+        evidence: why the file was taken for this format, or None.
         path: the file read, or None.
         base_model: the base model as the file names it, or None.
         config: the parsed configuration beside the weights, or empty.
@@ -49,6 +50,7 @@ class Provenance:
 
     format: str = "memory"
     kind: str = "lora"
+    evidence: str | None = None
     path: Path | None = None
     base_model: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,25 +23,41 @@ def inspect(
     format: Annotated[
         str | None, typer.Option(help="Take the file for this format, where it leaves that open.", show_default=False)
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="The scale of sites whose scale the file does not state.", show_default="as assumed"),
+    ] = None,
+    headers: Annotated[
+        bool,
+        typer.Option(
+            "--headers", help="Read headers only: sites, shapes, ranks, scales; of a hub id no weights are fetched."
+        ),
+    ] = False,
     sites: Annotated[str, typer.Option(help="How many sites the table lists: a number, or 'all'.")] = "24",
 ) -> None:
     """Format, sites, ranks, scales, norms and spectra of adapters, and what is unusual about them."""
     from lorascope.cli.output import console, print_error, print_json, track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
+    from lorascope.formats.headers import read_headers
     from lorascope.report import summarise
     from lorascope.report.tables import as_text
+
+    def summary_of(location: str) -> dict[str, Any]:
+        if headers:
+            return summarise(read_headers(location, format=format), has_values=False)
+        return summarise(read(location, format=format, scale=scale))
 
     limit = None if sites == "all" else _count(sites)
     found = expanded(locations)
     if len(found) == 1:
-        summary = summarise(read(found[0], format=format))
+        summary = summary_of(found[0])
         print_json(summary) if as_json else as_text(summary, console(), limit)
         return
     has_failed = False
     for location in track(found, len(found), "inspecting"):
         try:
-            summary = summarise(read(location, format=format))
+            summary = summary_of(location)
         except LorascopeError as error:
             error.file = error.file or location
             has_failed = True

@@ -16,13 +16,15 @@ from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
 from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats.registry import Format, format_named, formats, recognised
+from lorascope.formats.dtypes import floating_dtype
+from lorascope.formats.given_scale import with_given_scale
+from lorascope.formats.registry import STATED, Evidence, Format, format_named, formats, recognised
 from lorascope.formats.source import contents_of, find, is_adapter
 
 __all__ = ["Format", "find", "format_named", "formats", "is_adapter", "read", "write"]
 
 
-def read(location: str | os.PathLike[str], *, format: str | None = None) -> Adapter:
+def read(location: str | os.PathLike[str], *, format: str | None = None, scale: float | None = None) -> Adapter:
     """The adapter at a path, in a folder, or on the hub (``owner/name[@revision][:subfolder]``).
 
     Reading is lazy: the factors are views of the mapped file in its own dtype (scalars such as alpha are read).
@@ -31,6 +33,7 @@ def read(location: str | os.PathLike[str], *, format: str | None = None) -> Adap
     Args:
         location: what to read.
         format: the name of a format, where the file itself leaves it open.
+        scale: the scale of the sites whose scale the file does not state (loralib, MLX without its configuration).
 
     Raises:
         AdapterError: where it is not an adapter that can be read exactly; it says what was found instead.
@@ -46,7 +49,10 @@ def read(location: str | os.PathLike[str], *, format: str | None = None) -> Adap
     """
     try:
         contents = contents_of(location)
-        member = recognised(contents) if format is None else format_named(format)
+        if format is None:
+            member, evidence = recognised(contents)
+        else:
+            member, evidence = format_named(format), Evidence(STATED, "the format was given")
         if member.read is None:
             raise AdapterError(
                 f"{member.title} is recognised, but not read by this version",
@@ -63,7 +69,10 @@ def read(location: str | os.PathLike[str], *, format: str | None = None) -> Adap
     except AdapterError as error:
         error.file = error.file or str(contents.path)
         raise
-    return replace(adapter, original=contents.tensors)
+    if scale is not None:
+        adapter = with_given_scale(adapter, scale)
+    provenance = replace(adapter.provenance, evidence=evidence.reason)
+    return replace(adapter, provenance=provenance, original=contents.tensors)
 
 
 def write(
@@ -91,4 +100,4 @@ def write(
             expected=", ".join(one.name for one in formats() if one.write),
             found=format,
         )
-    member.write(adapter, Path(path), dtype)
+    member.write(adapter, Path(path), None if dtype is None else floating_dtype(dtype))

@@ -17,7 +17,7 @@ def read_container(path: Path) -> TensorFile:
     """The tensors of a weights file of any container that this version reads.
 
     Raises:
-        AdapterError: saying what the file is instead: empty, a Git LFS pointer, a web page, GGUF, damaged …
+        AdapterError: saying what the file is instead: empty, a Git LFS pointer, a web page, damaged …
     """
     try:
         return _read(path)
@@ -31,6 +31,10 @@ def _read(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         start = stream.read(1024)
     _check_start(start, path)
+    if start.startswith(b"GGUF"):
+        from lorascope.formats.gguf_file import read_gguf
+
+        return read_gguf(path)
     if start.startswith(b"PK\x03\x04"):
         if _is_npz(path):
             from lorascope.formats.npz_file import read_npz
@@ -53,8 +57,6 @@ def _check_start(start: bytes, path: Path) -> None:
         raise AdapterError("the file is empty", file=path, hint="download it again")
     if start.startswith(_POINTER):
         raise _pointer_error(start, path)
-    if start.startswith(b"GGUF"):
-        raise AdapterError("GGUF is recognised, but not read by this version", file=path)
     if start[:4] in (b"ggla", b"algg"):
         raise AdapterError("an obsolete llama.cpp adapter (ggla), which nothing reads any more", file=path)
     if start[8:9] == b"{":  # a safetensors header: its length before may look like any text

@@ -191,7 +191,7 @@ def _flattens_to(site: str, name: str) -> bool:
 def names_of(sites: Iterable[str]) -> dict[str, str]:
     """Site → kohya name for the sites of one adapter.
 
-    The first text encoder is ``lora_te_`` with the U-Net of SD 1 and SD 2, as their readers know it, else ``lora_te1_``.
+    The first text encoder is ``lora_te_`` with the U-Net of SD 1 and SD 2, as their readers know it, or ``lora_te1_``.
 
     Raises:
         AdapterError: where two sites have one name without dots, or a site has none.

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import text_or_none
+from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.parametrisations._options import number
 from lorascope.formats.peft_folder import PREFIX
 from lorascope.formats.peft_scale import PeftScale
 
@@ -54,6 +55,23 @@ def alpha_over_rank(config: Mapping[str, Any]) -> SiteScale:
     return PeftScale.of(config, "alpha")
 
 
+def randlora_scale(config: Mapping[str, Any]) -> SiteScale:
+    """alpha/r with ``randlora_alpha`` (640 where it is not stated)."""
+    key = "randlora_alpha"
+    stated = PeftScale.of({name: config[name] for name in ("r", key) if name in config}, key)
+    return stated if stated.is_alpha_stated else replace(stated, alpha=640.0)
+
+
+def scaling(default: float) -> Callable[[Mapping[str, Any]], SiteScale]:
+    """The rule for a factor that the configuration states as ``scaling``."""
+
+    def of(config: Mapping[str, Any]) -> SiteScale:
+        scale = Scale(number(config, "scaling", default), None, is_assumed=config.get("scaling") is None)
+        return lambda site, dim: scale
+
+    return of
+
+
 TYPES: Mapping[str, PeftType] = {
     "LOHA": PeftType(
         "loha",
@@ -67,6 +85,35 @@ TYPES: Mapping[str, PeftType] = {
         },
         scale=alpha_over_rank,
     ),
+    "RANDLORA": PeftType(
+        "randlora",
+        {"randlora_lambda": "lambda", "randlora_gamma": "gamma"},
+        shared={"randlora_A": "A", "randlora_B": "B"},
+        scale=randlora_scale,
+    ),
+    "VBLORA": PeftType(
+        "vblora",
+        {
+            f"vblora_logits_{half}{ending}": f"{role}_{half}"
+            for half in ("A", "B")
+            for ending, role in (("", "logits"), ("_topk_indices", "indices"), ("_topk_weights", "weights"))
+        },
+        shared={"vblora_vector_bank": "bank"},
+    ),
+    "FOURIERFT": PeftType("fourierft", {"fourierft_spectrum": "spectrum"}, scale=scaling(150.0)),
+    "WAVEFT": PeftType("waveft", {"waveft_spectrum": "spectrum"}, scale=scaling(25.0)),
+    "MISS": PeftType("miss", {"miss_block": "block"}),
+    "BONE": PeftType("miss", {"bone_block": "block"}),
+    "OFT": PeftType("oft", {"oft_R.weight": "R", "oft_embedding_R.weight": "R_embedding"}),
+    "BOFT": PeftType("boft", {"boft_R": "R", "boft_s": "s"}),
+    "HRA": PeftType("hra", {"hra_u": "u"}),
+    "C3A": PeftType("c3a", {"c3a_kernel": "kernel"}),
+    "SHIRA": PeftType("shira", {"shira_weight": "weight", "shira_indices": "indices"}),
+    "HIRA": PeftType(
+        "hira",
+        {"hira_A": "A", "hira_B": "B", "hira_embedding_A": "A_embedding", "hira_embedding_B": "B_embedding"},
+    ),
+    "ROAD": PeftType("road", {"road_theta": "theta", "road_alpha": "alpha"}),
 }
 """``peft_type`` → how it is stored."""
 
@@ -93,7 +140,12 @@ def read_typed(contents: Contents, config: Mapping[str, Any], name: str) -> Adap
             return scale
 
         parts = Parts(
-            site, {role: contents.tensors[key] for role, key in names.items()}, names, scale_of, options=config
+            site,
+            {role: contents.tensors[key] for role, key in names.items()},
+            names,
+            scale_of,
+            is_transposed=flag(config, "fan_in_fan_out"),
+            options=config,
         )
         sites[site] = built(row.parametrisation, parts)
     if not sites:

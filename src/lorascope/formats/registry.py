@@ -91,8 +91,8 @@ def format_named(name: str) -> Format:
     )
 
 
-def recognised(contents: Contents) -> Format:
-    """The format that the evidence speaks for.
+def recognised(contents: Contents) -> tuple[Format, Evidence]:
+    """The format that the evidence speaks for, and that evidence.
 
     Raises:
         AdapterError: where none is recognised, or where two are with equal strength.
@@ -114,7 +114,8 @@ def recognised(contents: Contents) -> Format:
             found=" and ".join(f"{member.name} ({evidence.reason})" for evidence, member in best),
             hint="say which one with format= or --format",
         )
-    return best[0][1]
+    evidence, member = best[0]
+    return member, evidence
 
 
 def _some_keys(contents: Contents) -> str:

@@ -19,6 +19,8 @@ def losses_as_text(report: LossReport, console: Console) -> None:
     )
     if report.is_identical:
         console.print("every tensor is the same, bit for bit")
+    elif report.relative_error == 0:
+        console.print("relative error of ΔW: 0")
     else:
         where = f", most at {safe(report.worst_site)}: {report.worst_error:.3g}" if report.worst_site else ""
         console.print(f"relative error of ΔW: {report.relative_error:.3g}{where}", soft_wrap=True)

@@ -50,6 +50,7 @@ def summarise(adapter: Adapter, *, has_values: bool = True) -> dict[str, Any]:
         "path": None if provenance.path is None else str(provenance.path),
         "format": provenance.format,
         "kind": provenance.kind,
+        "evidence": provenance.evidence,
         "base_model": provenance.base_model,
         "norm": math.hypot(*known) if len(known) == len(norms) else None,
         "sites": sites,

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from lorascope.formats.contents import Contents
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 
-_KOHYA_FAMILY = SPECIFIC + 10  # beats plain kohya keys, which such files hold beside their own
-
 
 def _by_keys(pattern: str, strength: int, container: str | None = None) -> Callable[[Contents], Evidence | None]:
     compiled = re.compile(pattern, re.DOTALL)
@@ -25,15 +23,6 @@ def _by_keys(pattern: str, strength: int, container: str | None = None) -> Calla
 
 FORMATS = (
     Format(
-        "lycoris",
-        "LyCORIS",
-        "https://github.com/KohakuBlueleaf/LyCORIS",
-        _by_keys(
-            r"\.(hada_w1_a|hada_w1_b|lokr_w1|lokr_w1_a|lokr_w2|lokr_w2_a|oft_blocks|w_norm|diff|a1\.weight)$",
-            _KOHYA_FAMILY,
-        ),
-    ),
-    Format(
         "adalora",
         "AdaLoRA",
         "https://arxiv.org/abs/2303.10512",
@@ -44,18 +33,6 @@ FORMATS = (
         "loralib, or ComfyUI's mochi",
         "https://github.com/microsoft/LoRA",
         _by_keys(r"\.lora_[AB]$", SPECIFIC),
-    ),
-    Format(
-        "comfyui",
-        "ComfyUI or ai-toolkit LoRA",
-        "https://github.com/comfyanonymous/ComfyUI",
-        _by_keys(r"^diffusion_model\..*\.lora_(A|B|up|down)\.weight$", SPECIFIC),
-    ),
-    Format(
-        "xlabs",
-        "XLabs Flux LoRA",
-        "https://github.com/XLabs-AI/x-flux",
-        _by_keys(r"\.processor\.(qkv|proj)_lora\d?\.(down|up)\.weight$", SPECIFIC + 10),
     ),
     Format(
         "cloneofsimo",

@@ -4,10 +4,11 @@
     R = (I − Q)(I + Q)⁻¹,  Q the skew part of the stored block          R [m, blocks, b, b]   s [out, 1]
 
 With one factor (m = 1, all that PEFT trains without its CUDA extension) P is the identity. With more, P_i sorts, within
-each of blocks/2ⁱ groups, the even half blocks before the odd ones. A convolution is the matrix [out, channels · kernel],
-and its s is [1, out].
+each of blocks/2ⁱ groups, the even half blocks before the odd ones. A convolution is the matrix
+[out, channels · kernel], and its s is [1, out].
 
-Source: Liu et al., https://arxiv.org/abs/2311.06243; https://github.com/huggingface/peft, src/peft/tuners/boft/layer.py.
+Source: Liu et al., https://arxiv.org/abs/2311.06243; https://github.com/huggingface/peft,
+src/peft/tuners/boft/layer.py.
 """
 
 from __future__ import annotations
@@ -44,11 +45,13 @@ class BOFT(Relative):
         skew = (stored - stored.swapaxes(2, 3)) / 2
         moved = base
         for i in range(factors):
-            order = butterfly(moved.shape[1], blocks >> i, size // 2) if factors > 1 else np.arange(moved.shape[1])
+            order = np.arange(base.shape[1], dtype=np.int64)
+            if factors > 1:
+                order = butterfly(base.shape[1], blocks >> i, size // 2)
             rotations = cayley(skew[i], self._key)
-            sorted_ = np.empty_like(moved)
-            sorted_[:, order] = moved
-            turned = sorted_.reshape(len(moved), blocks, size).swapaxes(0, 1) @ rotations.swapaxes(1, 2)
+            placed = np.empty_like(moved)
+            placed[:, order] = moved
+            turned = placed.reshape(len(base), blocks, size).swapaxes(0, 1) @ rotations.swapaxes(1, 2)
             moved = turned.swapaxes(0, 1).reshape(base.shape)[:, order]
         return moved * self.part("s", base.dtype).reshape(-1, 1)
 

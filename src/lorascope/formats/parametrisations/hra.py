@@ -5,7 +5,8 @@
 
 The change has rank r at most. A convolution is the matrix [out, channels · kernel].
 
-Source: Yuan et al., https://arxiv.org/abs/2405.17484; https://github.com/huggingface/peft, src/peft/tuners/hra/layer.py.
+Source: Yuan et al., https://arxiv.org/abs/2405.17484; https://github.com/huggingface/peft,
+src/peft/tuners/hra/layer.py.
 """
 
 from __future__ import annotations

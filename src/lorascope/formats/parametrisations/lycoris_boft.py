@@ -65,7 +65,7 @@ def build_lycoris_boft(parts: Parts) -> LycorisBOFT:
         )
     checked_rescale(parts, out)
     return LycorisBOFT(
-        stored=parts.named("blocks", "rescale", "alpha"),
+        stored=parts.named("blocks", "rescale"),
         keys=parts.keys,
         shape=(out, -1),
         dim=size,

@@ -58,7 +58,7 @@ def build_lycoris_ia3(parts: Parts) -> LycorisIA3:
     is_on_input = bool(flag.reshape(()))
     columns = -1 if weight.ndim > 1 else weight.size  # a kernel is known to the base only
     return LycorisIA3(
-        stored=parts.named("weight", "on_input"),
+        stored=parts.named("weight"),
         keys=parts.keys,
         shape=(-1, columns) if is_on_input else (weight.size, -1),
         dim=weight.size,

@@ -43,10 +43,10 @@ class LycorisOFT(Relative):
 
 def rotations(blocks: NDArray[Any], constraint: float | None) -> NDArray[Any]:
     """R = (I + Q)(I − Q)⁻¹ of every block [..., b, b] (Cayley), after the constraint."""
-    Q = blocks - np.swapaxes(blocks, -1, -2)
-    norm = float(np.linalg.norm(Q)) + 1e-8
-    if constraint is not None and norm > constraint:
-        Q = Q * (max(constraint, 1e-8) / norm)
+    skew = blocks - np.swapaxes(blocks, -1, -2)
+    norm = float(np.linalg.norm(skew)) + 1e-8
+    is_bound = constraint is not None and norm > constraint
+    Q = skew * (max(constraint or 0.0, 1e-8) / norm) if is_bound else skew
     identity = np.eye(Q.shape[-1], dtype=Q.dtype)
     return (identity + Q) @ np.linalg.inv(identity - Q)  # I − Q has an inverse: the eigenvalues of Q are imaginary
 
@@ -86,7 +86,7 @@ def build_lycoris_oft(parts: Parts) -> LycorisOFT:
     out = blocks.shape[0] * blocks.shape[1]
     checked_rescale(parts, out)
     return LycorisOFT(
-        stored=parts.named("blocks", "rescale", "alpha"),
+        stored=parts.named("blocks", "rescale"),
         keys=parts.keys,
         shape=(out, -1),
         dim=blocks.shape[0],

@@ -7,8 +7,8 @@
 The variant "mini" stores m columns of D and repeats them along the output too. The variant "bat" depends on the base
 weight and is ``bat``. The file tells neither in nor, for "mini", out.
 
-Source: Kang and Yin, https://arxiv.org/abs/2409.15371; https://github.com/huggingface/peft, src/peft/tuners/miss/layer.py
-(peft_type MISS, since 0.18) and src/peft/tuners/bone/layer.py (peft_type BONE, before).
+Source: Kang and Yin, https://arxiv.org/abs/2409.15371; https://github.com/huggingface/peft,
+src/peft/tuners/miss/layer.py (peft_type MISS) and, before it was removed, src/peft/tuners/bone/layer.py (BONE).
 """
 
 from __future__ import annotations

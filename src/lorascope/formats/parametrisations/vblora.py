@@ -7,8 +7,8 @@
 Files with ``save_only_topk_weights`` hold the K indices and the first K − 1 weights of each piece; the last weight is
 1 minus their sum. Where logits tie for the last place the choice is that of the lowest index.
 
-Source: Li et al., https://arxiv.org/abs/2405.15179; https://github.com/huggingface/peft, src/peft/tuners/vblora/layer.py
-and model.py.
+Source: Li et al., https://arxiv.org/abs/2405.15179; https://github.com/huggingface/peft,
+src/peft/tuners/vblora/layer.py and model.py.
 """
 
 from __future__ import annotations

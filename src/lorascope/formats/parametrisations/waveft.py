@@ -1,6 +1,6 @@
 """WaveFT: a few trained wavelet coefficients of ΔW, at places drawn once from a seed.
 
-    ΔW = scaling · IDWT₂(S)        S [out, in] zero but for the trained entries, its quarters the four bands of one level
+    ΔW = scaling · IDWT₂(S)        S zero but for the trained entries, its quarters the four bands of one level
     without the transform (``use_idwt`` false): ΔW = scaling · S
 
 The places are the first n of torch's random permutation, as for FourierFT. Read is the Haar wavelet (db1, the default):
@@ -26,8 +26,6 @@ from lorascope.formats.parametrisations.fourierft import seeded_places
 
 _SEED = 777
 """``random_loc_seed`` of PEFT where a configuration does not state it."""
-
-_HAAR = ("db1", "haar")
 
 
 def haar(bands: NDArray[Any]) -> NDArray[Any]:
@@ -76,7 +74,7 @@ def build_waveft(parts: Parts) -> WaveFT:
     count = parts.tensor("spectrum", None).shape[0]
     is_transformed = switch(parts.options, "use_idwt", default=True)
     family = parts.options.get("wavelet_family", "db1")
-    if is_transformed and family not in _HAAR:
+    if is_transformed and family != "db1":
         raise AdapterError(
             "WaveFT with this wavelet is recognised, but not read by this version",
             key="wavelet_family",

@@ -1,0 +1,49 @@
+"""Names of the layers of image models under prefixes of their own, and the sites that they stand for.
+
+    diffusion_model.double_blocks.0.img_attn.qkv           →  transformer.double_blocks.0.img_attn.qkv
+    diffusion_model.input_blocks.4.1.proj_in               →  unet.down_blocks.1.attentions.0.proj_in
+    text_encoders.clip_l.transformer.text_model.…          →  text_encoder.text_model.…
+
+A layer of the LDM U-Net gets its path in diffusers' U-Net, as in kohya files; all other paths stay.
+
+Source: https://github.com/comfyanonymous/ComfyUI, comfy/lora.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from lorascope.formats.kohya_vocabulary import diffusers_path
+
+DENOISER = "diffusion_model."
+_PREFIXES: Mapping[str, str] = {
+    "text_encoders.clip_l.transformer.": "text_encoder.",
+    "text_encoders.clip_g.transformer.": "text_encoder_2.",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3.",
+}
+_UNET = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
+
+
+def site_of(name: str) -> str:
+    """The site of a dotted name; a name under no known prefix is its own site.
+
+    >>> site_of("diffusion_model.single_blocks.0.linear1"), site_of("transformer.proj_out")
+    ('transformer.single_blocks.0.linear1', 'transformer.proj_out')
+    """
+    if name.startswith(DENOISER):
+        path = name.removeprefix(DENOISER)
+        if path.startswith(_UNET):
+            return f"unet.{diffusers_path(path) or path}"
+        return f"transformer.{path}"
+    for prefix, component in _PREFIXES.items():
+        if name.startswith(prefix):
+            return component + name.removeprefix(prefix)
+    return name
+
+
+def dotted_sites(names: Iterable[str]) -> dict[str, str]:
+    """Name → site; where two names would be one site, both stay as they are."""
+    sites = {name: site_of(name) for name in dict.fromkeys(names)}
+    taken = Counter([*sites.values(), *(name for name, site in sites.items() if site != name)])
+    return {name: site if taken[site] == 1 else name for name, site in sites.items()}

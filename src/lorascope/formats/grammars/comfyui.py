@@ -1,0 +1,137 @@
+"""ComfyUI's generic keys: the full name of a layer of the model, then any of the suffixes that ComfyUI reads.
+
+    diffusion_model.<path>.lora_up.weight / .lora_A.weight / .lora.up.weight / .lora_B / .lokr_w1 / .diff / .diff_b …
+    text_encoders.clip_l.transformer.<path>.…
+
+    ΔW = (alpha/rank) · B · A;   no alpha: scale 1.    ``diff`` and ``diff_b`` are added as they are, ``set_weight``
+    takes the place of the weight, ``reshape_weight`` states the shape to which the base weight is padded with zeros.
+
+Files of ai-toolkit and SimpleTuner with LyCORIS keys under dotted names are read alike.
+
+Source: https://github.com/comfyanonymous/ComfyUI, comfy/lora.py and comfy/weight_adapter.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from numpy.typing import DTypeLike
+
+from lorascope.adapter import Adapter, Provenance
+from lorascope.errors import AdapterError
+from lorascope.formats.contents import Contents
+from lorascope.formats.dotted_names import DENOISER, dotted_sites
+from lorascope.formats.kohya_file import site_notes
+from lorascope.formats.kohya_sites import DOTTED_SUFFIXES, Builder, grouped, kind_of, split_key
+from lorascope.formats.notes import leftover_notes
+from lorascope.formats.registry import SPECIFIC, Evidence, Format
+from lorascope.formats.safetensors_file import write_safetensors
+
+_LYCORIS = re.compile(r"\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|w_norm|diff|diff_b|on_input|set_weight)$")
+_PREFIXES = (DENOISER, "text_encoders.")
+
+
+def recognise_comfyui(contents: Contents) -> Evidence | None:
+    """Known suffixes after ``diffusion_model.`` or ``text_encoders.``, or LyCORIS keys after any dotted name."""
+    for key in contents.tensors:
+        parsed = split_key(key, DOTTED_SUFFIXES)
+        if parsed is None or "." not in parsed[0] or key.startswith("base_model."):
+            continue
+        if key.startswith(_PREFIXES) and parsed[1] not in ("weight", "alpha", "scalar", "rescale"):
+            return Evidence(SPECIFIC + 10, f"keys start with {key.partition('.')[0]}.")
+        if _LYCORIS.search(key):
+            return Evidence(SPECIFIC, "LyCORIS keys after names with dots")
+    return None
+
+
+def read_comfyui(contents: Contents) -> Adapter:
+    """The adapter of a file with ComfyUI's keys.
+
+    Raises:
+        AdapterError: where a site's keys do not make one update.
+    """
+    return read_dotted(contents, "comfyui")
+
+
+def read_dotted(contents: Contents, format: str) -> Adapter:
+    """The adapter of a file whose names keep their dots.
+
+    Raises:
+        AdapterError: where a site's keys do not make one update.
+    """
+    groups, left = grouped(contents.tensors, DOTTED_SUFFIXES, bool)
+    names = dotted_sites(groups)
+    builder = Builder(contents.tensors)
+    sites = {names[name]: builder.update(names[name], group) for name, group in groups.items()}
+    if not sites:
+        raise AdapterError("no update in this file", found=", ".join(list(contents.tensors)[:3])[:120])
+    leftovers = {key: contents.tensors[key] for key in left}
+    return Adapter(
+        sites=sites,
+        provenance=Provenance(
+            format=format,
+            kind=kind_of(sites.values()),
+            path=contents.path,
+            base_model=contents.metadata.get("ss_base_model_version")
+            or contents.metadata.get("modelspec.architecture"),
+            config=contents.config or {},
+            config_text=contents.config_text,
+            metadata=contents.metadata,
+        ),
+        leftovers=leftovers,
+        notes=(
+            *site_notes(sites, [builder], "no alpha, or alpha 0: scale 1 (alpha = rank)"),
+            *leftover_notes(leftovers, {}),
+        ),
+    )
+
+
+def write_comfyui(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write back an unedited adapter of this format.
+
+    Raises:
+        AdapterError: where the adapter comes from another format or was edited.
+    """
+    write_back(adapter, path, dtype, "comfyui")
+
+
+def write_back(adapter: Adapter, path: Path, dtype: DTypeLike | None, format: str) -> None:
+    """Write the very tensors and metadata that were read.
+
+    Raises:
+        AdapterError: where the adapter comes from another format or was edited.
+    """
+    if adapter.original is None or adapter.provenance.format != format or dtype is not None:
+        raise AdapterError(
+            f"this version writes {format} files only as they were read",
+            expected="an unedited adapter of this format and no dtype",
+            hint='write it with format="kohya" or format="diffusers"',
+        )
+    write_safetensors(path, adapter.original, adapter.provenance.metadata)
+
+
+FORMATS = (
+    Format(
+        name="comfyui",
+        title="ComfyUI or ai-toolkit LoRA",
+        reference="https://github.com/comfyanonymous/ComfyUI",
+        recognise=recognise_comfyui,
+        read=read_comfyui,
+        write=write_comfyui,
+        kinds=(
+            "lora",
+            "locon",
+            "loha",
+            "lokr",
+            "dora",
+            "full",
+            "replaced",
+            "lycoris-oft",
+            "lycoris-boft",
+            "glora",
+            "lycoris-ia3",
+        ),
+        files="`diffusion_model.….lora_up.weight`, `.lora_B.weight`, `.lora.up`, `.lokr_w1`, `.diff`, `.set_weight`",
+    ),
+)

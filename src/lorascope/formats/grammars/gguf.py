@@ -1,0 +1,222 @@
+"""GGUF adapters of llama.cpp: ``blk.0.attn_q.weight.lora_a`` and ``.lora_b``, ``general.type`` = ``adapter``.
+
+    lora_a [rank, in]   lora_b [out, rank]    ΔW = scale · lora_b · lora_a;   experts: a leading axis on both
+    token_embd          lora_a [count, rank], that is transposed
+    scale = alpha/rank, or 1 where ``adapter.lora.alpha`` is 0 or missing
+
+Sites get the base model's own module names where the architecture is one of the llama-like ones in ``_NAMES``; others
+keep GGUF's. The converter puts the rows of q and k of llama-type models into another order for its rotary embedding,
+and B's rows with them. That is undone where the file states the numbers of heads; files of the converter do not, so
+there q and k keep their GGUF names. The converter drops what GGUF has no field for: an rsLoRA adapter, or one with
+patterns of alpha, has another scale in GGUF than in the PEFT folder it was made from, and nothing in the file tells.
+
+Source: https://github.com/ggml-org/llama.cpp, convert_lora_to_gguf.py, src/llama-adapter.cpp (``get_scale`` in
+src/llama-adapter.h), and gguf-py/gguf/tensor_mapping.py for the names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lorascope.adapter import Adapter, Layer, Note, Provenance, Update
+from lorascope.errors import AdapterError
+from lorascope.formats.contents import Contents
+from lorascope.formats.notes import leftover_notes
+from lorascope.formats.pairs import Halves, Scale
+from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.registry import STATED, Evidence, Format
+
+_PAIR = re.compile(r"(?P<tensor>.+)\.lora_(?P<half>[ab])", re.DOTALL)
+_BLOCK = re.compile(r"blk\.(?P<block>\d{1,6})\.(?P<name>[a-z_]+)")
+_NAMES: Mapping[str, str] = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_FUSED_NAMES: Mapping[str, str] = {
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_PLAIN = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "command-r", "olmo2", "stablelm")
+_PERMUTED = ("llama", "granite", "smollm3")
+_BLOCK_NAMES: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(_PLAIN + _PERMUTED, _NAMES),
+    "phi3": _FUSED_NAMES,
+}
+_OUTER_NAMES: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output": "lm_head"}
+
+
+def recognise_gguf(contents: Contents) -> Evidence | None:
+    """The container is GGUF; whether it is an adapter is said when it is read."""
+    # above STATED: a configuration beside the file is that of the folder it was converted from
+    return Evidence(STATED + 10, "a GGUF file") if contents.container == "gguf" else None
+
+
+def read_gguf_adapter(contents: Contents) -> Adapter:
+    """The adapter of a GGUF file.
+
+    Raises:
+        AdapterError: where the file is a model or another kind of adapter, alpha is no number, or a pair is broken.
+    """
+    fields = contents.metadata
+    for key, expected in (("general.type", "adapter"), ("adapter.type", "lora")):
+        if fields.get(key) != expected:
+            raise AdapterError(
+                "no LoRA adapter, although the file is GGUF",
+                key=key,
+                expected=expected,
+                found=repr(fields.get(key, "nothing"))[:80],
+            )
+    halves, leftover_keys = Halves(), list[str]()
+    for key in contents.tensors:
+        if match := _PAIR.fullmatch(key):
+            halves.add(match["tensor"].removesuffix(".weight"), "A" if match["half"] == "a" else "B", key)
+        else:
+            leftover_keys.append(key)
+    alpha = _alpha(fields)
+    names = _Names(fields)
+    sites: dict[str, Update] = {}
+    for tensor, (key_b, key_a) in halves.checked().items():
+        name = names(tensor)
+        for site, A, B in _factors(name, tensor, contents.tensors[key_a], contents.tensors[key_b]):
+            if tensor in names.heads:
+                B = _unpermuted(site, B, names.heads[tensor])
+            layer: Layer = "embedding" if tensor == "token_embd" else "linear"
+            parts = Parts(site, {"A": A, "B": B}, {"A": key_a, "B": key_b}, lambda rank: _scale(alpha, rank), layer)
+            sites[site] = built("lora", parts)
+    leftovers = {key: contents.tensors[key] for key in leftover_keys}
+    return Adapter(
+        sites=sites,
+        provenance=Provenance(
+            format="gguf",
+            kind="lora",
+            path=contents.path,
+            base_model=fields.get("general.base_model.0.name") or None,
+            metadata=fields,
+        ),
+        leftovers=leftovers,
+        notes=(*names.notes(), *_variants(fields), *leftover_notes(leftovers, {})),
+    )
+
+
+def _scale(alpha: float, rank: int) -> Scale:
+    return Scale(alpha / rank, alpha) if alpha else Scale(1.0, None)
+
+
+def _alpha(fields: Mapping[str, str]) -> float:
+    value = _value(fields, "adapter.lora.alpha", 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise AdapterError("alpha must be a finite number", key="adapter.lora.alpha", found=ascii(value)[:80])
+    return float(value)
+
+
+def _value(fields: Mapping[str, str], key: str, default: Any) -> Any:
+    """A field that is no string; strings that are no JSON come back as they are."""
+    try:
+        return json.loads(fields[key]) if key in fields else default
+    except (ValueError, RecursionError):
+        return fields[key]
+
+
+def _variants(fields: Mapping[str, str]) -> list[Note]:
+    if "adapter.alora.invocation_tokens" not in fields:
+        return []
+    text = "adapter.alora.invocation_tokens: activated LoRA: it acts only after its invocation tokens"
+    return [Note("config-variant", text)]
+
+
+class _Names:
+    """The module names of an architecture, and where the rows of B are to be put back."""
+
+    def __init__(self, fields: Mapping[str, str]) -> None:
+        self.architecture = fields.get("general.architecture", "")
+        prefix = f"{self.architecture}.attention.head_count"
+        heads = _value(fields, prefix, None)
+        self._heads = {"attn_q": heads, "attn_k": _value(fields, f"{prefix}_kv", heads)}
+        self._is_known = all(type(count) is int and count > 0 for count in self._heads.values())
+        self.heads: dict[str, int] = {}
+        self._kept: list[str] = []
+        self._unknown: list[str] = []
+
+    def __call__(self, tensor: str) -> str:
+        """The site's name for a tensor of the file, without ``.weight``."""
+        names = _BLOCK_NAMES.get(self.architecture)
+        if names is not None and tensor in _OUTER_NAMES:
+            return _OUTER_NAMES[tensor]
+        match = _BLOCK.fullmatch(tensor)
+        if names is None or match is None or match["name"] not in names:
+            self._unknown.append(tensor)
+            return tensor
+        if self.architecture in _PERMUTED and match["name"] in self._heads:
+            if not self._is_known:
+                self._kept.append(tensor)
+                return tensor
+            self.heads[tensor] = self._heads[match["name"]]
+        return f"model.layers.{match['block']}.{names[match['name']]}"
+
+    def notes(self) -> list[Note]:
+        """What keeps GGUF's names, and why."""
+        notes: list[Note] = []
+        if self._kept:
+            text = f"{len(self._kept)} sites of q and k keep GGUF's names: their rows are in llama.cpp's order, and "
+            notes.append(Note("permuted-rows", text + "the file does not state the numbers of heads to undo it"))
+        if self._unknown:
+            text = f"{len(self._unknown)} sites keep GGUF's names, such as {self._unknown[0]}"
+            notes.append(Note("gguf-names", text))
+        return notes
+
+
+def _factors(name: str, tensor: str, A: NDArray[Any], B: NDArray[Any]) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
+    """(site, A [rank, in], B [out, rank]); one entry for each expert."""
+    if A.ndim == 1 and B.ndim == 2 and B.shape[1] == 1 and tensor != "token_embd":
+        A = A.reshape(1, -1)  # ggml drops axes of length 1 at the end
+    if tensor == "token_embd":
+        A = A.T
+    if A.ndim == 2 and B.ndim == 2:
+        return [(name, A, B)]
+    if A.ndim != 3 or B.ndim != 3 or A.shape[0] != B.shape[0] or not A.size:
+        raise AdapterError(
+            "the two factors do not make a product",
+            key=name,
+            expected="lora_a [rank, in] and lora_b [out, rank], or both with one axis of experts before",
+            found=f"{list(A.shape)} and {list(B.shape)}",
+        )
+    return [(f"{name}[{expert}]", down, up) for expert, (down, up) in enumerate(zip(A, B, strict=True))]
+
+
+def _unpermuted(site: str, B: NDArray[Any], heads: int) -> NDArray[Any]:
+    """B with its rows as published: the inverse of ``LlamaModel.permute`` of llama.cpp's converter."""
+    rows = B.shape[0]
+    if rows % (2 * heads):
+        raise AdapterError(
+            "the rows of lora_b cannot be cut into the heads that the file states",
+            key=site,
+            expected=f"a multiple of {2 * heads}",
+            found=rows,
+        )
+    return B.reshape(heads, rows // heads // 2, 2, -1).swapaxes(1, 2).reshape(B.shape)
+
+
+FORMATS = (
+    Format(
+        name="gguf",
+        title="GGUF LoRA",
+        reference="https://github.com/ggml-org/llama.cpp",
+        recognise=recognise_gguf,
+        read=read_gguf_adapter,
+        kinds=("lora",),
+        files="`.gguf` adapters of llama.cpp: F32, F16, BF16, F64, Q8_0",
+    ),
+)

@@ -1,0 +1,208 @@
+"""Reading and writing files of the kohya family: kohya's own and those of LyCORIS, which differ in what they hold."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
+from lorascope.errors import AdapterError
+from lorascope.formats.contents import Contents
+from lorascope.formats.kohya_names import SITES_KEY, listed, names_of, sites_of
+from lorascope.formats.kohya_sites import SUFFIXES, Builder, grouped, kind_of, split_parts
+from lorascope.formats.notes import assumed_scale_note, leftover_notes
+from lorascope.formats.pairs import convolution_factors
+from lorascope.formats.parametrisations.dora import DoRA
+from lorascope.formats.peft_folder import cast_to, padded
+from lorascope.formats.safetensors_file import write_safetensors
+
+FAMILY = ("kohya", "lycoris")
+
+WRITES = ("lora", "locon", "loha", "lokr", "dora", "full")
+"""The parametrisations that a file of the family can be given from any other format."""
+
+_FUSED = re.compile(r"(?:.*[._])?(?P<stream>double|single)_blocks[._]\d+[._](?:(?:img|txt)_attn[._]qkv|linear1)")
+_PREFIXES = {"loha": "hada_", "lokr": "lokr_"}
+
+
+def read_flat(contents: Contents, format: str) -> Adapter:
+    """The adapter of a file whose names have no dots.
+
+    Raises:
+        AdapterError: where a site's keys do not make one update.
+    """
+    groups, left = grouped(contents.tensors, SUFFIXES, lambda name: bool(name) and "." not in name)
+    names = sites_of(groups, contents.metadata)
+    builders = {is_oft: Builder(contents.tensors, is_kohya_oft=is_oft) for is_oft in (False, True)}
+    sites: dict[str, Update] = {}
+    for name, group in groups.items():
+        sites[names[name]] = builders[name.startswith("oft_unet_")].update(names[name], group)
+    if not sites:
+        raise AdapterError("no update in this file", found=", ".join(list(contents.tensors)[:3])[:120])
+    leftovers = {key: contents.tensors[key] for key in left}
+    return Adapter(
+        sites=sites,
+        provenance=Provenance(
+            format=format,
+            kind=kind_of(sites.values()),
+            path=contents.path,
+            base_model=_base_model(contents.metadata),
+            config=contents.config or {},
+            config_text=contents.config_text,
+            metadata=contents.metadata,
+        ),
+        leftovers=leftovers,
+        notes=(
+            *_name_notes(names),
+            *site_notes(sites, builders.values(), "no alpha, or alpha 0: scale 1 (alpha = rank)"),
+            *leftover_notes(leftovers, {}),
+        ),
+    )
+
+
+def _base_model(metadata: Mapping[str, str]) -> str | None:
+    for key in ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name"):
+        if metadata.get(key):
+            return metadata[key]
+    return None
+
+
+def _name_notes(names: Mapping[str, str]) -> list[Note]:
+    flat = [name for name, site in names.items() if name == site]
+    if not flat:
+        return []
+    where = f"{len(flat)} sites keep" if len(flat) > 1 else "one site keeps"
+    return [
+        Note(
+            "flat-names",
+            f"{where} the file's name, whose dots are lost: {', '.join(name[:80] for name in flat[:3])}",
+            flat[0] if len(flat) == 1 else None,
+        )
+    ]
+
+
+def site_notes(sites: Mapping[str, Update], builders: Iterable[Builder], assumption: str) -> list[Note]:
+    """What was assumed or is unusual at the sites; ``assumption`` says what was taken for a missing alpha."""
+    notes: list[Note] = []
+    builders = list(builders)
+    if assumed := [site for builder in builders for site in builder.assumed]:
+        notes.append(assumed_scale_note(assumed, assumption))
+    if tucker := [site for builder in builders for site in builder.tucker]:
+        notes.append(Note("tucker", f"{len(tucker)} sites have a Tucker core, which B · A holds multiplied out"))
+    if reshaped := [site for builder in builders for site in builder.reshaped]:
+        notes.append(
+            Note("reshaped-base", f"{len(reshaped)} sites are for a base weight padded with zeros to their shape")
+        )
+    for site, update in sites.items():
+        match = _FUSED.fullmatch(site)
+        parts = 0 if match is None else 3 if match["stream"] == "double" else 4
+        if split_parts(update, parts):
+            notes.append(
+                Note(
+                    "fused-blocks",
+                    f"up is block-diagonal in {parts} blocks: alpha may be meant for rank {update.rank // parts}, "
+                    f"then the scale is {update.scale * parts:g} and not {update.scale:g}",
+                    site,
+                )
+            )
+    return notes
+
+
+def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None, format: str) -> None:
+    """Write one file; an unedited adapter of this format is written as it was.
+
+    alpha = scale · dim at every site. A LoKr with both factors whole has no alpha that counts: its scale goes into w1.
+    The metadata list the sites under ``lorascope.sites``, since names lose their dots.
+
+    Raises:
+        AdapterError: where a site is of a kind that such files have not, an embedding, transposed or has a bias, or two
+            names become one.
+        OutputError: where the file cannot be written.
+    """
+    is_own = adapter.provenance.format in FAMILY
+    if adapter.original is not None and adapter.provenance.format == format and dtype is None:
+        write_safetensors(path, adapter.original, adapter.provenance.metadata)
+        return
+    if not adapter:
+        raise AdapterError("an adapter without sites cannot be written to this format")
+    names = names_of(adapter)
+    tensors: dict[str, NDArray[Any]] = {}
+    for site, update in adapter.items():
+        for suffix, tensor in _parts(update, site).items():
+            is_kept = dtype is None or suffix == "alpha"
+            tensors[f"{names[site]}.{suffix}"] = tensor if is_kept else cast_to(tensor, dtype)
+    kept = {key: text for key, text in adapter.provenance.metadata.items() if is_own and key != SITES_KEY}
+    if is_own:
+        tensors |= adapter.leftovers
+    moved = {name: site for site, name in names.items() if name != site}
+    write_safetensors(path, tensors, kept | ({SITES_KEY: listed(moved)} if moved else {}))
+
+
+def _parts(update: Update, site: str) -> dict[str, NDArray[Any]]:
+    """Suffix → tensor."""
+    kind = update.kind
+    if update.is_transposed or update.layer == "embedding":
+        raise AdapterError("kohya files have no embeddings and no transposed layers", key=site)
+    if update.bias is not None and kind != "full":
+        raise AdapterError("kohya files have no bias beside a LoRA", key=site)
+    if isinstance(update, DoRA):
+        return {**_parts(update.inner, site), "dora_scale": _dora_scale(update)}
+    if isinstance(update, LowRank):
+        up, down = convolution_factors(padded(update))
+        return _scaled({"lora_down.weight": down, "lora_up.weight": up}, padded(update), "lora_up.weight")
+    if kind == "full" and update.scale == 1.0:
+        suffixes = ("w_norm", "b_norm") if update.layer == "norm" else ("diff", "diff_b")
+        return {
+            suffix: update.stored[role]
+            for suffix, role in zip(suffixes, ("diff", "diff_b"), strict=True)
+            if role in update.stored
+        }
+    if kind == "locon":
+        names = {"B": "lora_up.weight", "mid": "lora_mid.weight", "A": "lora_down.weight"}
+        return _scaled({names[role]: tensor for role, tensor in update.stored.items()}, update, "lora_up.weight")
+    if kind in _PREFIXES:
+        tensors = {f"{_PREFIXES[kind]}{role}": tensor for role, tensor in update.stored.items()}
+        first = next(name for name in ("hada_w1_a", "lokr_w1", "lokr_w1_a") if name in tensors)
+        if {"lokr_w1", "lokr_w2"} <= set(tensors):
+            return tensors | {first: _times(tensors[first], update.scale), "alpha": np.array(1.0, np.float32)}
+        return _scaled(tensors, update, first)
+    raise AdapterError(
+        "kohya files have no place for this kind of update", key=site, expected=", ".join(WRITES), found=kind
+    )
+
+
+def _scaled(tensors: dict[str, NDArray[Any]], update: Update, first: str) -> dict[str, NDArray[Any]]:
+    """The tensors and an alpha with alpha / dim == scale where there is one; ``first`` is a factor of the product."""
+    guess = update.scale * update.dim
+    candidates = [guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf)]
+    if update.alpha is not None:
+        candidates.insert(0, update.alpha)
+    alpha = next((alpha for alpha in candidates if alpha / update.dim == update.scale), guess)
+    if alpha == 0:  # in the file alpha 0 means "not stated"
+        tensors, alpha = tensors | {first: np.zeros_like(tensors[first])}, float(update.dim)
+    is_exact = float(np.float32(alpha)) == alpha
+    return {"alpha": np.array(alpha, np.float32 if is_exact else np.float64), **tensors}
+
+
+def _times(tensor: NDArray[Any], scale: float) -> NDArray[Any]:
+    """The product, in the dtype of the tensor where that is exact, else in float64."""
+    if scale == 1.0:
+        return tensor
+    wide = tensor.astype(np.float64) * scale
+    narrow = wide.astype(tensor.dtype)
+    return narrow if bool((narrow.astype(np.float64) == wide).all()) else wide
+
+
+def _dora_scale(update: DoRA) -> NDArray[Any]:
+    """The magnitude with one axis for each of the base weight's: [out, 1, …] or [1, channels, …]."""
+    magnitude = update.stored["magnitude"]
+    ones = (1,) * (len(update.kernel) - 1 if update.kernel else 0)
+    if not update.kernel and magnitude.ndim > 2:  # the kernel is not known; the file's own shape is
+        return magnitude
+    return magnitude.reshape((1, -1, *ones) if update.axis == "in" else (-1, 1, *ones))

@@ -1,0 +1,117 @@
+"""The verbs over adapter files as a person runs them: convert, verify, bake, formats."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lorascope import formats
+from lorascope.adapter import Adapter, LowRank
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lorascope", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    update = LowRank(
+        rng.standard_normal((6, 2)).astype(np.float32), rng.standard_normal((2, 4)).astype(np.float32), scale=2.0
+    )
+    formats.write(Adapter({"model.q": update, "model.v": update}), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_convert_tells_what_moved(adapter: Path, tmp_path: Path) -> None:
+    done = run("convert", adapter, tmp_path / "a.safetensors", "--to", "kohya")
+    assert done.returncode == 0 and "peft → kohya: 2 sites" in done.stdout
+    assert "relative error of ΔW: 0" in done.stdout
+    done = run("convert", adapter, tmp_path / "b.safetensors", "--to", "kohya", "--dtype", "float16", "--json")
+    (report,) = objects(done.stdout)
+    assert done.returncode == 0 and report["schema_version"] == 1
+    assert 0 < report["relative_error"] < 1e-3 and report["lost"] == [] and report["sites"] == 2
+
+
+def test_convert_refuses_a_loss_and_says_how_to_allow_it(adapter: Path, tmp_path: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    tensors = dict(safetensors.numpy.load_file(weights))
+    safetensors.numpy.save_file(tensors | {"base_model.model.score.weight": np.ones((2, 2))}, weights)
+    target = tmp_path / "a.safetensors"
+    done = run("convert", adapter, target, "--to", "kohya", "--json")
+    assert done.returncode == 2 and "allow-loss" in objects(done.stdout)[0]["hint"] and not target.exists()
+    done = run("convert", adapter, target, "--to", "kohya", "--allow-loss")
+    assert done.returncode == 0 and "lost: base_model.model.score.weight" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [(("--to", "nothing"), "no such format"), (("--to", "kohya", "--dtype", "float99"), "dtype")],
+)
+def test_convert_says_what_is_wrong_with_an_option(
+    adapter: Path, tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    done = run("convert", adapter, tmp_path / "x", *arguments)
+    assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_verify_exits_with_what_it_found(adapter: Path, tmp_path: Path) -> None:
+    done = run("verify", adapter)
+    assert (done.returncode, done.stdout.strip().endswith("ok")) == (0, True)
+    (adapter / "adapter_config.json").unlink()
+    done = run("verify", adapter, "--json")
+    (value,) = objects(done.stdout)
+    assert done.returncode == 1 and value["ok"] is False
+    assert [finding["code"] for finding in value["findings"]] == ["config-missing"]
+    assert run("verify", tmp_path / "nothing").returncode == 2
+
+
+def test_verify_goes_on_after_a_bad_file(adapter: Path, tmp_path: Path) -> None:
+    (adapter.parent / "bad.safetensors").write_bytes(b"\x00\x00")
+    done = run("verify", adapter.parent, "--json")
+    assert done.returncode == 1
+    assert sorted((Path(one["path"]).name, one["ok"]) for one in objects(done.stdout)) == [
+        ("adapter", True),
+        ("bad.safetensors", False),
+    ]
+
+
+def test_verify_and_bake_against_a_base(adapter: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    tensors = {"model.q.weight": np.zeros((6, 4), np.float32), "model.v.weight": np.zeros((6, 4), np.float32)}
+    safetensors.numpy.save_file(tensors, base / "model.safetensors")
+    (base / "config.json").write_text("{}")
+    assert run("verify", adapter, "--base", base).returncode == 0
+    done = run("bake", base, adapter, "-o", tmp_path / "out", "--weight", "0.5", "--json")
+    (report,) = objects(done.stdout)
+    assert done.returncode == 0 and (report["sites"], report["tensors"]) == (2, 2)
+    baked = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    expected = 0.5 * formats.read(adapter)["model.q"].delta_weight(np.float64)
+    np.testing.assert_allclose(baked["model.q.weight"], expected, rtol=float(np.finfo(np.float32).eps))
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+    safetensors.numpy.save_file({"model.q.weight": np.zeros((6, 4), np.float32)}, base / "model.safetensors")
+    done = run("verify", adapter, "--base", base)
+    assert done.returncode == 1 and "base-missing" in done.stdout
+    done = run("bake", base, adapter, "-o", tmp_path / "other")
+    assert done.returncode == 2 and "no such layer" in done.stderr and not (tmp_path / "other").exists()
+
+
+def test_formats_lists_both_registries() -> None:
+    (value,) = objects(run("formats", "--json").stdout)
+    names = {one["name"]: one for one in value["formats"]}
+    assert names["peft"]["reads"] and "lora" in names["peft"]["writes"]
+    assert {"lora", "dora", "loha"} <= {one["name"] for one in value["kinds"]}
+    assert "peft" in run("formats").stdout and "(w1_a w1_b)" in run("formats", "--kinds").stdout.replace("\n", "")
