@@ -79,7 +79,7 @@ def test_its_own_format_is_written_bit_for_bit(format: str, tmp_path: Path) -> N
     adapter = Adapter({site: LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 3)), scale=0.5)})
     one, two = target_in(tmp_path, format, "a"), target_in(tmp_path, format, "b")
     formats.write(adapter, one, format=format)
-    report = convert(one, two, to=format)
+    report = convert(one, two, to=format, source_format=format)
     assert report.is_identical and report.relative_error == 0 and report.lost == report.dropped == ()
 
 

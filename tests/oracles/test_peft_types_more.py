@@ -396,3 +396,103 @@ def test_road(variant: str, group: int, tmp_path: Path) -> None:
         expected = getattr(merged, site).bias.detach().numpy() - bias
         assert error(update.delta_bias(np.float64, base=bias), expected) < DOUBLE
         assert update.delta_bias(np.float64) is None
+
+
+CONFIGS: dict[str, Any] = {
+    "RANDLORA": lambda: peft.RandLoraConfig(r=3),
+    "VBLORA": lambda: peft.VBLoRAConfig(r=2, num_vectors=9, vector_length=4),
+    "VBLORA-topk": lambda: peft.VBLoRAConfig(r=2, num_vectors=9, vector_length=4, save_only_topk_weights=True),
+    "FOURIERFT": lambda: peft.FourierFTConfig(n_frequency=20),
+    "WAVEFT": lambda: peft.WaveFTConfig(n_frequency=20),
+    "MISS": lambda: peft.MissConfig(r=2),
+    "MISS-mini": lambda: peft.MissConfig(r=2, mini_r=4, init_weights="mini"),
+    "MISS-bat": lambda: peft.MissConfig(r=2, init_weights="bat"),
+    "OFT": lambda: peft.OFTConfig(oft_block_size=4, coft=True),
+    "BOFT": lambda: peft.BOFTConfig(boft_block_size=4),
+    "HRA": lambda: peft.HRAConfig(r=3, apply_GS=True),
+    "C3A": lambda: peft.C3AConfig(block_size=4),
+    "SHIRA": lambda: peft.ShiraConfig(r=1),
+    "HIRA": lambda: peft.HiraConfig(r=2),
+    "ROAD": lambda: peft.RoadConfig(group_size=2),
+}
+HOSTILE: list[Any] = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    10**30,
+    2.5,
+    1e300,
+    -1e9,
+    "",
+    "x" * 200,
+    "bat",
+    [],
+    [1],
+    {},
+    {"a": 1},
+]
+
+
+def damaged(tensor: Any) -> Iterator[Any]:
+    """The tensor in ways that no trainer saves it."""
+    yield tensor.astype(np.int64)
+    yield tensor.astype(np.float16)
+    yield np.full_like(tensor, 2**31 - 1 if tensor.dtype.kind in "iu" and tensor.itemsize > 2 else 120)
+    yield np.zeros_like(tensor)
+    yield np.zeros((0, *tensor.shape[1:]), tensor.dtype)
+    yield tensor.reshape(-1)
+    yield np.ascontiguousarray(tensor.T)
+    yield tensor[None]
+    yield np.concatenate((tensor, tensor))
+    yield np.ascontiguousarray(tensor[..., :1])
+    yield np.zeros((), tensor.dtype)
+    if tensor.dtype.kind == "f":
+        yield np.full_like(tensor, np.nan)
+        yield np.full_like(tensor, 1e300)
+
+
+def use(folder: Path, shape: tuple[int, int]) -> bool:
+    """Whether the file could be read and used; every failure must be one of ours."""
+    try:
+        for update in formats.read(folder).values():
+            update.delta_weight(np.float64, base=np.ones(shape))
+            update.delta_bias(np.float64, base=np.ones(shape[0]))
+            resolved = update.resolved(shape)
+            resolved.norm()
+            resolved.spectrum()
+    except AdapterError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.filterwarnings("error::RuntimeWarning:lorascope")
+def test_damaged_files_give_one_kind_of_error(name: str, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    wrapped = adapted(linear_layers({"layer": (12, 8)}), CONFIGS[name]())
+    wrapped.save_pretrained(tmp_path)
+    weights, config_file = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    tensors, config = safetensors.numpy.load_file(weights), json.loads(config_file.read_text())
+    is_whole = formats.read(tmp_path)["layer"].needs != "base weight"
+    assert use(tmp_path, (8, 12)) == is_whole  # a change relative to the base has no norm without it
+    refused = 0
+    for key, tensor in tensors.items():
+        for value in (None, *damaged(tensor)):
+            changed = {other: one for other, one in tensors.items() if other != key} | (
+                {} if value is None else {key: value}
+            )
+            safetensors.numpy.save_file(changed, weights)
+            refused += not use(tmp_path, (8, 12))
+    assert refused >= 8 * len(tensors)
+    safetensors.numpy.save_file(tensors, weights)
+    for field, value in itertools.product(config, HOSTILE):
+        if field not in ("peft_type", "target_modules"):
+            config_file.write_text(json.dumps(config | {field: value}))
+            use(tmp_path, (8, 12))
+    config_file.write_text(json.dumps(config))
+    for shape in ((1, 1), (7, 12), (8, 11), (12, 8), (16, 24)):
+        use(tmp_path, shape)

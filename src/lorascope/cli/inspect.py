@@ -39,12 +39,13 @@ def inspect(
     from lorascope.cli.output import console, print_error, print_json, track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
-    from lorascope.formats.headers import read_headers
     from lorascope.report import summarise
     from lorascope.report.tables import as_text
 
     def summary_of(location: str) -> dict[str, Any]:
         if headers:
+            from lorascope.formats.headers import read_headers
+
             return summarise(read_headers(location, format=format), has_values=False)
         return summarise(read(location, format=format, scale=scale))
 

@@ -1,7 +1,7 @@
 """``bake``: adapters folded into a checkpoint, W + Σ ΔW, tensor by tensor.
 
-The sum is formed in float64 and rounded once to the dtype of the base weight. One tensor is widened at a time: the checkpoint streams from its mapped files to new ones of the
-same names, and everything else in it is copied as it is.
+The sum is formed in float64 and rounded once to the dtype of the base weight. One tensor is widened at a time: the
+checkpoint streams from its mapped files to new ones of the same names, and everything else in it is copied as it is.
 """
 
 from __future__ import annotations

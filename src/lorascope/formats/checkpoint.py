@@ -3,8 +3,8 @@
     <folder>/model.safetensors            or shards beside model.safetensors.index.json
     <folder>/{unet,transformer,text_encoder,…}/…        a diffusers pipeline: the folder is the component's prefix
 
-A site names a module; its weight is looked for under ``<site>.weight``, under ``<site>`` itself (a fused parameter), and
-under the one name that differs from these only by leading parts (``model.``, ``bert.``), which savers add and drop.
+A site names a module; its weight is looked for under ``<site>.weight``, under ``<site>`` itself (a fused parameter),
+and under the one name that differs from these only by leading parts (``model.``, ``bert.``), which savers add and drop.
 """
 
 from __future__ import annotations

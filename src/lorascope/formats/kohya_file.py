@@ -135,8 +135,8 @@ def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None, format: st
     tensors: dict[str, NDArray[Any]] = {}
     for site, update in adapter.items():
         for suffix, tensor in _parts(update, site).items():
-            is_kept = dtype is None or suffix == "alpha"
-            tensors[f"{names[site]}.{suffix}"] = tensor if is_kept else cast_to(tensor, dtype)
+            key = f"{names[site]}.{suffix}"
+            tensors[key] = tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
     kept = {key: text for key, text in adapter.provenance.metadata.items() if is_own and key != SITES_KEY}
     if is_own:
         tensors |= adapter.leftovers

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter, Update
+from lorascope.adapter.spectra import singular_values
 from lorascope.scan.values import norms_of, value_notes
-from lorascope.symmetry.spectra import singular_values
 
 SCHEMA_VERSION = 2
 TOP = 8

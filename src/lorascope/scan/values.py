@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter, LowRank, Note, Update
-from lorascope.symmetry.spectra import at_site
+from lorascope.adapter.spectra import at_site
 
 DOMINANT_SHARE = 0.5
 """A site with more than this share of ‖ΔW‖² is worth a note, where there are four sites or more."""

@@ -13,11 +13,11 @@ import numpy as np
 
 from lorascope import formats
 from lorascope.adapter import Adapter, Note, Update
+from lorascope.adapter.spectra import singular_values
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.scan.finding import Finding, Severity
 from lorascope.scan.values import norms_of, value_notes
-from lorascope.symmetry.spectra import singular_values
 
 SEVERITIES: Mapping[str, Severity] = {
     "config-missing": "warning",

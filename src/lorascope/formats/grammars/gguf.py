@@ -90,11 +90,11 @@ def read_gguf_adapter(contents: Contents) -> Adapter:
     sites: dict[str, Update] = {}
     for tensor, (key_b, key_a) in halves.checked().items():
         name = names(tensor)
-        for site, A, B in _factors(name, tensor, contents.tensors[key_a], contents.tensors[key_b]):
-            if tensor in names.heads:
-                B = _unpermuted(site, B, names.heads[tensor])
-            layer: Layer = "embedding" if tensor == "token_embd" else "linear"
-            parts = Parts(site, {"A": A, "B": B}, {"A": key_a, "B": key_b}, lambda rank: _scale(alpha, rank), layer)
+        layer: Layer = "embedding" if tensor == "token_embd" else "linear"
+        for site, down, up in _factors(name, tensor, contents.tensors[key_a], contents.tensors[key_b]):
+            rows = _unpermuted(site, up, names.heads[tensor]) if tensor in names.heads else up
+            factors, keys = {"A": down, "B": rows}, {"A": key_a, "B": key_b}
+            parts = Parts(site, factors, keys, lambda rank: _scale(alpha, rank), layer)
             sites[site] = built("lora", parts)
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
     return Adapter(
@@ -180,12 +180,9 @@ class _Names:
 
 def _factors(name: str, tensor: str, A: NDArray[Any], B: NDArray[Any]) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
     """(site, A [rank, in], B [out, rank]); one entry for each expert."""
-    if A.ndim == 1 and B.ndim == 2 and B.shape[1] == 1 and tensor != "token_embd":
-        A = A.reshape(1, -1)  # ggml drops axes of length 1 at the end
-    if tensor == "token_embd":
-        A = A.T
-    if A.ndim == 2 and B.ndim == 2:
-        return [(name, A, B)]
+    is_cut = A.ndim == 1 and B.ndim == 2 and B.shape[1] == 1  # ggml drops axes of length 1 at the end
+    if A.ndim == B.ndim == 2 or is_cut:
+        return [(name, A.T if tensor == "token_embd" else A.reshape(1, -1) if is_cut else A, B)]
     if A.ndim != 3 or B.ndim != 3 or A.shape[0] != B.shape[0] or not A.size:
         raise AdapterError(
             "the two factors do not make a product",

@@ -2,12 +2,12 @@
 
 XLabs: ``double_blocks.N.processor.qkv_lora1.down.weight`` / ``.up.weight``; 1 is the image stream, 2 the text stream.
 
-    qkv_lora1 → img_attn.qkv      qkv_lora2 → txt_attn.qkv      proj_lora1 → img_attn.proj      proj_lora2 → txt_attn.proj
+    qkv_lora1 → img_attn.qkv     qkv_lora2 → txt_attn.qkv     proj_lora1 → img_attn.proj     proj_lora2 → txt_attn.proj
     single_blocks.N.processor.qkv_lora → linear1, of which it changes the rows of q, k and v:  linear1[0:rows]
     single_blocks.N.processor.proj_lora → linear2
 
-BFL control: ``double_blocks.N.img_attn.qkv.lora_A.weight``, ``.lora_B.weight``, ``.lora_B.bias``, and norms as whole tensors
-``….norm.query_norm.scale``, which take the place of the base's. The input layer may be wider than that of the base.
+BFL control: ``double_blocks.N.img_attn.qkv.lora_A.weight``, ``.lora_B.weight``, ``.lora_B.bias``, and norms as whole
+tensors ``….norm.query_norm.scale``, which take the place of the base's. The input layer may be wider than the base's.
 
     ΔW = B · A, Δbias = bias; no scale
 
@@ -141,7 +141,6 @@ def _adapter(sites: Mapping[str, Update], left: list[str], contents: Contents, f
             format=format,
             kind=kind_of(sites.values()),
             path=contents.path,
-            base_model="FLUX.1",
             config=contents.config or {},
             config_text=contents.config_text,
             metadata=contents.metadata,

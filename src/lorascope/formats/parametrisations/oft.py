@@ -124,7 +124,7 @@ def build_oft(parts: Parts) -> OFT:
         )
     check_room(blocks, size, size, what="the rotation", key=parts.site)
     turned = -1 if switch(parts.options, "block_share", default=False) else blocks * size
-    is_series = switch(parts.options, "use_cayley_neumann", default=False)
+    is_series = switch(parts.options, "use_cayley_neumann", default=True)
     terms = positive_integer(parts.options, "num_cayley_neumann_terms", 5) or 5
     if is_series and terms > _MAX_TERMS:
         raise AdapterError(
@@ -161,6 +161,6 @@ PARAMETRISATION = Parametrisation(
     reference="https://arxiv.org/abs/2306.07280",
     exactness="relative to the base weight",
     build=build_oft,
-    defaults="exact Cayley transform; 5 terms where a series is asked for",
+    defaults="the Cayley-Neumann series of 5 terms",
     oracles=("peft",),
 )

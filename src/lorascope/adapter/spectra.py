@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Adapter, Factors, LowRank
+from lorascope.adapter.adapter import Adapter
+from lorascope.adapter.low_rank import LowRank
+from lorascope.adapter.update import Factors
 from lorascope.errors import AdapterError
 
 T = TypeVar("T")
