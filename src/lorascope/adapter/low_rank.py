@@ -131,6 +131,8 @@ class LowRank:
             )
         object.__setattr__(self, "B", read_only(B))
         object.__setattr__(self, "A", read_only(A))
+        if self.bias is not None:
+            object.__setattr__(self, "bias", read_only(self.bias))
         object.__setattr__(self, "scale", float(self.scale))
 
     @property

@@ -194,7 +194,7 @@ class Builder:
             kind,
             Parts(
                 site=site,
-                tensors={role: self.tensors[key] for role, key in keys.items()},
+                tensors=_with_kernel_axes({role: self.tensors[key] for role, key in keys.items()}),
                 keys=keys,
                 scale_of=self._scale_of(site, kind, group),
                 layer=cast("Layer", "linear"),
@@ -272,6 +272,14 @@ class Builder:
                 found=f"{wanted.dtype.name} {wanted.reshape(-1)[:4].tolist()}",
             )
         self.reshaped.append(site)
+
+
+def _with_kernel_axes(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The tensors, B of a convolution with an axis for each of A's: LyCORIS's DyLoRA leaves it flat."""
+    if "A" in tensors and "B" in tensors and tensors["B"].ndim == 2 < tensors["A"].ndim:
+        B = tensors["B"]
+        return tensors | {"B": B.reshape(*B.shape, *(1,) * (tensors["A"].ndim - 2))}
+    return tensors
 
 
 def _with_bias(update: Update, bias: NDArray[Any], key: str, site: str) -> Update:

@@ -87,7 +87,8 @@ TYPES: Mapping[str, PeftType] = {
     ),
     "RANDLORA": PeftType(
         "randlora",
-        {"randlora_lambda": "lambda", "randlora_gamma": "gamma"},
+        # the shared projections are saved once for all and once more at every site
+        {"randlora_lambda": "lambda", "randlora_gamma": "gamma", "randlora_A": "A", "randlora_B": "B"},
         shared={"randlora_A": "A", "randlora_B": "B"},
         scale=randlora_scale,
     ),

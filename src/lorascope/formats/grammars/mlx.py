@@ -29,6 +29,7 @@ from lorascope.adapter import Adapter, Layer, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import mapping, text_or_none
 from lorascope.formats.contents import Contents
+from lorascope.formats.embedding_names import is_embedding
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Scale
@@ -43,7 +44,6 @@ DEFAULT_SCALE = 20.0
 
 _ROLES = {"lora_a": "A", "lora_b": "B", "m": "magnitude"}
 _KEY = re.compile(r"(?P<site>.+)\.(?P<role>lora_a|lora_b|m)", re.DOTALL)
-_EMBEDDING = re.compile(r"(.*\.)?(embed\w*|word_embeddings|tok_embeddings|wte|wpe)", re.DOTALL)
 _EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
 _WITHIN_LAYER = re.compile(r".*?\.\d+\.(?P<key>.+)", re.DOTALL)
 
@@ -133,7 +133,7 @@ def _stated_scale(config: Mapping[str, Any]) -> Scale:
     parameters = mapping(config, "lora_parameters")
     scale, alpha = _number(parameters.get("scale")), _number(parameters.get("alpha"))
     if parameters.get("scale") is None:
-        return Scale(DEFAULT_SCALE, alpha, is_assumed=True)
+        return Scale(DEFAULT_SCALE, None, is_assumed=True)
     if scale is None:
         raise AdapterError(
             "the scale must be a finite number",
@@ -155,7 +155,7 @@ def _number(value: Any) -> float | None:
 
 def _parts(site: str, contents: Contents, keys: Mapping[str, str], scale: Scale) -> Iterator[tuple[str, Parts]]:
     tensors = {role: contents.tensors[key] for role, key in keys.items()}
-    layer: Layer = "embedding" if _EMBEDDING.fullmatch(site) else "linear"
+    layer: Layer = "embedding" if is_embedding(site) else "linear"
     for role, tensor in tensors.items():
         if tensor.ndim not in ((1,) if role == "magnitude" else (2, 3)):
             raise AdapterError(f"{keys[role]} has the wrong number of axes", key=site, found=list(tensor.shape))
@@ -258,13 +258,13 @@ def _plain(site: str, update: Update) -> LowRank:
     inner = update.inner if isinstance(update, DoRA) else update
     if not isinstance(inner, LowRank):
         raise AdapterError("MLX files hold only LoRA and DoRA", key=site, found=update.kind)
-    is_embedding = inner.layer == "embedding"
-    if isinstance(update, DoRA) and (update.axis == "in") != is_embedding:
+    has_rows = inner.layer == "embedding"
+    if isinstance(update, DoRA) and (update.axis == "in") != has_rows:
         raise AdapterError("MLX norms each stored row, and this magnitude is for columns", key=site)
-    if inner.layer not in ("linear", "embedding") or inner.is_transposed != is_embedding:
+    if inner.layer not in ("linear", "embedding") or inner.is_transposed != has_rows:
         kind = f"{'transposed ' * inner.is_transposed}{inner.layer}"
         raise AdapterError("MLX has no LoRA for such a layer", key=site, expected="linear, embedding", found=kind)
-    if is_embedding != (_EMBEDDING.fullmatch(site) is not None):
+    if has_rows != is_embedding(site):
         raise AdapterError("an MLX file tells embeddings by their names, and this one tells wrong", key=site)
     if inner.bias is not None:
         raise AdapterError("MLX has no bias in a LoRA layer", key=site)

@@ -29,30 +29,6 @@ FORMATS = (
         _by_keys(r"\.lora_E$", SPECIFIC + 10),
     ),
     Format(
-        "loralib",
-        "loralib, or ComfyUI's mochi",
-        "https://github.com/microsoft/LoRA",
-        _by_keys(r"\.lora_[AB]$", SPECIFIC),
-    ),
-    Format(
-        "cloneofsimo",
-        "cloneofsimo LoRA",
-        "https://github.com/cloneofsimo/lora",
-        _by_keys(r"^(unet|text_encoder):\d+:(up|down)$", SPECIFIC),
-    ),
-    Format(
-        "cloneofsimo-list",
-        "cloneofsimo list of tensors",
-        "https://github.com/cloneofsimo/lora",
-        _by_keys(r"^\[1\]$", SPECIFIC, container="pickle"),
-    ),
-    Format(
-        "sam-lora",
-        "Sam_LoRA",
-        "https://github.com/MathieuNlp/Sam_LoRA",
-        _by_keys(r"^w_[ab]_\d{3}$", SPECIFIC),
-    ),
-    Format(
         "ia3",
         "IA3",
         "https://arxiv.org/abs/2205.05638",

@@ -75,7 +75,8 @@ def build_shira(parts: Parts) -> SHiRA:
             found=f"{indices.dtype.name} {list(indices.shape)}",
         )
     # bounded before they are taken for integers, since a float may be beyond them
-    if not bool(((indices >= 0) & (indices < 1 << 31) & (indices % 1 == 0)).all()):
+    places = indices.astype(np.float64)
+    if not bool(((places >= 0) & (places < 2**31) & (places == np.floor(places))).all()):
         raise AdapterError(f"{key} holds a place that is none", key=parts.site, expected="whole numbers from 0 on")
     return SHiRA(
         stored=parts.named("weight", "indices"),
