@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorascope.adapter import Adapter, LowRank, Update
+    from lorascope.conversion import bake, convert
     from lorascope.errors import AdapterError, LorascopeError
     from lorascope.formats import read, write
     from lorascope.predict import Predictor
+    from lorascope.scan import verify
 
 __version__ = "0.1.0"
 
@@ -24,7 +26,10 @@ _HOME = {
     "LowRank": "lorascope.adapter",
     "Predictor": "lorascope.predict",
     "Update": "lorascope.adapter",
+    "bake": "lorascope.conversion",
+    "convert": "lorascope.conversion",
     "read": "lorascope.formats",
+    "verify": "lorascope.scan",
     "write": "lorascope.formats",
 }
 
@@ -36,7 +41,10 @@ __all__ = [
     "Predictor",
     "Update",
     "__version__",
+    "bake",
+    "convert",
     "read",
+    "verify",
     "write",
 ]
 

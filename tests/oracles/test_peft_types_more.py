@@ -308,6 +308,9 @@ def test_boft(fields: dict[str, Any], tmp_path: Path) -> None:
     model = linear_layers(SIZES)
     wrapped = adapted(model, peft.BOFTConfig(**fields))
     checked(wrapped, model, tmp_path, DOUBLE)
+    adapter = formats.read(tmp_path)  # a bias that is trained beside the rotation is no part of the update
+    assert len(adapter.leftovers) == (len(SIZES) if "bias" in fields else 0)
+    assert [note.code for note in adapter.notes] == ["saved-biases"] * ("bias" in fields)
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -398,6 +401,61 @@ def test_road(variant: str, group: int, tmp_path: Path) -> None:
         assert update.delta_bias(np.float64) is None
 
 
+@pytest.mark.parametrize("fields", [{"r": 2, "theta_d_length": 11}, {"r": 3, "theta_d_length": 200}])
+@pytest.mark.parametrize("make", [linear_layers, gpt2_layers])
+def test_unilora(make: Any, fields: dict[str, Any], tmp_path: Path) -> None:
+    model = make(ODD)
+    updates = checked(adapted(model, peft.UniLoraConfig(save_indices=True, **fields)), model, tmp_path, DOUBLE)
+    assert updates["wide"].rank == fields["r"] and updates["wide"].needs == "nothing"
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+@pytest.mark.parametrize("make", [linear_layers, gpt2_layers])
+def test_pvera(make: Any, rank: int, tmp_path: Path) -> None:
+    model = make(ODD)
+    checked(adapted(model, peft.PveraConfig(r=rank)), model, tmp_path, DOUBLE)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"save_projection": False}, "projections are not in the file"), ({"sample_at_inference": True}, "at random")],
+)
+def test_pvera_that_is_not_whole_says_why(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    wrapped = adapted(linear_layers(ODD), peft.PveraConfig(r=2, **fields))
+    with pytest.raises(AdapterError, match=message):
+        saved(wrapped, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"r": 2},
+        {"r": 3, "alpha": 5},
+        {"r": 2, "decomposition_method": "qr", "alpha": 3},
+        {"r": 2, "para": True},
+        {"r": 3, "para": True, "decomposition_method": "qr"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("make", [linear_layers, gpt2_layers])
+def test_deft(make: Any, fields: dict[str, Any], tmp_path: Path) -> None:
+    model = make(ODD)
+    checked(adapted(model, peft.DeftConfig(**fields)), model, tmp_path, SINGLE)
+
+
+def test_beft(tmp_path: Path) -> None:
+    model = linear_layers(ODD)
+    wrapped = adapted(model, peft.BeftConfig())
+    adapter = saved(wrapped, tmp_path)
+    merged = copy.deepcopy(wrapped).merge_and_unload()
+    for site, update in adapter.items():
+        base = getattr(model, site).base_layer
+        assert not update.delta_weight(np.float64, base=base.weight.detach().numpy()).any()
+        expected = (getattr(merged, site).bias - base.bias).detach().numpy()
+        found = update.delta_bias(np.float64, base=base.bias.detach().numpy())
+        assert error(found, expected) < DOUBLE
+
+
 CONFIGS: dict[str, Any] = {
     "RANDLORA": lambda: peft.RandLoraConfig(r=3),
     "VBLORA": lambda: peft.VBLoRAConfig(r=2, num_vectors=9, vector_length=4),
@@ -414,7 +472,43 @@ CONFIGS: dict[str, Any] = {
     "SHIRA": lambda: peft.ShiraConfig(r=1),
     "HIRA": lambda: peft.HiraConfig(r=2),
     "ROAD": lambda: peft.RoadConfig(group_size=2),
+    "UNILORA": lambda: peft.UniLoraConfig(r=2, theta_d_length=11, save_indices=True),
+    "PVERA": lambda: peft.PveraConfig(r=2),
+    "DEFT": lambda: peft.DeftConfig(r=2, alpha=3),
+    "DEFT-qr": lambda: peft.DeftConfig(r=2, decomposition_method="qr"),
+    "BEFT": lambda: peft.BeftConfig(),
 }
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_put_into_the_base_model_it_makes_what_peft_merges(name: str, tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    model = linear_layers({"layer": (12, 8), "other": (8, 20)}).double()
+    base = copy.deepcopy(model)
+    wrapped = adapted(model, CONFIGS[name]())
+    adapter = saved(wrapped, tmp_path)
+    merged = wrapped.merge_and_unload()
+    with adapter.apply_to(base):
+        for site in adapter:
+            one, two = getattr(base, site), getattr(merged, site)
+            assert torch.allclose(one.weight, two.weight, rtol=SINGLE, atol=SINGLE)
+            assert torch.allclose(one.bias, two.bias, rtol=SINGLE, atol=SINGLE)
+    assert list(adapter) == ["layer", "other"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_that_was_not_edited_is_written_as_it_was(name: str, tmp_path: Path) -> None:
+    adapter = saved(adapted(linear_layers({"layer": (12, 8)}), CONFIGS[name]()), tmp_path / "source")
+    formats.write(adapter, tmp_path / "target")
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        first, second = ((tmp_path / folder / file) for folder in ("source", "target"))
+        if file.endswith("json"):
+            assert first.read_text() == second.read_text()
+        else:
+            one, two = safetensors.numpy.load_file(first), safetensors.numpy.load_file(second)
+            assert set(one) == set(two) and all(np.array_equal(one[key], two[key]) for key in one)
+
+
 HOSTILE: list[Any] = [
     None,
     True,

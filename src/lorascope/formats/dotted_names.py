@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from lorascope.formats.kohya_names import sites_of
 from lorascope.formats.kohya_vocabulary import diffusers_path
 
 DENOISER = "diffusion_model."
@@ -42,8 +43,10 @@ def site_of(name: str) -> str:
     return name
 
 
-def dotted_sites(names: Iterable[str]) -> dict[str, str]:
-    """Name → site; where two names would be one site, both stay as they are."""
-    sites = {name: site_of(name) for name in dict.fromkeys(names)}
+def dotted_sites(names: Iterable[str], metadata: Mapping[str, str]) -> dict[str, str]:
+    """Name → site, kohya names among them included; where two names would be one site, both stay as they are."""
+    names = list(dict.fromkeys(names))
+    flat = sites_of([name for name in names if "." not in name], metadata)
+    sites = {name: flat.get(name) or site_of(name) for name in names}
     taken = Counter([*sites.values(), *(name for name, site in sites.items() if site != name)])
     return {name: site if taken[site] == 1 else name for name, site in sites.items()}

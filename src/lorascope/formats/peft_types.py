@@ -115,6 +115,18 @@ TYPES: Mapping[str, PeftType] = {
         {"hira_A": "A", "hira_B": "B", "hira_embedding_A": "A_embedding", "hira_embedding_B": "B_embedding"},
     ),
     "ROAD": PeftType("road", {"road_theta": "theta", "road_alpha": "alpha"}),
+    "UNILORA": PeftType(
+        "unilora",
+        {f"unilora_{part}_{half}": f"{part}_{half}" for part in ("indices", "scales") for half in ("A", "B")},
+        shared={"unilora_theta_d": "theta"},
+    ),
+    "PVERA": PeftType(
+        "pvera",
+        {"pvera_lambda_b": "lambda_b", "pvera_lambda_d": "lambda_d"},
+        shared={"pvera_A": "A", "pvera_B": "B"},
+    ),
+    "DEFT": PeftType("deft", {"deft_P": "P", "deft_R": "R"}),
+    "BEFT": PeftType("beft", {"beft_bias": "bias"}),
 }
 """``peft_type`` → how it is stored."""
 

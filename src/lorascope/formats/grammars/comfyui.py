@@ -28,20 +28,22 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 from lorascope.formats.safetensors_file import write_safetensors
 
-_LYCORIS = re.compile(r"\.(hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|w_norm|diff|diff_b|on_input|set_weight)$")
+_OWN = re.compile(
+    r"\.(lora_(up|down)\.weight|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|w_norm|diff|diff_b|on_input|set_weight)$"
+)
 _PREFIXES = (DENOISER, "text_encoders.")
 
 
 def recognise_comfyui(contents: Contents) -> Evidence | None:
-    """Known suffixes after ``diffusion_model.`` or ``text_encoders.``, or LyCORIS keys after any dotted name."""
+    """Known suffixes after ``diffusion_model.`` or ``text_encoders.``, or keys of kohya's family after any dotted name."""
     for key in contents.tensors:
         parsed = split_key(key, DOTTED_SUFFIXES)
         if parsed is None or "." not in parsed[0] or key.startswith("base_model."):
             continue
         if key.startswith(_PREFIXES) and parsed[1] not in ("weight", "alpha", "scalar", "rescale"):
             return Evidence(SPECIFIC + 10, f"keys start with {key.partition('.')[0]}.")
-        if _LYCORIS.search(key):
-            return Evidence(SPECIFIC, "LyCORIS keys after names with dots")
+        if _OWN.search(key):
+            return Evidence(SPECIFIC, "keys of kohya's family after names with dots")
     return None
 
 
@@ -61,7 +63,7 @@ def read_dotted(contents: Contents, format: str) -> Adapter:
         AdapterError: where a site's keys do not make one update.
     """
     groups, left = grouped(contents.tensors, DOTTED_SUFFIXES, bool)
-    names = dotted_sites(groups)
+    names = dotted_sites(groups, contents.metadata)
     builder = Builder(contents.tensors)
     sites = {names[name]: builder.update(names[name], group) for name, group in groups.items()}
     if not sites:
