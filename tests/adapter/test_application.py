@@ -145,3 +145,35 @@ def test_an_adapter_that_fails_leaves_the_model_unchanged(second, message):
     with pytest.raises(AdapterError, match=message):
         Adapter({"0": LowRank(*factors(3, 4)), **second}).apply_to(model)
     assert_untouched(model, before)
+
+
+def test_parts_of_fused_weights_are_changed_alone_and_put_back() -> None:
+    model = torch.nn.Module()
+    model.qkv = torch.nn.Linear(3, 6)
+    model.experts = torch.nn.Module()
+    model.experts.up = torch.nn.Parameter(torch.zeros(2, 4, 3))
+    before = {name: parameter.data for name, parameter in model.named_parameters()}
+    rows, expert = LowRank(np.ones((2, 1)), np.ones((1, 3))), LowRank(np.ones((4, 1)), np.ones((1, 3)))
+    adapter = Adapter({"qkv[0:2]": rows, "qkv[4:6]": rows, "experts.up[1]": expert})
+    with adapter.apply_to(model):
+        change = model.qkv.weight.data - before["qkv.weight"]
+        assert change.sum(dim=1).round().tolist() == [3.0, 3.0, 0.0, 0.0, 3.0, 3.0]
+        assert model.experts.up.sum(dim=(1, 2)).tolist() == [0.0, 12.0]
+    assert all(
+        parameter.data is before[name] or torch.equal(parameter.data, before[name])
+        for name, parameter in model.named_parameters()
+    )
+    assert model.qkv.weight.data_ptr() == before["qkv.weight"].data_ptr()
+    with pytest.raises(AdapterError, match="no such part"):
+        Adapter({"qkv[5:7]": rows}).apply_to(model)
+
+
+def test_a_bias_changes_with_the_weight() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=True))
+    before = model[0].bias.data.clone()
+    update = LowRank(np.ones((4, 1)), np.ones((1, 3)), scale=0.5, bias=np.array([1.0, 2.0, 3.0, 4.0]))
+    with Adapter({"0": update}).apply_to(model):
+        assert torch.allclose(model[0].bias - before, torch.tensor([0.5, 1.0, 1.5, 2.0]))
+    assert torch.equal(model[0].bias.data, before)
+    with pytest.raises(AdapterError, match="bias that the layer has not"):
+        Adapter({"0": update}).apply_to(torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False)))

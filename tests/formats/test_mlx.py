@@ -17,7 +17,7 @@ from lorascope.errors import AdapterError
 RNG = np.random.default_rng(0)
 A, B = RNG.standard_normal((4, 2)).astype(np.float32), RNG.standard_normal((2, 5)).astype(np.float32)
 SITE = "model.layers.0.self_attn.q_proj"
-PAIR = {f"{SITE}.lora_a": A, f"{SITE}.lora_b": B}
+PAIR: dict[str, Any] = {f"{SITE}.lora_a": A, f"{SITE}.lora_b": B}
 
 
 def read(path: Path, tensors: dict[str, Any], config: dict[str, Any] | None = None) -> Adapter:

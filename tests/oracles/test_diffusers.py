@@ -170,7 +170,7 @@ def test_the_outputs_of_a_model_are_the_same_after_loading_a_written_file(tmp_pa
 
 def saved_pipeline(folder: Path, *, has_metadata: bool, is_old: bool = False) -> tuple[Any, Any]:
     """A U-Net and a text encoder with adapters, saved as the training scripts of diffusers save them."""
-    from diffusers.utils import convert_state_dict_to_diffusers
+    from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
 
     fields = {} if has_metadata else {"r": 4, "lora_alpha": 4}
@@ -280,3 +280,22 @@ def test_the_text_encoders_of_2023(tmp_path: Path) -> None:
         if hasattr(module, "lora_A") and hasattr(module, "merge"):
             module.merge()
     check(adapter, "text_encoder.", before, values(encoder))
+
+
+def test_a_transformers_file_with_its_prefix(tmp_path: Path) -> None:
+    from peft import get_peft_model_state_dict
+
+    source = adapted(flux(), rank_pattern={"to_k": 2}, alpha_pattern={"to_q": 7})
+    diffusers.FluxPipeline.save_lora_weights(
+        tmp_path / "saved",
+        transformer_lora_layers=get_peft_model_state_dict(source, adapter_name="default"),
+        transformer_lora_adapter_metadata=source.peft_config["default"].to_dict(),
+    )
+    adapter = formats.read(tmp_path / "saved")
+    assert all(site.startswith("transformer.") for site in adapter) and not adapter.notes
+    formats.write(adapter, tmp_path / "x.safetensors", format="diffusers", dtype="float64")
+    for path in (tmp_path / "saved" / "pytorch_lora_weights.safetensors", tmp_path / "x.safetensors"):
+        model = flux()
+        before = values(model)
+        model.load_lora_adapter(path, prefix="transformer", use_safetensors=True, local_files_only=True)
+        check(adapter, "transformer.", before, fused(model))

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 
 from lorascope import formats
+from lorascope.adapter import Adapter, LowRank
 from lorascope.formats.kohya_names import flattened, sites_of
 
 torch = pytest.importorskip("torch")
@@ -345,3 +346,30 @@ def test_the_control_lora_of_flux(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             adapter[f"transformer.{path}"].delta_weight(np.float64, base=base), theirs, rtol=1e-12
         )
+
+
+def test_diffusers_reads_what_is_written_as_kohya(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sites: dict[str, Any] = {}
+    for component, model in (("unet", unet(is_sdxl=True)), ("text_encoder", clip()), ("text_encoder_2", clip())):
+        for name in paths(model):
+            if name.endswith(("to_q", "to_out.0", "ff.net.2", "proj_in", "q_proj", "mlp.fc1")):
+                B, A = rng.standard_normal((6, 2)), rng.standard_normal((2, 5))
+                sites[f"{component}.{name}"] = LowRank(B.astype(np.float32), A.astype(np.float32), scale=0.75)
+    formats.write(Adapter(sites), tmp_path / "x.safetensors", format="kohya")
+    tensors = safetensors.torch.load_file(tmp_path / "x.safetensors")
+    converted, alphas = converters._convert_non_diffusers_lora_to_diffusers(dict(tensors))
+    assert len(alphas) == len(sites) and set(alphas.values()) == {1.5}
+    found: dict[str, Any] = {}
+    for key, tensor in converted.items():
+        if ".down." not in key:
+            continue
+        site = re.sub(r"(\.processor)?\.to_(\w+)_lora\.down\.weight$", r".to_\2", key)
+        site = re.sub(r"\.(lora|lora_linear_layer)\.down\.weight$", "", site)
+        site = re.sub(r"\.to_out$", ".to_out.0", site)
+        if component := re.match(r"text_encoder(_2)?\.", site):
+            site = component[0] + re.sub(r"\.to_q$", ".q_proj", site[component.end() :])
+        found[site] = converted[key.replace(".down.", ".up.")].double().numpy() @ tensor.double().numpy()
+    assert set(found) == set(sites)
+    for site, update in sites.items():
+        assert_close(0.75 * found[site], update.delta_weight(np.float64))

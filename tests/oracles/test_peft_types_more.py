@@ -121,7 +121,6 @@ def checked(wrapped: Any, model: Layers, folder: Path, tolerance: float, *, has_
             moved = base + update.delta_weight(np.float64, base=base)
             moved = moved if resolved.is_transposed else moved.T
             assert error(run.numpy(), moved) < tolerance
-    print(f"{type(wrapped.peft_config['default']).__name__}: max relative error {worst:.1e}")
     assert worst < tolerance
     return dict(adapter)
 
@@ -409,6 +408,12 @@ def test_unilora(make: Any, fields: dict[str, Any], tmp_path: Path) -> None:
     assert updates["wide"].rank == fields["r"] and updates["wide"].needs == "nothing"
 
 
+def test_unilora_without_its_indices_is_refused(tmp_path: Path) -> None:
+    wrapped = adapted(linear_layers(ODD), peft.UniLoraConfig(r=2, theta_d_length=11, save_indices=False))
+    with pytest.raises(AdapterError, match="no tensors of the type UNILORA"):
+        saved(wrapped, tmp_path)
+
+
 @pytest.mark.parametrize("rank", [2, 5])
 @pytest.mark.parametrize("make", [linear_layers, gpt2_layers])
 def test_pvera(make: Any, rank: int, tmp_path: Path) -> None:
@@ -456,6 +461,26 @@ def test_beft(tmp_path: Path) -> None:
         assert error(found, expected) < DOUBLE
 
 
+@pytest.mark.parametrize("rank", [None, 2, 6])
+def test_osf(rank: int | None, tmp_path: Path) -> None:
+    model = linear_layers(ODD)
+    config = peft.OSFConfig(effective_rank=rank)
+    checked(adapted(model, config), model, tmp_path, SINGLE)
+
+
+@pytest.mark.parametrize("function", ["relu", "tanh", "sigmoid", "silu", "linear"])
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_peanut(function: str, depth: int, tmp_path: Path) -> None:
+    model = linear_layers(ODD)
+    config = peft.PeanutConfig(r=3, depth=depth, act_fn=function, scaling=0.7)
+    checked(adapted(model, config), model, tmp_path, DOUBLE)
+
+
+def test_peanut_with_another_function_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="not read by this version"):
+        saved(adapted(linear_layers(ODD), peft.PeanutConfig(r=3, act_fn="gelu")), tmp_path)
+
+
 CONFIGS: dict[str, Any] = {
     "RANDLORA": lambda: peft.RandLoraConfig(r=3),
     "VBLORA": lambda: peft.VBLoRAConfig(r=2, num_vectors=9, vector_length=4),
@@ -477,6 +502,8 @@ CONFIGS: dict[str, Any] = {
     "DEFT": lambda: peft.DeftConfig(r=2, alpha=3),
     "DEFT-qr": lambda: peft.DeftConfig(r=2, decomposition_method="qr"),
     "BEFT": lambda: peft.BeftConfig(),
+    "OSF": lambda: peft.OSFConfig(),
+    "PEANUT": lambda: peft.PeanutConfig(r=2, depth=1),
 }
 
 

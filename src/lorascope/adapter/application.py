@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lorascope.adapter.site import Part, path_and_part
 from lorascope.errors import AdapterError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -30,41 +32,38 @@ class Application:
             raise MissingExtraError.of("torch", "learn", "putting an adapter into a model") from error
         prefix = f"{component}." if component and not component.endswith(".") else component
         modules: dict[str, Any] = dict(model.named_modules())
-        planned = [(_weight_at(modules, site, prefix), update, site) for site, update in adapter.items()]
-        for module, update, site in planned:
-            _check_fit(module, update, site)
+        planned = [(_place_of(modules, site, prefix), update, site) for site, update in adapter.items()]
+        for place, update, site in planned:
+            _check_fit(place, update, site)
         self._kept: list[tuple[str, Any, Any, Any]] = []
         try:
-            for module, update, site in planned:
-                weight = module.weight
-                wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-                delta = _delta_at(module, update, site, np.float64 if wide == torch.float64 else np.float32)
-                added = torch.as_tensor(np.ascontiguousarray(delta), device=weight.device).reshape(weight.shape)
-                base = weight.data
-                moved = (base.to(wide) + added).to(weight.dtype)
-                self._kept.append((site, weight, base, moved))
-                weight.data = moved
-                self._put_bias(module, update, site)
+            for place, update, site in planned:
+                wide = torch.float64 if place.weight.dtype == torch.float64 else torch.float32
+                numbers = np.float64 if wide == torch.float64 else np.float32
+                self._add(place.weight, place.part, _delta_at(place, update, site, numbers), wide, site)
+                bias = getattr(place.module, "bias", None)
+                delta = update.delta_bias(numbers, base=None if bias is None else _as_numpy(bias, numbers))
+                if delta is not None and bias is None:
+                    raise AdapterError("the adapter changes a bias that the layer has not", key=site)
+                if delta is not None:
+                    self._add(bias, place.part, delta, wide, site)
         except BaseException:
             self.remove()
             raise
 
-    def _put_bias(self, module: Any, update: Update, site: str) -> None:
+    def _add(self, weight: Any, part: Part | None, delta: NDArray[Any], wide: Any, site: str) -> None:
         import torch
 
-        bias = getattr(module, "bias", None)
-        wide = np.float64 if module.weight.dtype == torch.float64 else np.float32
-        stored = None if bias is None else bias.detach().cpu().double().numpy().astype(wide)
-        delta = update.delta_bias(wide, base=stored)
-        if delta is None:
-            return
-        if bias is None:
-            raise AdapterError("the adapter changes a bias that the layer has not", key=site)
-        base = bias.data
-        added = torch.as_tensor(np.ascontiguousarray(delta), device=bias.device)
-        moved = (base.to(added.dtype) + added).to(bias.dtype)
-        self._kept.append((site, bias, base, moved))
-        bias.data = moved
+        base = weight.data
+        added = torch.as_tensor(np.ascontiguousarray(delta), device=base.device)
+        if part is None:
+            moved = (base.to(wide) + added.reshape(base.shape)).to(base.dtype)
+        else:
+            moved = base.clone()
+            view = part.of(moved, site)
+            view.copy_((view.to(wide) + added.reshape(view.shape)).to(base.dtype))
+        self._kept.append((site, weight, base, moved))
+        weight.data = moved
 
     def remove(self) -> None:
         """Take the adapter out: every weight is the tensor it was. Doing it twice does nothing.
@@ -94,12 +93,33 @@ class Application:
         self.remove()
 
 
-def _delta_at(module: Any, update: Update, site: str, dtype: DTypeLike) -> NDArray[Any]:
-    is_turned = _is_conv1d_of_gpt2(module) and not update.is_transposed
+@dataclass(frozen=True)
+class _Place:
+    """Where a site is: the module, its weight (or fused parameter), and the part of it."""
+
+    module: Any
+    weight: Any
+    part: Part | None
+
+    def view(self, site: str) -> Any:
+        return self.weight if self.part is None else self.part.of(self.weight, site)
+
+    @property
+    def is_conv1d_of_gpt2(self) -> bool:
+        return type(self.module).__name__ == "Conv1D" and type(self.module).__module__.startswith("transformers")
+
+
+def _as_numpy(tensor: Any, dtype: DTypeLike) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().cpu().double().numpy().astype(dtype)
+    return array
+
+
+def _delta_at(place: _Place, update: Update, site: str, dtype: DTypeLike) -> NDArray[Any]:
+    is_turned = place.is_conv1d_of_gpt2 and not update.is_transposed
     base: NDArray[Any] | None = None
     if update.needs in ("base shape", "base weight"):
-        base = module.weight.detach().cpu().double().numpy().astype(dtype)
-        base = base.T if is_turned and base is not None else base
+        base = _as_numpy(place.view(site), dtype)
+        base = base.T if is_turned else base
     try:
         delta = update.delta_weight(dtype, base=base)
     except AdapterError as error:
@@ -108,42 +128,42 @@ def _delta_at(module: Any, update: Update, site: str, dtype: DTypeLike) -> NDArr
     return delta.T if is_turned else delta
 
 
-def _is_conv1d_of_gpt2(module: Any) -> bool:
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers")
-
-
-def _weight_at(modules: dict[str, Any], site: str, prefix: str) -> Any:
-    path = site[len(prefix) :] if prefix and site.startswith(prefix) else site
+def _place_of(modules: dict[str, Any], site: str, prefix: str) -> _Place:
+    path, part = path_and_part(site[len(prefix) :] if prefix and site.startswith(prefix) else site)
     module = modules.get(path)
-    if module is None or not hasattr(module, "weight"):
-        tail = path.rsplit(".", 1)[-1]
-        like = [name for name in modules if name.rsplit(".", 1)[-1] == tail][:2]
-        raise AdapterError(
-            "the model has no such layer",
-            key=site,
-            expected="a module path of the model that has a weight",
-            found="no module of that name" if module is None else type(module).__name__,
-            hint=f"the model has {', '.join(like)}; pass component= to drop a prefix"
-            if like
-            else "is this the base that the adapter was made for?",
-        )
-    return module
+    if module is not None and hasattr(module, "weight"):
+        return _Place(module, module.weight, part)
+    above, _, name = path.rpartition(".")  # a fused parameter is named itself, not by a module
+    parameter = getattr(modules.get(above), name, None)
+    if module is None and part is not None and hasattr(parameter, "dtype"):
+        return _Place(modules[above], parameter, part)
+    tail = path.rsplit(".", 1)[-1]
+    like = [name for name in modules if name.rsplit(".", 1)[-1] == tail][:2]
+    raise AdapterError(
+        "the model has no such layer",
+        key=site,
+        expected="a module path of the model that has a weight",
+        found="no module of that name" if module is None else type(module).__name__,
+        hint=f"the model has {', '.join(like)}; pass component= to drop a prefix"
+        if like
+        else "is this the base that the adapter was made for?",
+    )
 
 
-def _check_fit(module: Any, update: Update, site: str) -> None:
-    found: tuple[int, ...] = tuple(module.weight.shape)
+def _check_fit(place: _Place, update: Update, site: str) -> None:
+    weight = place.view(site)
+    found: tuple[int, ...] = tuple(weight.shape)
     expected = update.base_shape
-    if _is_conv1d_of_gpt2(module) and not update.is_transposed:  # PEFT transposes for it whatever the config says
+    if place.is_conv1d_of_gpt2 and not update.is_transposed:  # PEFT transposes for it whatever the config says
         found = found[::-1]
-    is_flat_kernel = len(found) > 2 and len(expected) == 2 and not update.is_transposed
-    if is_flat_kernel:  # a convolution whose kernel only the base knows
-        found = tuple(module.weight.flatten(1).shape)
+    if len(found) > 2 and len(expected) == 2 and not update.is_transposed:  # a kernel that only the base knows
+        found = tuple(weight.flatten(1).shape)
     fits = len(found) == len(expected) and all(e in (-1, f) for e, f in zip(expected, found, strict=True))
     if not fits:
         raise AdapterError(
             "the update does not fit the weight of the model",
             key=site,
             expected=f"a weight of shape {list(update.base_shape)}",
-            found=list(module.weight.shape),
+            found=list(weight.shape),
             hint="is this the base that the adapter was made for?",
         )

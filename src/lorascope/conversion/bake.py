@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank, Structured, Update
+from lorascope.adapter.site import path_and_part
 from lorascope.errors import AdapterError, OutputError
-from lorascope.formats.checkpoint import Checkpoint, site_and_part
+from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.output_file import replaced_file, written_folder
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
@@ -153,7 +154,7 @@ def _changes(
                 )
             changes.setdefault(str(name), []).append(_Change(site, update, factor, is_bias=False))
             bias = checkpoint.name_of(site, "bias")
-            if bias is not None and site_and_part(site)[1] is None:
+            if bias is not None and path_and_part(site)[1] is None:
                 stored = checkpoint.tensors[bias]
                 if update.bias is not None or update.delta_bias(np.float32, base=stored) is not None:
                     changes.setdefault(bias, []).append(_Change(site, update, factor, is_bias=True))
@@ -231,7 +232,7 @@ def _baked(
 
 
 def _add(total: NDArray[Any], change: _Change, wide: Any) -> None:
-    _, part = site_and_part(change.site)
+    _, part = path_and_part(change.site)
     target = total if part is None else part.of(total, change.site)
     if change.is_bias:
         delta = change.update.delta_bias(wide, base=target)

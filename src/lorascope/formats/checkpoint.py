@@ -19,48 +19,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from lorascope.adapter.site import path_and_part
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import read_config, text_or_none
 from lorascope.formats.contents import Tensors
 from lorascope.formats.safetensors_file import read_safetensors
 
-_PART = re.compile(r"(?P<site>.+)\[(?P<begin>\d{1,12})(?::(?P<end>\d{1,12}))?\]", re.DOTALL)
-
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a weight: expert ``begin`` of a fused parameter (``end`` None), or rows ``begin`` to ``end``."""
-
-    begin: int
-    end: int | None = None
-
-    def of(self, weight: NDArray[Any], site: str) -> NDArray[Any]:
-        """The part of the weight, as a view.
-
-        Raises:
-            AdapterError: where the weight has no such part.
-        """
-        end = self.begin + 1 if self.end is None else self.end
-        if not self.begin < end <= weight.shape[0]:
-            raise AdapterError(
-                "the base weight has no such part", key=site, expected=f"at least {end} rows", found=list(weight.shape)
-            )
-        return weight[self.begin] if self.end is None else weight[self.begin : end]
-
-
-def site_and_part(site: str) -> tuple[str, Part | None]:
-    """The site without its bracket, and the part of the weight that the bracket names.
-
-    >>> site_and_part("mlp.experts.gate_up_proj[3]"), site_and_part("blocks.0.attn.qkv[0:768]")[1]
-    (('mlp.experts.gate_up_proj', Part(begin=3, end=None)), Part(begin=0, end=768))
-    """
-    match = _PART.fullmatch(site)
-    if match is None:
-        return site, None
-    return match["site"], Part(int(match["begin"]), None if match["end"] is None else int(match["end"]))
 
 
 @dataclass(frozen=True)
@@ -115,7 +81,7 @@ class Checkpoint:
         Raises:
             AdapterError: where several names fit equally well.
         """
-        path, _ = site_and_part(site)
+        path, _ = path_and_part(site)
         exact = [f"{path}.{ending}", *([path] if ending == "weight" else [])]
         for name in exact:
             if name in self.tensors:
@@ -163,7 +129,7 @@ class Checkpoint:
         name = self.name_of(site)
         if name is None:
             raise self._missing(site)
-        _, part = site_and_part(site)
+        _, part = path_and_part(site)
         weight = self.tensors[name]
         return weight if part is None else part.of(weight, site)
 
@@ -198,7 +164,7 @@ class Checkpoint:
         )
 
     def _missing(self, site: str) -> AdapterError:
-        path, _ = site_and_part(site)
+        path, _ = path_and_part(site)
         tail = "." + ".".join(path.split(".")[-2:]) + ".weight"
         like = [name for name in self.tensors if name.endswith(tail)][:2]
         return AdapterError(

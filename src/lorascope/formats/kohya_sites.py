@@ -295,8 +295,9 @@ def _with_bias(update: Update, bias: NDArray[Any], key: str, site: str) -> Updat
 
 
 def kind_of(updates: Iterable[Update]) -> str:
-    """The parametrisation of a whole file; several are joined by ``+``."""
-    return "+".join(sorted({update.kind for update in updates})) or "lora"
+    """The parametrisation of a whole file; several are joined by ``+``, and LoCon includes its plain pairs."""
+    kinds = {update.kind for update in updates}
+    return "+".join(sorted(kinds - {"lora"} if "locon" in kinds else kinds))
 
 
 def split_parts(update: Update, parts: int) -> bool:

@@ -57,7 +57,8 @@ def from_tensors(tensors: Mapping[str, Any] | str | os.PathLike[str], mapping: M
             fit.
         MissingExtraError: for pickled files without PyTorch.
 
-    >>> tensors = {"q.up": np.ones((4, 2)), "q.down": np.ones((2, 3)), "k.up": np.ones((4, 1)), "k.down": np.ones((1, 3))}
+    >>> tensors = {"q.up": np.ones((4, 2)), "q.down": np.ones((2, 3))}
+    >>> tensors |= {"k.up": np.ones((4, 1)), "k.down": np.ones((1, 3))}
     >>> adapter = from_tensors(tensors, {"model.{site}": {"B": "{site}.up", "A": "{site}.down", "alpha": 4}})
     >>> {site: (update.shape, update.scale) for site, update in adapter.items()}
     {'model.q': ((4, 3), 2.0), 'model.k': ((4, 3), 4.0)}
@@ -66,7 +67,7 @@ def from_tensors(tensors: Mapping[str, Any] | str | os.PathLike[str], mapping: M
     """
     path = Path(tensors) if isinstance(tensors, str | os.PathLike) else None
     if isinstance(tensors, Mapping):
-        file = TensorFile({name: _array(name, value) for name, value in tensors.items()}, {}, "memory")
+        file = TensorFile({name: _array(name, value) for name, value in _pairs(tensors, "the tensors")}, {}, "memory")
     else:
         file = read_container(Path(tensors))
     try:
@@ -182,7 +183,7 @@ def _entries(mapping: Mapping[str, Any]) -> list[_Entry]:
     """The entries of a mapping, those of the short form gathered into one."""
     short: dict[str, Any] = {}
     entries: list[_Entry] = []
-    for name, value in mapping.items():
+    for name, value in _pairs(mapping, "the mapping"):
         if isinstance(value, str):
             if value not in (*_TENSORS, "alpha"):
                 expected = ", ".join((*_TENSORS, "alpha"))
@@ -201,6 +202,13 @@ def _entries(mapping: Mapping[str, Any]) -> list[_Entry]:
     if not entries:
         raise AdapterError("the mapping is empty", expected='such as {"{site}.up": "B", "{site}.down": "A"}')
     return entries
+
+
+def _pairs(value: Any, what: str) -> list[tuple[str, Any]]:
+    pairs = list(cast("Mapping[Any, Any]", value).items()) if isinstance(value, Mapping) else None
+    if pairs is None or not all(isinstance(name, str) for name, _ in pairs):
+        raise AdapterError(f"{what} must be an object with names", found=type(cast("object", value)).__name__)
+    return pairs
 
 
 def _entry(site: str, fields: Mapping[str, Any]) -> _Entry:
@@ -242,9 +250,13 @@ def _checked_pattern(site: str, role: str, pattern: str) -> str:
 def _number(site: str, name: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise AdapterError(f"{name} must be a finite number", key=site, found=ascii(value)[:80])
-    return float(value)
+    return number
 
 
 def _flag(site: str, name: str, value: Any) -> bool:
@@ -259,7 +271,7 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         return cast("NDArray[Any]", value)
     if not hasattr(value, "detach"):
         raise AdapterError(
-            "no array", key=str(name)[:200], expected="an array of NumPy or PyTorch", found=type(value).__name__
+            "no array", key=name[:200], expected="an array of NumPy or PyTorch", found=type(value).__name__
         )
     try:
         import torch
@@ -270,5 +282,5 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         return tensor.numpy()
     except (TypeError, RuntimeError, ImportError) as error:
         raise AdapterError(
-            "the tensor has no dense array", key=str(name)[:200], found=str(error).partition("\n")[0][:120]
+            "the tensor has no dense array", key=name[:200], found=str(error).partition("\n")[0][:120]
         ) from error

@@ -20,6 +20,7 @@ from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations._options import number
+from lorascope.formats.parametrisations.peanut import MAX_DEPTH
 from lorascope.formats.peft_folder import PREFIX
 from lorascope.formats.peft_scale import PeftScale
 
@@ -127,8 +128,18 @@ TYPES: Mapping[str, PeftType] = {
     ),
     "DEFT": PeftType("deft", {"deft_P": "P", "deft_R": "R"}),
     "BEFT": PeftType("beft", {"beft_bias": "bias"}),
+    "OSF": PeftType("osf", {f"osf_svd_params.{part}_low": part for part in ("U", "S", "V")}),
+    "PEANUT": PeftType(
+        "peanut",
+        {"peanut_A.weight": "A", "peanut_B.weight": "B"}
+        | {f"peanut_{part}s.{i}.weight": f"{part}_{i}" for i in range(MAX_DEPTH) for part in ("encoder", "decoder")},
+        scale=scaling(1.0),
+    ),
 }
 """``peft_type`` → how it is stored."""
+
+TYPED_KINDS = tuple(sorted({"bat", *(row.parametrisation for row in TYPES.values())}))
+"""The parametrisations that files of these types hold; ``bat`` is a variant of MISS and BONE."""
 
 
 def read_typed(contents: Contents, config: Mapping[str, Any], name: str) -> Adapter:

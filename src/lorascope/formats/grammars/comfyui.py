@@ -35,7 +35,7 @@ _PREFIXES = (DENOISER, "text_encoders.")
 
 
 def recognise_comfyui(contents: Contents) -> Evidence | None:
-    """Known suffixes after ``diffusion_model.`` or ``text_encoders.``, or keys of kohya's family after any dotted name."""
+    """Known suffixes after ``diffusion_model.`` or ``text_encoders.``, or keys of kohya's family after dotted names."""
     for key in contents.tensors:
         parsed = split_key(key, DOTTED_SUFFIXES)
         if parsed is None or "." not in parsed[0] or key.startswith("base_model."):

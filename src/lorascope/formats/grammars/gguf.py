@@ -17,7 +17,6 @@ src/llama-adapter.h), and gguf-py/gguf/tensor_mapping.py for the names.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter, Layer, Note, Provenance, Update
 from lorascope.errors import AdapterError
+from lorascope.formats.config_file import checked_alpha
 from lorascope.formats.contents import Contents
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves, Scale
@@ -116,10 +116,7 @@ def _scale(alpha: float, rank: int) -> Scale:
 
 
 def _alpha(fields: Mapping[str, str]) -> float:
-    value = _value(fields, "adapter.lora.alpha", 0.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AdapterError("alpha must be a finite number", key="adapter.lora.alpha", found=ascii(value)[:80])
-    return float(value)
+    return checked_alpha(_value(fields, "adapter.lora.alpha", 0.0), "adapter.lora.alpha")
 
 
 def _value(fields: Mapping[str, str], key: str, default: Any) -> Any:

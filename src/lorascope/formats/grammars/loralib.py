@@ -72,7 +72,8 @@ def read_loralib(contents: Contents) -> Adapter:
                 assumed.append(name)
         if site not in sites:
             merged.append(site)
-    leftovers = {key: contents.tensors[key] for key in leftover_keys if key.removesuffix(".alpha") not in alphas}
+    alpha_keys = {f"{site}.alpha" for site in alphas}
+    leftovers = {key: contents.tensors[key] for key in leftover_keys if key not in alpha_keys}
     return Adapter(
         sites=sites,
         provenance=Provenance(format="loralib", kind="lora", path=contents.path, metadata=contents.metadata),

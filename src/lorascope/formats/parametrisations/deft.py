@@ -40,14 +40,12 @@ class DEFT(Relative):
         return self.dim
 
     def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        Q = self.part("P", base.dtype)
-        P = np.maximum(Q, 0)
-        if self.is_orthonormal:
-            Q = P = np.linalg.qr(Q).Q
-        inner = -(P.T @ base)
+        stored = self.part("P", base.dtype)
+        placed = np.linalg.qr(stored).Q if self.is_orthonormal else stored
+        inner = -((placed if self.is_orthonormal else np.maximum(stored, 0)).T @ base)
         if "R" in self.stored:
             inner += self.scale * self.part("R", base.dtype)
-        return base + Q @ inner
+        return base + placed @ inner
 
 
 def build_deft(parts: Parts) -> DEFT:

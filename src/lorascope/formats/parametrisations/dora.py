@@ -52,6 +52,10 @@ class DoRA(Relative):
 
 def _ratio(magnitude: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
     """m/‖·‖; a row of zeros stays zero."""
+    if magnitude.shape != lengths.shape:
+        raise AdapterError(
+            "the magnitude does not fit the base weight", expected=f"{magnitude.size} values", found=lengths.size
+        )
     return np.divide(magnitude, lengths, out=np.zeros_like(lengths), where=lengths > 0)
 
 

@@ -61,7 +61,7 @@ class FourierFT(Dense):
         rows, columns = seeded_places(self.dim, self.shape, self.random_seed, self._key)
         spectrum = np.zeros(self.shape, dtype)
         spectrum[rows, columns] = self.part("spectrum", dtype)
-        return self.scale * np.fft.ifft2(spectrum).real
+        return self.scale * np.fft.ifft2(spectrum).real.astype(dtype, copy=False)
 
 
 def build_fourierft(parts: Parts) -> FourierFT:

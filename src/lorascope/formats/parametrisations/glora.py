@@ -12,6 +12,7 @@ alpha as it was given also under ``rs_lora``, where it trained with alpha/√dim
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,24 +24,26 @@ from lorascope.formats.parametrisation import Parametrisation, Parts
 from lorascope.formats.parametrisations.loha import convolution_layer
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class GLoRA(Relative):
-    """W → W + scale · (b1 b2 + W a1 a2)."""
+    """W → W + scale · (b1 b2 + W a1 a2).
+
+    Args:
+        is_reversed: whether it is W a2 a1 and b2 b1, as in the first releases.
+    """
 
     kind: ClassVar[str] = "glora"
+    is_reversed: bool = False
 
     def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
         a1, a2, b1, b2 = (self.part(role, base.dtype) for role in ("a1", "a2", "b1", "b2"))
         channels = a1.size // self.dim
-        if self._is_reversed:
+        if self.is_reversed:
             a1, a2, b1, b2 = a2, a1, b2, b1
         a1, a2 = a1.reshape(channels, self.dim), a2.reshape(self.dim, channels)
         blocks = base.reshape(base.shape[0], channels, -1)
         turned = np.einsum("oik,ij->ojk", np.einsum("oik,ij->ojk", blocks, a1), a2).reshape(base.shape)
         return base + self.scale * (b1.reshape(-1, self.dim) @ b2.reshape(self.dim, -1) + turned)
-
-    @property
-    def _is_reversed(self) -> bool:
-        return self.stored["b1"].shape[0] == self.dim != self.stored["b1"].shape[1]
 
 
 def build_glora(parts: Parts) -> GLoRA:
@@ -55,26 +58,23 @@ def build_glora(parts: Parts) -> GLoRA:
         raise AdapterError("a factor of GLoRA is no matrix", key=parts.site, found=shapes)
     layer: Layer = parts.layer
     kernel: tuple[int, ...] = ()
-    if a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]:
-        dim, channels, out = a2.shape[0], a1.shape[0], b1.shape[0]
-        size, flat = b2.shape[2:], (a1, a2, b1)
-    else:
-        dim, channels, out = a1.shape[0], a1.shape[1], b2.shape[0]
-        size, flat = b1.shape[2:], (a1, a2, b2)
-        if not a1.shape[0] == a2.shape[1] == b1.shape[0] == b2.shape[1]:
-            raise AdapterError(
-                "the four factors of GLoRA do not make products",
-                key=parts.site,
-                expected="a1 [in, dim], a2 [dim, in], b1 [out, dim], b2 [dim, in]",
-                found=shapes,
-            )
+    is_reversed = not a1.shape[1] == a2.shape[0] == b1.shape[1] == b2.shape[0]
+    first_a, last_a, first_b, last_b = (a2, a1, b2, b1) if is_reversed else (a1, a2, b1, b2)
+    channels, dim = first_a.shape[:2]
+    out, size = first_b.shape[0], last_b.shape[2:]
     fits = (
-        a1.shape[:2] == a2.shape[1::-1]
-        and channels in (b2.shape[1], b1.shape[1])
-        and all(math.prod(tensor.shape[2:]) == 1 for tensor in flat)
+        last_a.shape[:2] == (dim, channels)
+        and first_b.shape[1] == dim
+        and last_b.shape[:2] == (dim, channels)
+        and all(math.prod(tensor.shape[2:]) == 1 for tensor in (first_a, last_a, first_b))
     )
     if not fits:
-        raise AdapterError("the four factors of GLoRA do not fit one layer", key=parts.site, found=shapes)
+        raise AdapterError(
+            "the four factors of GLoRA do not make products of one layer",
+            key=parts.site,
+            expected="a1 [in, dim], a2 [dim, in], b1 [out, dim], b2 [dim, in]",
+            found=shapes,
+        )
     if size:
         layer, kernel = convolution_layer(size, parts), (channels, *size)
     scale = parts.scale_of(dim)
@@ -88,6 +88,7 @@ def build_glora(parts: Parts) -> GLoRA:
         layer=layer,
         kernel=kernel,
         is_transposed=parts.is_transposed and not kernel,
+        is_reversed=is_reversed,
     )
 
 

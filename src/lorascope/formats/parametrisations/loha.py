@@ -60,7 +60,7 @@ def build_loha(parts: Parts) -> LoHa:
     Raises:
         AdapterError: where the shapes do not fit one another.
     """
-    has_cores = "t1" in parts
+    has_cores = "t1" in parts or "t2" in parts
     w1_b = parts.tensor("w1_b", None, None)
     dim = w1_b.shape[0]
     scale = parts.scale_of(dim)

@@ -63,7 +63,10 @@ class LoKr(Expanded):
 
     def _half_rank(self, half: str) -> int:
         bound = min(self._half_shape(half))
-        return bound if f"w{half}" in self.stored else min(bound, self.stored[f"w{half}_b"].shape[0])
+        if f"w{half}" in self.stored:
+            return bound
+        inner = self.stored["w2_a" if half == "2" and "t2" in self.stored else f"w{half}_b"]
+        return min(bound, inner.shape[0])
 
     def _half(self, half: str, dtype: np.dtype[Any]) -> tuple[NDArray[Any] | None, NDArray[Any]]:
         """(None, w) of a whole half, else (w_a, w_b) as matrices with w = w_a w_b."""

@@ -50,10 +50,10 @@ def build_lycoris_ia3(parts: Parts) -> LycorisIA3:
         AdapterError: where weight is no vector, or on_input is neither 0 nor 1.
     """
     weight = parts.tensor("weight")
-    if weight.size != max(weight.shape):
+    if weight.size != max(weight.shape, default=0):
         raise AdapterError("the weight of an IA3 is no vector", key=parts.site, found=list(weight.shape))
-    flag = parts.tensors["on_input"]
-    if flag.size != 1 or float(np.abs(flag.reshape(()).astype(np.float64))) not in (0.0, 1.0):
+    flag = parts.tensors.get("on_input", np.zeros(0))
+    if flag.size != 1 or flag.dtype.kind == "c" or float(flag.reshape(()).astype(np.float64)) not in (0.0, 1.0):
         raise AdapterError("on_input is neither 0 nor 1", key=parts.site, found=f"shape {list(flag.shape)}")
     is_on_input = bool(flag.reshape(()))
     columns = -1 if weight.ndim > 1 else weight.size  # a kernel is known to the base only

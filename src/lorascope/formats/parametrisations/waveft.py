@@ -32,7 +32,7 @@ def haar(bands: NDArray[Any]) -> NDArray[Any]:
     """One level of the inverse Haar transform of [2n, 2m], whose quarters are the bands.
 
     >>> haar(np.array([[4.0, 1.0], [2.0, 0.0]])).tolist()
-    [[3.5, 2.5], [1.5, 0.5]]
+    [[3.5, 1.5], [2.5, 0.5]]
     """
     rows, columns = bands.shape[0] // 2, bands.shape[1] // 2
     smooth, vertical = bands[:rows, :columns], bands[:rows, columns:]
