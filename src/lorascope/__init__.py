@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lorascope.version import __version__
+
 if TYPE_CHECKING:
     from lorascope.adapter import Adapter, LowRank, Update
     from lorascope.conversion import bake, convert
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from lorascope.formats import read, write
     from lorascope.predict import Predictor
     from lorascope.scan import verify
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Adapter": "lorascope.adapter",

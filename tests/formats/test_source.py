@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_one_adapter(tmp_path: Path, files: list[str], said
         ("x.safetensors", b'{"error":"not found"}', "a JSON text"),
         ("x.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", "12345 bytes"),
         ("x.bin", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12345\n", "Git LFS pointer"),
-        ("x.gguf", b"GGUF\x03\0\0\0", "GGUF is recognised"),
+        ("x.gguf", b"GGUF\x03\0\0\0", "truncated"),
         ("ggml-adapter-model.bin", b"ggla\x01\0\0\0", "obsolete"),
         ("x.bin", b"some text that is no pickle", "damaged|more than plain tensors"),
     ],

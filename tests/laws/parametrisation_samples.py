@@ -37,8 +37,13 @@ def halves(rank: int) -> dict[str, tuple[int, ...]]:
 SAMPLES: Mapping[str, tuple[Sample, ...]] = {
     "adalora": (Sample({"B": (OUT, 3), "A": (3, IN), "E": (3, 1)}, {"init_r": 3}),),
     "bat": (Sample({"block": (3, 4, 4)}),),
+    "beft": (Sample({"bias": (1, OUT)}),),
     "boft": (Sample({"R": (1, 2, 4, 4), "s": (OUT, 1)}),),
     "c3a": (Sample({"kernel": (3, 2, 4)}),),
+    "deft": (
+        Sample({"P": (OUT, 2), "R": (2, IN)}, {"alpha": 3}),
+        Sample({"P": (OUT, 2)}, {"para": True, "decomposition_method": "qr"}),
+    ),
     "delora": (Sample({"B": (OUT, 2), "A": (2, IN), "lambda": (1,), "w_norm": (IN,)}),),
     "dora": (Sample({"B": (OUT, 2), "A": (2, IN), "magnitude": (OUT,)}),),
     "fourierft": (Sample({"spectrum": (10,)}, {"random_loc_seed": 7}),),
@@ -81,10 +86,24 @@ SAMPLES: Mapping[str, tuple[Sample, ...]] = {
     "lycoris-oft": (Sample({"blocks": (3, 4, 4)}),),
     "miss": (Sample({"block": (4, OUT)}), Sample({"block": (4, OUT)}, {"r": 4})),
     "oft": (Sample({"R": (2, 6)}, {"oft_block_size": 4}),),
+    "osf": (Sample({"U": (OUT, 3), "S": (3,), "V": (3, IN)}),),
+    "peanut": (
+        Sample({"A": (2, OUT), "B": (OUT, 2)}),
+        Sample(
+            {"A": (2, OUT), "B": (OUT, 2), "encoder_0": (2, 2), "decoder_0": (2, 2)}, {"depth": 1, "act_fn": "tanh"}
+        ),
+    ),
+    "pvera": (Sample({"lambda_b": (OUT,), "lambda_d": (4,), "A": (4, IN), "B": (OUT, 2)}),),
     "randlora": (Sample({"lambda": (2, 4), "gamma": (4, IN), "A": (2, 1, IN), "B": (OUT, 4, 2)}),),
     "replaced": (Sample({"weight": (OUT, IN)}),),
     "road": (Sample({"theta": (OUT // 2,), "alpha": (OUT // 2,)}, {"variant": "road_1", "group_size": 4}),),
     "shira": (Sample({"weight": (5,), "indices": np.array([[0, 1, 5, 11, 3], [0, 2, 2, 7, 1]])}),),
+    "unilora": (
+        Sample(
+            {"theta": (5,), "scales_A": (2, IN), "scales_B": (OUT, 2)}
+            | {"indices_A": np.arange(2 * IN).reshape(2, IN) % 5, "indices_B": np.arange(2 * OUT).reshape(OUT, 2) % 5}
+        ),
+    ),
     "vblora": (Sample({"logits_A": (2, IN // 4, 6), "logits_B": (OUT // 4, 2, 6), "bank": (6, 4)}, {"topk": 2}),),
     "vera": (Sample({"lambda_b": (OUT,), "lambda_d": (3,), "B": (OUT, 3), "A": (3, IN)}),),
     "waveft": (Sample({"spectrum": (10,)}, {"random_loc_seed": 7}),),

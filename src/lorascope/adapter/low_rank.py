@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -174,6 +174,10 @@ class LowRank:
         """B, A, and the bias where there is one."""
         return {"B": self.B, "A": self.A} | ({} if self.bias is None else {"bias": self.bias})
 
+    def rescaled(self, scale: float) -> LowRank:
+        """The same update with another scale."""
+        return replace(self, scale=scale)
+
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:
         """B and A widened to ``dtype``, and the scale.
 
@@ -204,7 +208,11 @@ class LowRank:
         """ΔW in full, in the layout of the base weight; out × in numbers, so ask for it only when needed."""
         check_room(*self.shape, key=self.keys[0])
         B, A, scale = self.factors(dtype)
-        return laid_out(scale * (B @ A), self.kernel, is_transposed=self.is_transposed)
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = scale * (B @ A)
+        if not bool(np.isfinite(delta).all()):
+            raise AdapterError("ΔW is beyond the range of the dtype", key=self.keys[0], found=np.dtype(dtype).name)
+        return laid_out(delta, self.kernel, is_transposed=self.is_transposed)
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
         """scale · bias, or None."""

@@ -140,6 +140,10 @@ class Structured(ABC):
         kernel = tuple(base_shape[1:]) if len(base_shape) > 2 else self.kernel
         return replace(self, shape=(out, in_), kernel=kernel)
 
+    def rescaled(self, scale: float) -> Self:
+        """The same update with another scale."""
+        return replace(self, scale=scale)
+
     def delta_weight(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any]:
         """ΔW in full, in the layout of the base weight.
 
@@ -153,7 +157,8 @@ class Structured(ABC):
         update = self if base is None else self.resolved(base.shape)
         check_room(*update.shape, key=self._key)
         weight = None if base is None else as_matrix(base, is_transposed=self.is_transposed).astype(dtype)
-        delta = np.asarray(update._delta(np.dtype(dtype), weight), dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = np.asarray(update._delta(np.dtype(dtype), weight), dtype)
         if not bool(np.isfinite(delta).all()):
             raise AdapterError("ΔW is beyond the range of the dtype", key=self._key, found=np.dtype(dtype).name)
         return laid_out(delta, update.kernel, is_transposed=self.is_transposed, is_flat=self.layer == "norm")

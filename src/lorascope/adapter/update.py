@@ -104,6 +104,10 @@ class Update(Protocol):
         """The tensors that the update is made of, by role, in the dtype of the file."""
         ...
 
+    def rescaled(self, scale: float) -> Update:
+        """The same update with another scale."""
+        ...
+
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:
         """B, A in ``dtype`` and the scale."""
         ...

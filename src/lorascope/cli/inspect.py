@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +28,15 @@ def inspect(
         float | None,
         typer.Option(help="The scale of sites whose scale the file does not state.", show_default="as assumed"),
     ] = None,
+    mapping: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="A JSON file that says which tensors make which site, for names that no format knows: "
+            '{"{site}.up": "B", "{site}.down": "A", "{site}.alpha": "alpha"}.',
+            show_default=False,
+        ),
+    ] = None,
     headers: Annotated[
         bool,
         typer.Option(
@@ -39,15 +49,18 @@ def inspect(
     from lorascope.cli.output import console, print_error, print_json, track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
+    from lorascope.formats.config_file import read_config
     from lorascope.report import summarise
     from lorascope.report.tables import as_text
+
+    fields = None if mapping is None else read_config(Path(mapping))[0]
 
     def summary_of(location: str) -> dict[str, Any]:
         if headers:
             from lorascope.formats.headers import read_headers
 
             return summarise(read_headers(location, format=format), has_values=False)
-        return summarise(read(location, format=format, scale=scale))
+        return summarise(read(location, format=format, scale=scale, mapping=fields))
 
     limit = None if sites == "all" else _count(sites)
     found = expanded(locations)
@@ -77,8 +90,6 @@ def _count(text: str) -> int:
 
 def expanded(locations: list[str]) -> list[str]:
     """A folder that is no adapter itself becomes the adapters in it; all else is judged when it is read."""
-    from pathlib import Path
-
     from lorascope.formats import find
 
     result: list[str] = []

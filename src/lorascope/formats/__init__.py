@@ -9,22 +9,33 @@ Three stages, each in its own modules: ``source`` (which files), ``container`` (
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
-from lorascope.errors import AdapterError, LorascopeError
+from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import floating_dtype
 from lorascope.formats.given_scale import with_given_scale
-from lorascope.formats.registry import STATED, Evidence, Format, format_named, formats, recognised
+from lorascope.formats.mapping import from_tensors
+from lorascope.formats.interpretation import interpreted, placed
+from lorascope.formats.registry import Format, format_named, formats
+from lorascope.formats.series import Series, read_series
 from lorascope.formats.source import contents_of, find, is_adapter
 
-__all__ = ["Format", "find", "format_named", "formats", "is_adapter", "read", "write"]
+__all__ = ["Format", "find", "format_named", "formats", "from_tensors", "is_adapter", "read", "write"]
 
 
-def read(location: str | os.PathLike[str], *, format: str | None = None, scale: float | None = None) -> Adapter:
+def read(
+    location: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    scale: float | None = None,
+    mapping: Mapping[str, Any] | None = None,
+) -> Adapter:
     """The adapter at a path, in a folder, or on the hub (``owner/name[@revision][:subfolder]``).
 
     Reading is lazy: the factors are views of the mapped file in its own dtype (scalars such as alpha are read).
@@ -33,6 +44,8 @@ def read(location: str | os.PathLike[str], *, format: str | None = None, scale: 
     Args:
         location: what to read.
         format: the name of a format, where the file itself leaves it open.
+        mapping: which tensors of the file make which site, for files whose names no format knows; see
+            ``from_tensors``, which also takes dictionaries of arrays.
         scale: the scale of the sites whose scale the file does not state (loralib, MLX without its configuration).
 
     Raises:
@@ -47,32 +60,15 @@ def read(location: str | os.PathLike[str], *, format: str | None = None, scale: 
     >>> adapter["q"].shape, adapter["q"].scale, adapter.provenance.format
     ((4, 3), 0.5, 'peft')
     """
-    try:
+    if mapping is not None:
+        adapter = from_tensors(location, mapping)
+        return adapter if scale is None else with_given_scale(adapter, scale)
+    with placed(location):
         contents = contents_of(location)
-        if format is None:
-            member, evidence = recognised(contents)
-        else:
-            member, evidence = format_named(format), Evidence(STATED, "the format was given")
-        if member.read is None:
-            raise AdapterError(
-                f"{member.title} is recognised, but not read by this version",
-                file=contents.path,
-                hint="this version reads " + ", ".join(one.name for one in formats() if one.read),
-            )
-    except LorascopeError as error:
-        error.file = error.file or str(location)
-        raise
-    except OSError as error:
-        raise AdapterError("the file cannot be read", file=location, found=error.strerror) from error
-    try:
-        adapter = member.read(contents)
-    except AdapterError as error:
-        error.file = error.file or str(contents.path)
-        raise
+        adapter = interpreted(contents, format)
     if scale is not None:
         adapter = with_given_scale(adapter, scale)
-    provenance = replace(adapter.provenance, evidence=evidence.reason)
-    return replace(adapter, provenance=provenance, original=contents.tensors)
+    return replace(adapter, original=contents.tensors)
 
 
 def write(

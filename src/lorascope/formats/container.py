@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import TensorFile
@@ -26,30 +27,41 @@ def read_container(path: Path) -> TensorFile:
 
 
 def _read(path: Path) -> TensorFile:
+    match container_of(path):
+        case "gguf":
+            from lorascope.formats.gguf_file import read_gguf
+
+            return read_gguf(path)
+        case "npz":
+            from lorascope.formats.npz_file import read_npz
+
+            return read_npz(path)
+        case "pickle":
+            from lorascope.formats.pickle_file import read_pickle
+
+            return read_pickle(path)
+        case "safetensors":
+            from lorascope.formats.safetensors_file import read_safetensors
+
+            return read_safetensors(path)
+
+
+def container_of(path: Path) -> Literal["gguf", "npz", "pickle", "safetensors"]:
+    """The container that the first bytes speak of; safetensors where they speak of none.
+
+    Raises:
+        AdapterError: saying what the file is instead: empty, a Git LFS pointer, a web page …
+    """
     if not path.is_file():  # a pipe or a device would never end
         raise AdapterError("not a regular file", file=path)
     with path.open("rb") as stream:
         start = stream.read(1024)
     _check_start(start, path)
     if start.startswith(b"GGUF"):
-        from lorascope.formats.gguf_file import read_gguf
-
-        return read_gguf(path)
+        return "gguf"
     if start.startswith(b"PK\x03\x04"):
-        if _is_npz(path):
-            from lorascope.formats.npz_file import read_npz
-
-            return read_npz(path)
-        from lorascope.formats.pickle_file import read_pickle
-
-        return read_pickle(path)
-    if _is_pickle(start, path):
-        from lorascope.formats.pickle_file import read_pickle
-
-        return read_pickle(path)
-    from lorascope.formats.safetensors_file import read_safetensors
-
-    return read_safetensors(path)
+        return "npz" if _is_npz(path) else "pickle"
+    return "pickle" if _is_pickle(start, path) else "safetensors"
 
 
 def _check_start(start: bytes, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from lorascope.adapter import Adapter, LowRank, Note, Structured, Update
+from lorascope.adapter import Adapter, Note
 from lorascope.errors import AdapterError
 
 _ASSUMED = ("scale-assumed", "config-missing")
@@ -18,6 +18,7 @@ def with_given_scale(adapter: Adapter, scale: float) -> Adapter:
         AdapterError: where the file states its scales, so that another one would be wrong.
 
     >>> import numpy as np
+    >>> from lorascope.adapter import LowRank
     >>> update = LowRank(np.ones((2, 1)), np.ones((1, 2)))
     >>> adapter = Adapter({"q": update}, notes=(Note("scale-assumed", "no alpha: scale 1"),))
     >>> with_given_scale(adapter, 2.0)["q"].scale
@@ -31,13 +32,7 @@ def with_given_scale(adapter: Adapter, scale: float) -> Adapter:
             file=adapter.provenance.path,
             found=", ".join(sorted({f"{update.scale:g}" for update in adapter.values()})[:5]),
         )
-    sites = {site: _scaled(update, scale) for site, update in adapter.items()}
+    sites = {site: update if update.alpha is not None else update.rescaled(scale) for site, update in adapter.items()}
     notes = [note for note in adapter.notes if note.code not in _ASSUMED]
     given = Note("scale-given", f"scale {scale:g} as given; the file does not state it")
     return replace(adapter, sites=sites, notes=(*notes, given))
-
-
-def _scaled(update: Update, scale: float) -> Update:
-    if update.alpha is not None or not isinstance(update, LowRank | Structured):
-        return update
-    return replace(update, scale=scale)

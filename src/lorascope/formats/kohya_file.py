@@ -114,8 +114,8 @@ def site_notes(sites: Mapping[str, Update], builders: Iterable[Builder], assumpt
     return notes
 
 
-def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None, format: str) -> None:
-    """Write one file; an unedited adapter of this format is written as it was.
+def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write one file; an unedited adapter of the family is written as it was.
 
     alpha = scale · dim at every site. A LoKr with both factors whole has no alpha that counts: its scale goes into w1.
     The metadata list the sites under ``lorascope.sites``, since names lose their dots.
@@ -126,7 +126,7 @@ def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None, format: st
         OutputError: where the file cannot be written.
     """
     is_own = adapter.provenance.format in FAMILY
-    if adapter.original is not None and adapter.provenance.format == format and dtype is None:
+    if adapter.original is not None and is_own and dtype is None:
         write_safetensors(path, adapter.original, adapter.provenance.metadata)
         return
     if not adapter:

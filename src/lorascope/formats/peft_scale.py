@@ -22,6 +22,9 @@ from lorascope.formats.pairs import Scale
 PEFT_ALPHA = 8.0
 """``lora_alpha`` of PEFT where a configuration does not state it."""
 
+PEFT_RANK = 8
+"""``r`` of PEFT where a configuration does not state it."""
+
 _MAX_PATTERN = 512
 _MAX_REPEATS = 3
 _MAX_STEPS = 1e8
@@ -43,15 +46,33 @@ class _Patterns:
 
     def find(self, site: str) -> Any:
         for pattern, repeats, value in self.entries:
-            if len(site) ** (repeats + 1) > _MAX_STEPS:
-                raise AdapterError(
-                    "a pattern is too complex to be matched safely with a site name this long",
-                    key=site[:200],
-                    found=ascii(pattern.pattern)[:120],
-                )
+            _check_length(site, pattern.pattern, repeats)
             if pattern.match(site):
                 return value
         return None
+
+
+def is_full_match(pattern: str, site: str, key: str) -> bool:
+    """Whether a regular expression of the configuration matches the whole name of a site.
+
+    >>> is_full_match(r".*\\.fc[12]", "layers.0.fc1", "feedforward_modules")
+    True
+
+    Raises:
+        AdapterError: where it is none, or could match for ever.
+    """
+    _, repeats = _compiled(pattern, key)
+    _check_length(site, pattern, repeats)
+    return re.fullmatch(pattern, site) is not None
+
+
+def _check_length(site: str, pattern: str, repeats: int) -> None:
+    if len(site) ** (repeats + 1) > _MAX_STEPS:
+        raise AdapterError(
+            "a pattern is too complex to be matched safely with a site name this long",
+            key=site[:200],
+            found=ascii(pattern)[:120],
+        )
 
 
 def _compiled(pattern: str, key: str) -> tuple[re.Pattern[str], int]:
@@ -108,14 +129,18 @@ class PeftScale:
             alphas=_Patterns.of(config, "alpha_pattern"),
         )
 
+    def stated_rank(self, site: str) -> int | None:
+        """The rank that the configuration states for ``site``, None where it states none."""
+        found = self.ranks.find(site)
+        return self.rank if found is None else checked_rank(found, f"rank_pattern of {site}")
+
     def __call__(self, site: str, rank: int) -> Scale:
         """The scale of ``site``, whose tensors have ``rank``.
 
         Raises:
             AdapterError: where the configuration states another rank.
         """
-        found = self.ranks.find(site)
-        stated = self.rank if found is None else checked_rank(found, f"rank_pattern of {site}")
+        stated = self.stated_rank(site)
         if stated is not None and stated != rank:
             raise AdapterError(
                 "the rank of the tensors is not the one that the configuration states",

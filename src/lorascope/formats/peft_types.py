@@ -14,15 +14,16 @@ from typing import Any
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import flag, text_or_none
+from lorascope.formats.config_file import checked_alpha, flag, positive_integer, text_or_none
 from lorascope.formats.contents import Contents
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations._options import number
+from lorascope.formats.parametrisations.lokr import ROLES as LOKR_ROLES
 from lorascope.formats.parametrisations.peanut import MAX_DEPTH
-from lorascope.formats.peft_folder import PREFIX
-from lorascope.formats.peft_scale import PeftScale
+from lorascope.formats.peft_keys import PREFIX
+from lorascope.formats.peft_scale import PEFT_ALPHA, PEFT_RANK, PeftScale
 
 SHARED = "base_model."
 
@@ -63,6 +64,29 @@ def randlora_scale(config: Mapping[str, Any]) -> SiteScale:
     return stated if stated.is_alpha_stated else replace(stated, alpha=640.0)
 
 
+def lokr_scale(config: Mapping[str, Any]) -> SiteScale:
+    """alpha/r with ``alpha``; where both factors are whole the file tells no rank, and that of the configuration counts."""
+    rule = PeftScale.of(config, "alpha")
+    return lambda site, dim: rule(site, dim or rule.stated_rank(site) or PEFT_RANK)
+
+
+def adalora_scale(config: Mapping[str, Any]) -> SiteScale:
+    """alpha / (init_r + 10⁻⁵), whatever rank pruning has left; an alpha that is not above 0 counts as init_r."""
+    rank = positive_integer(config, "init_r", 12)
+    stated = config.get("lora_alpha")
+    alpha = PEFT_ALPHA if stated is None else checked_alpha(stated, "lora_alpha")
+    start = float(rank or 0)
+    scale = Scale((alpha if alpha > 0 else start) / (start + 1e-5), alpha, is_assumed=stated is None)
+    return lambda site, dim: scale
+
+
+def gralora_scale(config: Mapping[str, Any]) -> SiteScale:
+    """alpha / (r + hybrid_r) with ``alpha`` (64 where it is not stated); the file tells both ranks."""
+    stated = config.get("alpha")
+    alpha = 64.0 if stated is None else checked_alpha(stated, "alpha")
+    return lambda site, dim: Scale(alpha / dim, alpha, is_assumed=stated is None)
+
+
 def scaling(default: float) -> Callable[[Mapping[str, Any]], SiteScale]:
     """The rule for a factor that the configuration states as ``scaling``."""
 
@@ -74,6 +98,7 @@ def scaling(default: float) -> Callable[[Mapping[str, Any]], SiteScale]:
 
 
 TYPES: Mapping[str, PeftType] = {
+    "ADALORA": PeftType("adalora", {"lora_A": "A", "lora_B": "B", "lora_E": "E"}, scale=adalora_scale),
     "LOHA": PeftType(
         "loha",
         {
@@ -85,6 +110,20 @@ TYPES: Mapping[str, PeftType] = {
             "hada_t2": "t2",
         },
         scale=alpha_over_rank,
+    ),
+    "LOKR": PeftType("lokr", {f"lokr_{role}": role for role in LOKR_ROLES}, scale=lokr_scale),
+    "IA3": PeftType("ia3", {"ia3_l": "gate"}),
+    "LN_TUNING": PeftType("norm", {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}),
+    "VERA": PeftType(
+        "vera",
+        {"vera_lambda_b": "lambda_b", "vera_lambda_d": "lambda_d"},
+        shared={"vera_A": "A", "vera_B": "B"},
+    ),
+    "DELORA": PeftType("delora", {f"delora_{role}": role for role in ("A", "B", "lambda", "w_norm")}),
+    "GRALORA": PeftType(
+        "gralora",
+        {f"gralora_{half}": half for half in "AB"} | {f"gralora_{h}_general.weight": f"{h}_general" for h in "AB"},
+        scale=gralora_scale,
     ),
     "RANDLORA": PeftType(
         "randlora",

@@ -16,7 +16,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import ml_dtypes
 import numpy as np
@@ -84,13 +84,51 @@ def read_safetensors(path: Path) -> TensorFile:
     """
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
-        entries, start = _header(stream.read(8), stream, size, path)
-        metadata = _metadata(entries.pop("__metadata__", None), path)
-        ranges = {name: _entry(name, entry, path) for name, entry in entries.items()}
-        _check_cover(ranges, size - start, path)
+        header = read_header(stream, size, path)
         data = _mapped(stream, size, path)
-    tensors = {name: _view(data, dtype, shape, start + begin) for name, (dtype, shape, begin, _) in ranges.items()}
-    return TensorFile(tensors, metadata)
+    tensors = {
+        name: _view(data, place.dtype, place.shape, header.start + place.begin)
+        for name, place in header.places.items()
+    }
+    return TensorFile(tensors, header.metadata)
+
+
+class Place(NamedTuple):
+    """Where a tensor is: its dtype and shape, and its first and last byte but one, counted from the end of the header."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Header(NamedTuple):
+    """A checked header: tensors by name, the strings beside them, and where in the file the data start."""
+
+    places: Mapping[str, Place]
+    metadata: Mapping[str, str]
+    start: int
+
+
+class Stream(Protocol):
+    """What a header is read from."""
+
+    def read(self, count: int, /) -> bytes:
+        """So many bytes, fewer at the end."""
+        ...
+
+
+def read_header(stream: Stream, size: int, path: object) -> Header:
+    """The header of a file of ``size`` bytes, of which no more is read than the header; ``path`` is for messages.
+
+    Raises:
+        AdapterError: as ``read_safetensors``.
+    """
+    entries, start = _header(stream.read(8), stream, size, path)
+    metadata = _metadata(entries.pop("__metadata__", None), path)
+    places = {name: _entry(name, entry, path) for name, entry in entries.items()}
+    _check_cover(places, size - start, path)
+    return Header(places, metadata, start)
 
 
 def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] | None = None) -> None:
@@ -105,7 +143,7 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] 
         library.save_file(dense, temporary, metadata=dict(metadata) if metadata else None)
 
 
-def _header(prefix: bytes, stream: Any, size: int, path: Path) -> tuple[dict[str, Any], int]:
+def _header(prefix: bytes, stream: Stream, size: int, path: object) -> tuple[dict[str, Any], int]:
     if len(prefix) < 8:
         raise AdapterError(
             "too short for a safetensors header", file=path, expected="8 bytes or more", found=f"{size} bytes"
@@ -148,7 +186,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _metadata(value: Any, path: Path) -> dict[str, str]:
+def _metadata(value: Any, path: object) -> dict[str, str]:
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -177,7 +215,7 @@ def _shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _entry(name: str, entry: Any, path: Path) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+def _entry(name: str, entry: Any, path: object) -> Place:
     if not _is_printable_as_utf8(name):
         raise AdapterError("a tensor name is not text", file=path, key=_shown(name))
     if not isinstance(entry, dict):
@@ -214,7 +252,7 @@ def _entry(name: str, entry: Any, path: Path) -> tuple[np.dtype[Any], tuple[int,
             expected=f"{size} bytes for {dtype_name} {list(numbers)}",
             found=f"{end - begin} bytes",
         )
-    return dtype, numbers, begin, end
+    return Place(dtype, numbers, begin, end)
 
 
 def _naturals(value: Any) -> tuple[int, ...] | None:
@@ -225,11 +263,9 @@ def _naturals(value: Any) -> tuple[int, ...] | None:
     return tuple(numbers) if whole else None
 
 
-def _check_cover(
-    ranges: Mapping[str, tuple[np.dtype[Any], tuple[int, ...], int, int]], available: int, path: Path
-) -> None:
+def _check_cover(places: Mapping[str, Place], available: int, path: object) -> None:
     reach = 0
-    for name, (_, _, begin, end) in sorted(ranges.items(), key=lambda item: item[1][2:]):
+    for name, (_, _, begin, end) in sorted(places.items(), key=lambda item: item[1][2:]):
         if begin != reach:
             raise AdapterError(
                 "overlapping or non-contiguous tensor data",

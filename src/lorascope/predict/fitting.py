@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope import __version__
+from lorascope.version import __version__
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of

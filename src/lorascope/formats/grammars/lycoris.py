@@ -47,7 +47,7 @@ def write_lycoris(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None
         AdapterError: where the format has no place for a site.
         OutputError: where the file cannot be written.
     """
-    write_flat(adapter, path, dtype, "lycoris")
+    write_flat(adapter, path, dtype)
 
 
 FORMATS = (

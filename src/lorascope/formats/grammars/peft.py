@@ -1,31 +1,36 @@
-"""PEFT LoRA: ``adapter_config.json`` beside ``base_model.model.<site>.lora_A.weight`` and ``.lora_B.weight``.
+"""PEFT: ``adapter_config.json`` beside ``base_model.model.<site>.lora_A.weight`` and ``.lora_B.weight``.
 
     ΔW = scale · B · A;   scale = alpha/r, or alpha/√r (rsLoRA), per site by patterns
     A convolution is stored in its own shapes; an embedding as lora_embedding_A [r, count], lora_embedding_B [dim, r].
 
-Source: https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py and src/peft/utils/save_and_load.py.
-Variants that are no plain low-rank change (DoRA, expert tensors, block-diagonal, KaSA) are refused by name.
+Variants of LoRA have more tensors or other shapes: a bias of B, a magnitude (DoRA), a diagonal (KaSA), blocks
+(block-diagonal LoRA, convolutions in groups), experts (``target_parameters``). Other types are in ``peft_types``.
+
+Source: https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py, src/peft/tuners/lora/variants.py and
+src/peft/utils/save_and_load.py.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
 
-from lorascope.adapter import Adapter, LowRank, Note, Provenance
+from lorascope.adapter import Adapter, Note, Provenance, Update
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import flag, text_or_none
+from lorascope.formats.config_file import flag, mapping, positive_integer, text_or_none
 from lorascope.formats.contents import Contents
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
-from lorascope.formats.pairs import Halves, Scale, low_rank
-from lorascope.formats.peft_folder import PREFIX, write_peft
+from lorascope.formats.pairs import Scale
+from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.parametrisations.bdlora import BLOCKS_OF_A
+from lorascope.formats.peft_experts import LEVEL, FusedParameters
+from lorascope.formats.peft_folder import write_peft
+from lorascope.formats.peft_keys import PREFIX, is_factor, site_keys
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.peft_types import TYPES, read_typed
 from lorascope.formats.registry import PLAIN, STATED, WEAK, Evidence, Format
 
-_FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])(?:\.(?P<name>[^.]+))?\.weight", re.DOTALL)
-_EMBEDDING = re.compile(r"(?P<site>.+)\.lora_embedding_(?P<half>[AB])(?:\.(?P<name>[^.]+))?", re.DOTALL)
 _KNOWN_TYPES = frozenset(
     """
     ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT BONE C3A CARTRIDGE CPT DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA
@@ -50,7 +55,7 @@ def recognise_peft(contents: Contents) -> Evidence | None:
     config = contents.config
     if config is not None and "peft_type" in config:
         return Evidence(STATED, "adapter_config.json states a peft_type")
-    pairs = [key for key in contents.tensors if _FACTOR.fullmatch(key) or _EMBEDDING.fullmatch(key)]
+    pairs = [key for key in contents.tensors if is_factor(key)]
     if not pairs:
         return None
     if any(key.startswith(PREFIX) for key in pairs):
@@ -62,44 +67,65 @@ def read_peft(contents: Contents) -> Adapter:
     """The adapter of a PEFT file.
 
     Raises:
-        AdapterError: where the type is not LORA, a variant is not plain LoRA, a pair is broken, or the file and
-            the configuration disagree.
+        AdapterError: where the type is not known, a site's tensors do not fit together, or the file and the
+            configuration disagree.
     """
     config = contents.config
     if (name := _type_name(config)) in TYPES:
         return read_typed(contents, config or {}, name)
+    _check_type(config or {})
     notes = _config_notes(config)
-    _check_variant(config or {}, contents)
     rule = None if config is None else PeftScale.of(config)
-    is_transposed = config is not None and flag(config, "fan_in_fan_out")
+    fused = None if rule is None or config is None else FusedParameters.of(config, rule)
+    found, leftover_keys = site_keys(contents.tensors)
 
-    linear, embedded, leftover_keys = _parsed(contents)
-    sites: dict[str, LowRank] = {}
+    plain: list[Parts] = []
+    modules: dict[str, dict[str, Parts]] = {}
     assumed: list[str] = []
-    for halves, is_embedding in ((linear, False), (embedded, True)):
-        for site, keys in halves.checked().items():
-            scale_of = _scale_of(rule, site, assumed)
-            if site in sites:
-                raise AdapterError("a site is both a linear layer and an embedding", key=site)
-            sites[site] = low_rank(
-                site,
-                contents.tensors,
-                keys,
-                scale_of,
-                is_embedding=is_embedding,
-                is_transposed=is_transposed,
+    for site, one in found.items():
+        parts = Parts(
+            site,
+            {role: contents.tensors[key] for role, key in one.keys.items()},
+            one.keys,
+            _scale_of(rule, site, assumed),
+            one.layer,
+            is_transposed=config is not None and flag(config, "fan_in_fan_out"),
+        )
+        module = None
+        if fused is not None and one.layer != "embedding":
+            module = fused.module_of(site, parts.tensors["A"].shape[0] if parts.tensors["A"].ndim else 0)
+        if module is not None:
+            modules.setdefault(module, {})[site] = parts
+        elif site.endswith(LEVEL):
+            raise AdapterError(
+                "the keys are those of several fused parameters, whose names only target_parameters tells",
+                key=site,
+                expected="target_parameters in adapter_config.json",
+                found="no configuration" if config is None else "none there",
             )
+        else:
+            plain.append(parts)
+    if fused is not None:
+        plain += [parts for module, levels in modules.items() for parts in fused.expanded(module, levels)]
+        notes += fused.notes()
+    kinds = {parts.site: _kind(parts, config or {}) for parts in plain}
+    sites: dict[str, Update] = {}
+    for parts in plain:
+        if parts.site in sites:
+            raise AdapterError("two tensors are one site", key=parts.site)
+        sites[parts.site] = built(kinds[parts.site], _with_blocks(parts, kinds[parts.site], config or {}))
     if assumed and config is not None:
         notes.append(
             assumed_scale_note(assumed, f"the configuration states no lora_alpha: PEFT's default {PEFT_ALPHA:g}")
         )
+    notes += _group_notes(sites)
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
     notes += leftover_notes(leftovers, config or {})
     return Adapter(
         sites=sites,
         provenance=Provenance(
             format="peft",
-            kind="lora",
+            kind="+".join(sorted(set(kinds.values()) - {"lora"})) or "lora",
             path=contents.path,
             base_model=text_or_none(config or {}, "base_model_name_or_path"),
             config=config or {},
@@ -112,7 +138,7 @@ def read_peft(contents: Contents) -> Adapter:
     )
 
 
-def _scale_of(rule: PeftScale | None, site: str, assumed: list[str]) -> Any:
+def _scale_of(rule: PeftScale | None, site: str, assumed: list[str]) -> Callable[[int], Scale]:
     def scale_of(rank: int) -> Scale:
         scale = Scale(1.0, None, is_assumed=True) if rule is None else rule(site, rank)
         if scale.is_assumed:
@@ -122,30 +148,59 @@ def _scale_of(rule: PeftScale | None, site: str, assumed: list[str]) -> Any:
     return scale_of
 
 
-def _parsed(contents: Contents) -> tuple[Halves, Halves, list[str]]:
-    linear, embedded, leftovers = Halves(), Halves(), list[str]()
-    names: set[str | None] = set()
-    for key in contents.tensors:
-        for halves, pattern in ((linear, _FACTOR), (embedded, _EMBEDDING)):
-            if match := pattern.fullmatch(key):
-                names.add(match["name"])
-                halves.add(match["site"].removeprefix(PREFIX), "A" if match["half"] == "A" else "B", key)
-                break
-        else:
-            leftovers.append(key)
-    if len(names) > 1:
-        raise AdapterError(
-            "the file holds several adapters",
-            expected="one adapter name in the keys",
-            found=", ".join(sorted(str(name) for name in names)),
+def _kind(parts: Parts, config: Mapping[str, Any]) -> str:
+    """The parametrisation of one site, told by its tensors and by what the configuration promises."""
+    A, B = parts.tensors["A"], parts.tensors["B"]
+    is_matrix = parts.layer == "linear" and A.ndim == 2
+    if "bias" in parts:
+        parts.tensor("bias", None)
+        if "magnitude" in parts or parts.layer == "embedding":
+            raise AdapterError("a bias where PEFT has none", key=parts.site, found=", ".join(parts.tensors))
+    if "diag" in parts or (is_matrix and config.get("kasa_config")):
+        if "magnitude" in parts:
+            raise AdapterError("a site is both DoRA and KaSA", key=parts.site, found=", ".join(parts.tensors))
+        return "kasa"
+    if "magnitude" in parts or (flag(config, "use_dora") and not _is_expert(parts)):
+        return "dora"
+    is_grouped = A.ndim > 2 and B.ndim == A.ndim and 0 < B.shape[1] < A.shape[0] and A.shape[0] % B.shape[1] == 0
+    is_in_blocks = is_matrix and any(_is_in_blocks(parts.site, config, half) for half in "ab")
+    return "bdlora" if is_grouped or is_in_blocks else "lora"
+
+
+def _is_expert(parts: Parts) -> bool:
+    return parts.site.endswith("]")
+
+
+def _is_in_blocks(site: str, config: Mapping[str, Any], half: str) -> bool:
+    """Whether block-diagonal LoRA names the site: PEFT takes each entry as a part of the module's name."""
+    key = f"target_modules_bd_{half}"
+    listed = mapping(config, "use_bdlora").get(key) or []
+    names = cast("list[Any]", listed)
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in names):
+        raise AdapterError("must be a list of names", key=key, found=ascii(listed)[:80])
+    return any(name in site for name in names)
+
+
+def _with_blocks(parts: Parts, kind: str, config: Mapping[str, Any]) -> Parts:
+    if kind != "bdlora" or parts.tensors["A"].ndim > 2 or not _is_in_blocks(parts.site, config, "a"):
+        return parts
+    blocks = positive_integer(mapping(config, "use_bdlora"), "nblocks", 1)
+    return replace(parts, options={BLOCKS_OF_A: blocks})
+
+
+def _group_notes(sites: Mapping[str, Update]) -> list[Note]:
+    grouped = [site for site, update in sites.items() if update.kind == "bdlora" and update.kernel]
+    if not grouped:
+        return []
+    where = f"{len(grouped)} sites" if len(grouped) > 1 else grouped[0]
+    return [
+        Note(
+            "grouped-convolution",
+            f"convolution in groups at {where}: ΔW is that of the convolution without groups, since PEFT lets every "
+            "output see all channels; the weight that the base stores cannot take it up",
+            grouped[0] if len(grouped) == 1 else None,
         )
-    if not linear and not embedded:
-        raise AdapterError(
-            "no LoRA tensors, although the configuration says LORA",
-            expected="keys that end lora_A.weight and lora_B.weight",
-            found=f"{len(contents.tensors)} other tensors" if contents.tensors else "no tensors",
-        )
-    return linear, embedded, leftovers
+    ]
 
 
 def _config_notes(config: Mapping[str, Any] | None) -> list[Note]:
@@ -178,35 +233,24 @@ def _type_name(config: Mapping[str, Any] | None) -> str:
     return peft_type.upper() if isinstance(peft_type, str) else ascii(peft_type)
 
 
-def _check_variant(config: Mapping[str, Any], contents: Contents) -> None:
-    if config:
-        name = _type_name(config)
-        if name in _KNOWN_TYPES:
-            raise AdapterError(f"peft_type {name} is recognised, but not read by this version", key="peft_type")
-        if name != "LORA" and "peft_type" in config:
-            raise AdapterError(f"unsupported peft_type {name[:80]}", key="peft_type", expected="LORA")
-    if flag(config, "use_dora") or any("lora_magnitude_vector" in key for key in contents.tensors):
-        raise AdapterError(
-            "DoRA (a magnitude beside the low-rank part) is recognised, but not read by this version",
-            key="use_dora",
-        )
-    for key, what in (
-        ("target_parameters", "LoRA on fused parameters such as experts"),
-        ("use_bdlora", "block-diagonal LoRA"),
-        ("kasa_config", "KaSA, which truncates the base weights,"),
-    ):
-        if config.get(key):
-            raise AdapterError(f"{what} is recognised, but not read by this version", key=key)
+def _check_type(config: Mapping[str, Any]) -> None:
+    name = _type_name(config)
+    if name in _KNOWN_TYPES:
+        raise AdapterError(f"peft_type {name} is recognised, but not read by this version", key="peft_type")
+    if name != "LORA" and "peft_type" in config:
+        raise AdapterError(f"unsupported peft_type {name[:80]}", key="peft_type", expected="LORA")
 
 
 FORMATS = (
     Format(
         name="peft",
-        title="PEFT LoRA",
+        title="PEFT",
         reference="https://github.com/huggingface/peft",
         recognise=recognise_peft,
         read=read_peft,
         write=write_peft,
-        writes=("lora",),
+        kinds=("lora", "dora", "kasa", "bdlora", *sorted({row.parametrisation for row in TYPES.values()})),
+        writes=("lora", "dora", "loha", "lokr"),
+        files="a folder with `adapter_config.json` and `adapter_model.safetensors` or `.bin`",
     ),
 )

@@ -46,7 +46,10 @@ def build_adalora(parts: Parts) -> AdaLoRA:
     if A is not None and A.ndim == 2 and A.shape[0] == 0 < A.shape[1]:
         rank, in_ = A.shape
         out = parts.tensors["B"].shape[0] if "B" in parts else 0
-        is_pruned = out > 0 and [parts.tensors[role].shape for role in ("B", "E") if role in parts] == [(out, 0), (0, 1)]
+        is_pruned = out > 0 and [parts.tensors[role].shape for role in ("B", "E") if role in parts] == [
+            (out, 0),
+            (0, 1),
+        ]
     else:
         rank, in_ = parts.tensor("A", None, None).shape
         out, is_pruned = 0, False

@@ -10,7 +10,7 @@ Source: Liu et al., https://arxiv.org/abs/2402.09353; https://github.com/hugging
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +34,10 @@ class DoRA(Relative):
     kind: ClassVar[str] = "dora"
     inner: Update
     axis: Literal["out", "in"] = "out"
+
+    def rescaled(self, scale: float) -> DoRA:
+        """The same update with another scale of ΔV."""
+        return replace(self, scale=scale, inner=self.inner.rescaled(scale))
 
     def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
         # the inner update may not know the kernel: its delta comes in two axes

@@ -1,0 +1,181 @@
+"""PEFT LoRA on fused parameters (``target_parameters``): experts of a mixture, one site each.
+
+    base parameter [E, …]      A [E · r, in] expert by expert      B [out, r · E] rank by rank
+
+    ΔW of expert e = scale · B[:, e::E] · A[e·r : (e+1)·r]         scale = alpha/r, with r of one expert
+
+Several parameters of one module nest, so that their keys have ``base_layer`` levels: the deepest is the parameter that
+the module registered first. The file names the module and the configuration the parameters, but neither tells which is
+which. gate_up_proj is registered before down_proj in every model of transformers, so these two are told apart; other
+sites keep the names of the file. A single number of experts is a plain matrix.
+
+Whether the base stores an expert as [out, in] or [in, out] is not in the file either: up to version 0.18 PEFT took all
+of them as [in, out], since then only those of modules that say ``is_transposed``.
+
+Source: https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py (``ParamWrapper``) and
+src/peft/tuners/tuners_utils.py (``_inject_parameters``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+from lorascope.adapter import Note
+from lorascope.errors import AdapterError
+from lorascope.formats.parametrisation import Parts
+from lorascope.formats.peft_scale import PEFT_RANK, PeftScale
+
+LEVEL = ".base_layer"
+
+REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
+"""The parameters of an experts module in the order that all models of transformers have."""
+
+MAX_EXPERTS = 1 << 16
+"""Experts of one parameter."""
+
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
+
+
+@dataclass
+class FusedParameters:
+    """Which sites of a file are fused parameters, by ``target_parameters`` of the configuration.
+
+    Args:
+        targets: the names listed there.
+        rule: the scale of a site.
+        is_transposed: whether PEFT took the experts as [in, out].
+    """
+
+    targets: tuple[str, ...]
+    rule: PeftScale
+    is_transposed: bool
+    _named: list[str] = field(default_factory=list[str])
+    _nameless: list[str] = field(default_factory=list[str])
+    _nested: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], rule: PeftScale) -> FusedParameters | None:
+        """What the configuration lists, None where it lists nothing.
+
+        Raises:
+            AdapterError: where ``target_parameters`` is no list of names.
+        """
+        listed = config.get("target_parameters")
+        if not listed:
+            return None
+        names = cast("list[Any]", listed)
+        if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in names):
+            raise AdapterError("must be a list of names", key="target_parameters", found=ascii(listed)[:80])
+        return cls(tuple(dict.fromkeys(names)), rule, _is_before_swap(config.get("peft_version")))
+
+    def module_of(self, site: str, rows: int) -> str | None:
+        """The module whose parameter a site is, None of a plain layer.
+
+        Args:
+            site: may end in ``base_layer`` levels.
+            rows: those of A; a target without a module path fits every module, so that only they can tell.
+        """
+        module = site
+        while module.endswith(LEVEL):
+            module = module.removesuffix(LEVEL)
+        if module != site or any("." in target and _is_of(target, module) for target in self.targets):
+            return module
+        is_fused = rows != (self.rule.stated_rank(site) or PEFT_RANK)
+        return module if is_fused and self._parameters(module) else None
+
+    def _parameters(self, module: str) -> list[str]:
+        """The parameters of the module that the configuration can mean, as PEFT matches them."""
+        return list(dict.fromkeys(target.rpartition(".")[2] for target in self.targets if _is_of(target, module)))
+
+    def expanded(self, module: str, levels: Mapping[str, Parts]) -> Iterator[Parts]:
+        """The parts of every expert of a module, from the parts of its levels as the file names them.
+
+        Raises:
+            AdapterError: where the rows of A are no multiple of the rank, or the factors do not fit.
+        """
+        order = sorted(levels, key=len, reverse=True)  # the deepest level is the parameter registered first
+        names = self._in_order(module, levels, order)
+        for site, name in zip(order, names, strict=True):
+            where = site if name is None else module if name == "weight" else f"{module}.{name}"
+            pattern_site = module if name is None else f"{module}.{name}"
+            yield from self._experts(where, pattern_site, levels[site])
+
+    def _in_order(self, module: str, levels: Mapping[str, Parts], order: list[str]) -> list[str | None]:
+        parameters = self._parameters(module)
+        if len(parameters) == len(levels) == 1:
+            return [*parameters]
+        if len(parameters) == len(levels) and set(parameters) <= set(REGISTERED):
+            self._nested.append(module)
+            return [*sorted(parameters, key=REGISTERED.index)]
+        self._nameless.append(module)
+        return [None for _ in order]
+
+    def _experts(self, site: str, pattern_site: str, parts: Parts) -> Iterator[Parts]:
+        for role in parts.tensors:
+            if role not in ("A", "B"):
+                raise AdapterError(f"a {role} beside the factors of a fused parameter", key=site)
+        A = parts.tensor("A", None, None)
+        B = parts.tensor("B", None, A.shape[0])
+        rank = self.rule.stated_rank(pattern_site) or PEFT_RANK
+        count, rest = divmod(A.shape[0], rank)
+        if rest or count > MAX_EXPERTS:
+            raise AdapterError(
+                "the rows of A are no multiple of the rank" if rest else "too many experts",
+                key=site,
+                expected=f"a multiple of {rank}, at most {MAX_EXPERTS} of them",
+                found=A.shape[0],
+            )
+        named = replace(parts, site=site, scale_of=lambda rank: self.rule(pattern_site, rank))
+        if count == 1:
+            yield named
+            return
+        self._named.append(site)
+        for expert in range(count):
+            yield replace(
+                named,
+                site=f"{site}[{expert}]",
+                tensors={"B": B[:, expert::count], "A": A[expert * rank : (expert + 1) * rank]},
+                is_transposed=self.is_transposed,
+            )
+
+    def notes(self) -> Iterator[Note]:
+        """What had to be taken for granted."""
+        if self._named:
+            layout = "[in, out], as PEFT before 0.19 did" if self.is_transposed else "[out, in], PEFT's default"
+            yield Note(
+                "expert-layout",
+                f"experts of {_listed(self._named)}: the base is taken to store each as {layout}, and B as PEFT writes "
+                "it; Unsloth wrote B expert by expert until 2026-09, and the file does not tell",
+            )
+        if self._nested:
+            yield Note(
+                "expert-names",
+                f"parameters of {_listed(self._nested)}: told apart by the order {', '.join(REGISTERED)} that the "
+                "models of transformers register them in",
+            )
+        if self._nameless:
+            yield Note(
+                "expert-names",
+                f"parameters of {_listed(self._nameless)}: the file does not tell which of target_parameters is which, "
+                "so the sites have the names of the file",
+            )
+
+
+def _is_of(target: str, module: str) -> bool:
+    path = target.rpartition(".")[0]
+    return not path or module == path or module.endswith(f".{path}")
+
+
+def _is_before_swap(version: Any) -> bool:
+    """Whether PEFT before 0.19 wrote the file; a configuration without a version is of 0.17."""
+    if version is None:
+        return True
+    match = _VERSION.match(version) if isinstance(version, str) else None
+    return match is not None and (int(match[1]), int(match[2])) < (0, 19)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name[:120] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
