@@ -235,8 +235,9 @@ def _where(error: BaseException) -> str:
 
 def _prepare() -> None:
     """Imports before memory is measured, warnings of the package as errors, and a limit for hogs."""
-    import lorascope.report
     import torch
+
+    import lorascope.report
 
     torch.set_num_threads(1)
     assert lorascope.report
@@ -270,7 +271,9 @@ def _work(place: str, seed: int, indices: Any, current: Any, results: Any, targe
         results.send(None)
 
 
-def results_of(seed: int, indices: Sequence[int], target: Target = examine, *, until: float | None = None) -> Iterator[Result]:
+def results_of(
+    seed: int, indices: Sequence[int], target: Target = examine, *, until: float | None = None
+) -> Iterator[Result]:
     """Judge the mutants of these numbers in one worker process, which is started anew where it dies.
 
     Args:

@@ -20,13 +20,24 @@ from lorascope.adapter import Adapter
 from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import floating_dtype
 from lorascope.formats.given_scale import with_given_scale
-from lorascope.formats.mapping import from_tensors
 from lorascope.formats.interpretation import interpreted, placed
+from lorascope.formats.mapping import from_tensors
 from lorascope.formats.registry import Format, format_named, formats
 from lorascope.formats.series import Series, read_series
 from lorascope.formats.source import contents_of, find, is_adapter
 
-__all__ = ["Format", "find", "format_named", "formats", "from_tensors", "is_adapter", "read", "write"]
+__all__ = [
+    "Format",
+    "Series",
+    "find",
+    "format_named",
+    "formats",
+    "from_tensors",
+    "is_adapter",
+    "read",
+    "read_series",
+    "write",
+]
 
 
 def read(

@@ -2,7 +2,7 @@
 
 Of a safetensors file the header is read, and of its data only the tensors of up to ``MAX_SMALL`` bytes (alphas and the
 like, from which scales are computed). Every other tensor is one NaN seen under its shape: it has no memory behind it,
-and asking for its values is an error that says so. Of a hub id these bytes and the configuration are all that is fetched.
+and asking for its values is an error that says so. Of a hub id nothing else is fetched but the configuration.
 
 Other containers have no header that could be read alone: they are read in full, those of the hub downloaded.
 """
@@ -94,13 +94,14 @@ def _local(path: Path) -> Contents:
 
 
 def _of_hub(hub_id: Any) -> tuple[Contents, list[Note]]:
-    from lorascope.formats.hub import NoRangesError, download, located
+    from lorascope.formats.hub import download, located
+    from lorascope.formats.remote_file import NoRangesError, RemoteFile
 
     found = located(hub_id)
     if isinstance(found, Path):
         return _local(found), []
     try:
-        remote = found.opened()
+        remote = RemoteFile(found)
         header = read_header(remote, remote.size, found)
         tensors = _tensors(header, remote.fetch)
     except NoRangesError as error:
@@ -113,9 +114,7 @@ def _of_hub(hub_id: Any) -> tuple[Contents, list[Note]]:
 def _tensors(header: Header, fetch: Fetch) -> Mapping[str, NDArray[Any]]:
     small = {name: place for name, place in header.places.items() if 0 < place.end - place.begin <= MAX_SMALL}
     pieces = fetch([(header.start + place.begin, header.start + place.end) for place in small.values()])
-    values = {
-        name: _value(place, piece, name) for (name, place), piece in zip(small.items(), pieces, strict=True)
-    }
+    values = {name: _value(place, piece, name) for (name, place), piece in zip(small.items(), pieces, strict=True)}
     return {
         name: values[name] if name in values else placeholder(place.dtype, place.shape)
         for name, place in header.places.items()

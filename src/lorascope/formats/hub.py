@@ -1,12 +1,16 @@
 """Adapters on the Hugging Face hub: ``owner/name[@revision][:subfolder]`` → a file in the hub's own cache.
 
-The client is imported only when a hub id is asked for. It honours HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the cache.
+``download`` fetches the whole file, ``located`` only says where it is, so that pieces of it can be fetched
+(``remote_file``). The client is imported only when a hub id is asked for. It honours HF_ENDPOINT, HF_TOKEN,
+HF_HUB_OFFLINE and the cache.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -48,18 +52,62 @@ def parse_hub_id(text: str) -> HubId | None:
     return HubId(match["repo"], match["revision"], subfolder)
 
 
+@dataclass(frozen=True)
+class HubFile:
+    """A weights file of a repository, at one commit where the hub tells it, and its configuration in the cache."""
+
+    hub_id: HubId
+    name: str
+    revision: str | None
+    config: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.hub_id.repo}{'@' + self.hub_id.revision if self.hub_id.revision else ''}/{self.name}"
+
+
 def download(hub_id: HubId) -> Path:
     """The weights file in the local cache, its configuration beside it.
 
     Raises:
         AdapterError: where the repository, revision or folder is not there, is gated, or cannot be reached.
     """
+    found = located(hub_id)
+    if isinstance(found, Path):
+        return found
+    with told(hub_id):
+        return Path(client().hf_hub_download(hub_id.repo, found.name, revision=hub_id.revision))
+
+
+def located(hub_id: HubId) -> HubFile | Path:
+    """Which file of the repository is the adapter; its path in the cache where that holds it and it is current.
+
+    The configuration beside it is downloaded.
+
+    Raises:
+        AdapterError: as ``download``.
+    """
+    with told(hub_id):
+        return _located(hub_id)
+
+
+def client() -> Any:
+    """The hub's client; its annotations are not complete."""
+    return importlib.import_module("huggingface_hub")
+
+
+@contextmanager
+def told(hub_id: HubId) -> Iterator[None]:
+    """What the client raises, as one error that says what to do.
+
+    Raises:
+        AdapterError: for every error of the client.
+    """
     from huggingface_hub import errors
 
     no_connection = cast("Any", errors).HTTPError  # that of the HTTP client of the hub's own choice
 
     try:
-        return _download(hub_id)
+        yield
     except errors.GatedRepoError as error:
         raise _error(hub_id, "the repository is gated", "accept its terms on the hub, and set HF_TOKEN") from error
     except errors.RevisionNotFoundError as error:
@@ -85,15 +133,15 @@ def _error(hub_id: HubId, what: str, hint: str, found: object = None) -> Adapter
     return AdapterError(what, file=hub_id, found=line, hint=hint)
 
 
-def _download(hub_id: HubId) -> Path:
+def _located(hub_id: HubId) -> HubFile | Path:
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     from lorascope.formats.source import CONFIG_NAME, chosen_name
 
-    client: Any = importlib.import_module("huggingface_hub")  # its annotations are not complete
     try:
         # one request; the client's own listing of files retries for half a minute where there is no connection
-        info = client.HfApi().model_info(hub_id.repo, revision=hub_id.revision, timeout=30)
+        info = client().HfApi().model_info(hub_id.repo, revision=hub_id.revision, timeout=30)
         files: list[str] = [sibling.rfilename for sibling in info.siblings or ()]
     except (OfflineModeIsEnabled, OSError):
         cached = _cached(hub_id)
@@ -111,9 +159,12 @@ def _download(hub_id: HubId) -> Path:
             found=", ".join(sorted(names)[:5]) or "no files",
             hint=f"try {hub_id.repo}:{folders[0]}" if folders and "/" in "".join(files) else None,
         )
+    config = None
     if CONFIG_NAME in names:
-        client.hf_hub_download(hub_id.repo, prefix + CONFIG_NAME, revision=hub_id.revision)
-    return Path(client.hf_hub_download(hub_id.repo, prefix + name, revision=hub_id.revision))
+        config = Path(client().hf_hub_download(hub_id.repo, prefix + CONFIG_NAME, revision=hub_id.revision))
+    commit = info.sha if isinstance(info.sha, str) else None
+    here = try_to_load_from_cache(hub_id.repo, prefix + name, revision=commit) if commit else None
+    return Path(here) if isinstance(here, str) else HubFile(hub_id, prefix + name, commit or hub_id.revision, config)
 
 
 def _cached(hub_id: HubId) -> Path | None:

@@ -6,8 +6,8 @@
 
 Several parameters of one module nest, so that their keys have ``base_layer`` levels: the deepest is the parameter that
 the module registered first. The file names the module and the configuration the parameters, but neither tells which is
-which. gate_up_proj is registered before down_proj in every model of transformers, so these two are told apart; other
-sites keep the names of the file. A single number of experts is a plain matrix.
+which. gate_up_proj is registered before down_proj in every model of transformers, so these two are told apart; others
+are called #0, #1, … in the order of their registration. With one expert the parameter is a plain matrix.
 
 Whether the base stores an expert as [out, in] or [in, out] is not in the file either: up to version 0.18 PEFT took all
 of them as [in, out], since then only those of modules that say ``is_transposed``.
@@ -19,16 +19,21 @@ src/peft/tuners/tuners_utils.py (``_inject_parameters``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from lorascope.adapter import Note
+import numpy as np
+
+from lorascope.adapter import LowRank, Note
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parts
 from lorascope.formats.peft_scale import PEFT_RANK, PeftScale
 
 LEVEL = ".base_layer"
+
+NAMELESS = "#"
+"""How the name of a parameter begins that the file does not tell."""
 
 REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
 """The parameters of an experts module in the order that all models of transformers have."""
@@ -36,6 +41,7 @@ REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"
 MAX_EXPERTS = 1 << 16
 """Experts of one parameter."""
 
+_EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
 
@@ -97,21 +103,20 @@ class FusedParameters:
             AdapterError: where the rows of A are no multiple of the rank, or the factors do not fit.
         """
         order = sorted(levels, key=len, reverse=True)  # the deepest level is the parameter registered first
-        names = self._in_order(module, levels, order)
-        for site, name in zip(order, names, strict=True):
-            where = site if name is None else module if name == "weight" else f"{module}.{name}"
-            pattern_site = module if name is None else f"{module}.{name}"
-            yield from self._experts(where, pattern_site, levels[site])
+        for site, name in zip(order, self._in_order(module, len(levels)), strict=True):
+            where = module if name == "weight" else f"{module}.{name}"
+            yield from self._experts(where, f"{module}.{name}", levels[site])
 
-    def _in_order(self, module: str, levels: Mapping[str, Parts], order: list[str]) -> list[str | None]:
+    def _in_order(self, module: str, count: int) -> list[str]:
+        """The names of the parameters of a module, the one registered first at the front."""
         parameters = self._parameters(module)
-        if len(parameters) == len(levels) == 1:
-            return [*parameters]
-        if len(parameters) == len(levels) and set(parameters) <= set(REGISTERED):
+        if len(parameters) == count == 1:
+            return parameters
+        if len(parameters) == count and set(parameters) <= set(REGISTERED):
             self._nested.append(module)
-            return [*sorted(parameters, key=REGISTERED.index)]
+            return sorted(parameters, key=REGISTERED.index)
         self._nameless.append(module)
-        return [None for _ in order]
+        return [f"{NAMELESS}{number}" for number in range(count)]
 
     def _experts(self, site: str, pattern_site: str, parts: Parts) -> Iterator[Parts]:
         for role in parts.tensors:
@@ -160,7 +165,7 @@ class FusedParameters:
             yield Note(
                 "expert-names",
                 f"parameters of {_listed(self._nameless)}: the file does not tell which of target_parameters is which, "
-                "so the sites have the names of the file",
+                "so they are numbered in the order in which the module registers them",
             )
 
 
@@ -179,3 +184,73 @@ def _is_before_swap(version: Any) -> bool:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(name[:120] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def is_expert(site: str) -> bool:
+    """Whether a site is one expert of a fused parameter.
+
+    >>> is_expert("mlp.experts.down_proj[3]"), is_expert("blocks.0.qkv[0:768]")
+    (True, False)
+    """
+    return _EXPERT.fullmatch(site) is not None
+
+
+def stacked(experts: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Path of a fused parameter → its experts in one pair, A expert by expert and B rank by rank.
+
+    Raises:
+        AdapterError: where experts are missing or differ in shape, rank or scale, or the parameter has no name.
+    """
+    numbered: dict[str, dict[int, LowRank]] = {}
+    for site, update in experts.items():
+        match = _EXPERT.fullmatch(site)
+        if match is not None:
+            numbered.setdefault(match["path"], {})[int(match["expert"])] = update
+    found: dict[str, LowRank] = {}
+    for path, updates in numbered.items():
+        first = updates.get(0)
+        kinds = {(one.shape, one.rank, one.scale, one.layer, one.is_transposed) for one in updates.values()}
+        module, _, name = path.rpartition(".")
+        if first is None or len(updates) != max(updates) + 1 or len(kinds) > 1 or len(updates) == 1:
+            raise AdapterError(
+                "PEFT keeps all experts of a parameter in one tensor, and these do not fit together",
+                key=next(site for site in experts if site.startswith(f"{path}[")),
+                expected="two experts or more, numbered from 0, of one shape, rank and scale",
+                found=f"{len(updates)} experts up to number {max(updates)}, {len(kinds)} shapes, ranks or scales",
+            )
+        if not module or name.startswith(NAMELESS):
+            raise AdapterError(
+                "the name of the fused parameter is not known, and PEFT's configuration states it", key=f"{path}[0]"
+            )
+        ordered = [updates[expert] for expert in range(len(updates))]
+        B = np.stack([one.B for one in ordered], axis=-1).reshape(first.shape[0], -1)
+        found[path] = replace(first, B=B, A=np.concatenate([one.A for one in ordered]))
+    return found
+
+
+def nested_keys(paths: Iterable[str]) -> dict[str, str]:
+    """Path of a fused parameter → the module in its keys, with a ``base_layer`` level for each one registered later.
+
+    >>> nested_keys(["mlp.experts.down_proj", "mlp.experts.gate_up_proj"])
+    {'mlp.experts.gate_up_proj': 'mlp.experts.base_layer', 'mlp.experts.down_proj': 'mlp.experts'}
+
+    Raises:
+        AdapterError: where a module has several and their order is not known.
+    """
+    modules: dict[str, list[str]] = {}
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        modules.setdefault(module, []).append(name)
+    keys: dict[str, str] = {}
+    for module, names in modules.items():
+        if len(names) > 1 and not set(names) <= set(REGISTERED):
+            raise AdapterError(
+                "PEFT nests the fused parameters of a module in an order that only the base model knows",
+                key=f"{module}.{names[0]}[0]",
+                expected=f"one parameter, or {', '.join(REGISTERED)}",
+                found=", ".join(names),
+            )
+        ordered = sorted(names, key=REGISTERED.index) if len(names) > 1 else names
+        for depth, name in enumerate(reversed(ordered)):
+            keys[f"{module}.{name}"] = module + LEVEL * depth
+    return dict(sorted(keys.items(), key=lambda item: -len(item[1])))

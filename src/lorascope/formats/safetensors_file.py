@@ -87,14 +87,13 @@ def read_safetensors(path: Path) -> TensorFile:
         header = read_header(stream, size, path)
         data = _mapped(stream, size, path)
     tensors = {
-        name: _view(data, place.dtype, place.shape, header.start + place.begin)
-        for name, place in header.places.items()
+        name: _view(data, place.dtype, place.shape, header.start + place.begin) for name, place in header.places.items()
     }
     return TensorFile(tensors, header.metadata)
 
 
 class Place(NamedTuple):
-    """Where a tensor is: its dtype and shape, and its first and last byte but one, counted from the end of the header."""
+    """Where a tensor is: dtype, shape, and the bytes [begin, end) counted from the end of the header."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]

@@ -85,7 +85,7 @@ def read_series(folder: str | os.PathLike[str]) -> Series:
     >>> from lorascope.formats import write
     >>> run = Path(tempfile.mkdtemp())
     >>> for step in (10, 9):
-    ...     write(Adapter({"q": LowRank(np.full((2, 1), step), np.ones((1, 2)))}), run / f"checkpoint-{step}")
+    ...     write(Adapter({"q": LowRank(np.full((2, 1), float(step)), np.ones((1, 2)))}), run / f"checkpoint-{step}")
     >>> [(step, round(adapter.norm())) for step, adapter in read_series(run)]
     [(9, 18), (10, 20)]
     """

@@ -45,9 +45,23 @@ def contents_of(location: str | os.PathLike[str]) -> Contents:
     """
     weights = weights_at(location)
     file = read_container(weights)
-    config_path = weights.with_name(CONFIG_NAME)
-    config, text = read_config(config_path) if config_path.is_file() else (None, None)
+    config_path = config_beside(weights)
+    config, text = (None, None) if config_path is None else read_config(config_path)
     return Contents(file.tensors, file.metadata, config, text, weights, file.container)
+
+
+def config_beside(weights: Path) -> Path | None:
+    """The configuration beside a weights file, or None.
+
+    Raises:
+        AdapterError: where it is a broken link, a folder, a pipe or a device: without it the scale would be wrong.
+    """
+    path = weights.with_name(CONFIG_NAME)
+    if path.is_file():
+        return path
+    if path.exists() or path.is_symlink():
+        raise AdapterError("the configuration is not a regular file", file=path, hint="is it a broken link?")
+    return None
 
 
 def exists(location: str | os.PathLike[str]) -> bool:

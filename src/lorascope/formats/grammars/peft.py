@@ -24,7 +24,7 @@ from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.bdlora import BLOCKS_OF_A
-from lorascope.formats.peft_experts import LEVEL, FusedParameters
+from lorascope.formats.peft_experts import LEVEL, FusedParameters, is_expert
 from lorascope.formats.peft_folder import write_peft
 from lorascope.formats.peft_keys import PREFIX, is_factor, site_keys
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
@@ -160,15 +160,11 @@ def _kind(parts: Parts, config: Mapping[str, Any]) -> str:
         if "magnitude" in parts:
             raise AdapterError("a site is both DoRA and KaSA", key=parts.site, found=", ".join(parts.tensors))
         return "kasa"
-    if "magnitude" in parts or (flag(config, "use_dora") and not _is_expert(parts)):
+    if "magnitude" in parts or (flag(config, "use_dora") and not is_expert(parts.site)):
         return "dora"
     is_grouped = A.ndim > 2 and B.ndim == A.ndim and 0 < B.shape[1] < A.shape[0] and A.shape[0] % B.shape[1] == 0
     is_in_blocks = is_matrix and any(_is_in_blocks(parts.site, config, half) for half in "ab")
     return "bdlora" if is_grouped or is_in_blocks else "lora"
-
-
-def _is_expert(parts: Parts) -> bool:
-    return parts.site.endswith("]")
 
 
 def _is_in_blocks(site: str, config: Mapping[str, Any], half: str) -> bool:

@@ -1,0 +1,80 @@
+"""Fields of a PEFT configuration that is written: ranks and alphas of the sites, and what is kept of an older one.
+
+Mixed ranks and scales become ``rank_pattern`` and ``alpha_pattern`` with alpha = scale · rank. Reading computes
+alpha / rank, so alpha is chosen that gives the very same scale back; where no float64 does (a few scales at ranks
+that are no power of two), the nearest one is taken and the scale moves by one unit in the last place.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lorascope.adapter import LowRank, Update
+from lorascope.errors import AdapterError
+
+PEFT_KEPT = (
+    *("base_model_name_or_path", "revision", "task_type", "modules_to_save", "bias", "auto_mapping"),
+    *("trainable_token_indices", "layer_replication", "alora_invocation_tokens", "exclude_modules"),
+)
+"""Fields of an edited adapter's configuration that its tensors do not determine."""
+
+
+def rank_fields(updates: Mapping[str, Update], ranks: Mapping[str, int], alpha_key: str) -> dict[str, Any]:
+    """``r``, alpha and the patterns of the sites that have others."""
+    alphas = {site: alpha_for(update, ranks[site]) for site, update in updates.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    return {
+        "r": rank,
+        alpha_key: _number(alpha),
+        "rank_pattern": {_exactly(site): value for site, value in ranks.items() if value != rank},
+        "alpha_pattern": {_exactly(site): _number(value) for site, value in alphas.items() if value != alpha},
+    }
+
+
+def alpha_for(update: Update, rank: int) -> float:
+    """An alpha with alpha / rank == scale in float64 where there is one: the stated one if it fits."""
+    guess = update.scale * rank
+    candidates = [guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf)]
+    if update.alpha is not None:
+        candidates.insert(0, update.alpha)
+    return next((alpha for alpha in candidates if alpha / rank == update.scale), guess)
+
+
+def padded(update: LowRank) -> LowRank:
+    """The same update with at least one rank: files and trainers have no rank 0."""
+    if update.rank:
+        return update
+    out, in_ = update.shape
+    B, A = np.zeros((out, 1), update.B.dtype), np.zeros((1, in_), update.A.dtype)
+    return LowRank(B, A, update.scale, update.layer, update.kernel, update.is_transposed, update.alpha)
+
+
+def cast_to(tensor: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """The tensor in ``dtype``, which may be a name that ml-dtypes knows, such as ``bfloat16``."""
+    import ml_dtypes
+
+    known: Any = getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype
+    with np.errstate(over="ignore"):
+        result = tensor.astype(known)
+    if bool(np.isfinite(tensor.astype(np.float64)).all()) and not bool(np.isfinite(result.astype(np.float64)).all()):
+        raise AdapterError("a value is too large for the dtype asked for", found=np.dtype(known).name)
+    return result
+
+
+def _most_common(values: Mapping[str, Any]) -> Any:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def _number(alpha: float) -> float | int:
+    return int(alpha) if alpha.is_integer() else alpha
+
+
+def _exactly(site: str) -> str:
+    return f"^{re.escape(site)}"
