@@ -68,7 +68,7 @@ def test_a_pattern_that_could_match_for_ever_is_refused(peft_folder: Folder, pat
         ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"use_rslora": "yes"}, "use_rslora"),
         ({"rank_pattern": [1]}, "rank_pattern"),
-        ({"rank_pattern": {"q": None, "v": -1}}, "rank_pattern of v"),
+        ({"rank_pattern": {"q": None, "v": -1}}, "v: rank_pattern"),
     ],
 )
 def test_a_field_of_the_wrong_type_is_named(peft_folder: Folder, config: dict[str, Any], key: str) -> None:
@@ -116,9 +116,23 @@ def test_layers_other_than_linear(peft_folder: Folder) -> None:
     np.testing.assert_allclose(adapter["c2"].delta_weight(np.float64), expected, rtol=1e-12)
 
 
-def test_a_convolution_in_groups_is_refused(peft_folder: Folder) -> None:
-    tensors = {f"{P}c.lora_A.weight": np.ones((4, 6, 3, 3)), f"{P}c.lora_B.weight": np.ones((6, 2, 1, 1))}
-    with pytest.raises(AdapterError, match="groups"):
+def test_a_convolution_in_groups_sees_all_channels_in_blocks_and_is_noted(peft_folder: Folder, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    A, B = rng.standard_normal((4, 6, 3, 3)), rng.standard_normal((6, 2, 1, 1))
+    adapter = formats.read(peft_folder({f"{P}c.lora_A.weight": A, f"{P}c.lora_B.weight": B}, {"r": 4}))
+    update = adapter["c"]
+    assert update.base_shape == (6, 6, 3, 3) and [note.code for note in adapter.notes] == ["grouped-convolution"]
+    whole = np.zeros((6, 4))
+    whole[:3, :2], whole[3:, 2:] = B[:3, :, 0, 0], B[3:, :, 0, 0]
+    expected = np.einsum("or,rchw->ochw", whole, A)
+    np.testing.assert_allclose(update.delta_weight(np.float64), expected, rtol=1e-12, atol=1e-13)
+    formats.write(adapter.with_sites({"d": update}), tmp_path / "out")
+    np.testing.assert_array_equal(formats.read(tmp_path / "out")["d"].stored["B"], B)
+
+
+def test_a_convolution_in_unequal_groups_is_an_error(peft_folder: Folder) -> None:
+    tensors = {f"{P}c.lora_A.weight": np.ones((4, 6, 3, 3)), f"{P}c.lora_B.weight": np.ones((5, 2, 1, 1))}
+    with pytest.raises(AdapterError, match="equal blocks"):
         formats.read(peft_folder(tensors, {"r": 4}))
 
 
@@ -133,12 +147,11 @@ def test_leftovers_are_kept_and_each_kind_is_noted(peft_folder: Folder, lora_fac
     extra = {
         f"{P}classifier.weight": np.ones((2, 2), np.float32),
         f"{P}q.base_layer.bias": np.ones(5, np.float32),
-        f"{P}q.lora_B.bias": np.ones(5, np.float32),
         "what.is.this": np.ones((), np.int64),
     }
     adapter = formats.read(peft_folder(lora_factors("q") | extra, {"modules_to_save": ["classifier", "classifier"]}))
     assert set(adapter.leftovers) == set(extra)
-    assert {note.code for note in adapter.notes} == {"saved-modules", "saved-biases", "lora-bias", "unknown-keys"}
+    assert {note.code for note in adapter.notes} == {"saved-modules", "saved-biases", "unknown-keys"}
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "loftq"])
@@ -156,23 +169,133 @@ def test_other_initialisations_are_not(peft_folder: Folder, init: object) -> Non
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"use_dora": True}, "DoRA"),
-        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "fused parameters"),
-        ({"kasa_config": {"beta": 1}}, "KaSA"),
-        ({"use_bdlora": {"nblocks": 2}}, "block-diagonal"),
-        ({"peft_type": "VERA"}, "peft_type VERA is recognised, but not read"),
+        ({"use_dora": True}, "the tensor magnitude is missing"),
+        ({"kasa_config": {"beta": 1}}, "the tensor diag is missing"),
+        ({"target_parameters": "q.weight"}, "must be a list of names"),
+        ({"target_parameters": [1]}, "must be a list of names"),
+        ({"use_bdlora": {"target_modules_bd_a": "q"}}, "must be a list of names"),
+        ({"use_bdlora": {"target_modules_bd_a": ["q"], "nblocks": 0}}, "must be a positive integer"),
+        ({"use_bdlora": {"target_modules_bd_a": ["q"], "nblocks": 3}}, "equal blocks"),
+        ({"peft_type": "XLORA"}, "peft_type XLORA is recognised, but not read"),
         ({"peft_type": "FINEGATES"}, "unsupported peft_type FINEGATES"),
         ({"peft_type": 7}, "unsupported peft_type 7"),
     ],
 )
-def test_variants_are_refused_by_name(peft_folder: Folder, config: dict[str, Any], said: str) -> None:
+def test_variants_that_do_not_fit_are_refused_by_name(peft_folder: Folder, config: dict[str, Any], said: str) -> None:
     with pytest.raises(AdapterError, match=said):
         formats.read(peft_folder(config=config))
 
 
-def test_dora_is_refused_by_its_tensor_too(peft_folder: Folder, lora_factors: Factors) -> None:
-    with pytest.raises(AdapterError, match="DoRA"):
-        formats.read(peft_folder(lora_factors("q") | {f"{P}q.lora_magnitude_vector": np.ones(5, np.float32)}))
+def test_dora_is_told_by_its_tensor_too(peft_folder: Folder, lora_factors: Factors) -> None:
+    for ending in ("", ".weight", ".default", ".default.weight"):
+        extra = {f"{P}q.lora_magnitude_vector{ending}": np.ones(5, np.float32)}
+        update = formats.read(peft_folder(lora_factors("q") | extra))["q"]
+        assert update.kind == "dora" and update.needs == "base weight"
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"x.lora_B.bias": 5}, "has no factors beside it"),
+        ({"x.lora_magnitude_vector": 5}, "has no factors beside it"),
+        ({"q.lora_B.bias": 4}, "the bias does not fit"),
+        ({"q.lora_B.bias": 5, "q.lora_magnitude_vector": 5}, "a bias where PEFT has none"),
+        ({"q.lora_diag": 2, "q.lora_magnitude_vector": 5}, "both DoRA and KaSA"),
+        ({"q.lora_diag": 3}, "another shape"),
+        ({"q.lora_magnitude_vector": 4}, "fits neither axis"),
+        ({"q.lora_magnitude_vector": 5, "q.lora_magnitude_vector.weight": 5}, "two tensors are the magnitude"),
+    ],
+)
+def test_extra_tensors_that_do_not_fit_are_errors(
+    peft_folder: Folder, lora_factors: Factors, extra: dict[str, int], said: str
+) -> None:
+    tensors = {P + key: np.ones(size, np.float32) for key, size in extra.items()}
+    with pytest.raises(AdapterError, match=said):
+        formats.read(peft_folder(lora_factors("q") | tensors))
+
+
+def fused(count: int, rank: int = 2, out: int = 5, in_: int = 4, level: str = "") -> dict[str, Any]:
+    rng = np.random.default_rng(7 + len(level))
+    module = f"{P}l.mlp.experts{level}"
+    return {
+        f"{module}.lora_A.weight": rng.standard_normal((count * rank, in_)),
+        f"{module}.lora_B.weight": rng.standard_normal((out, count * rank)),
+    }
+
+
+def test_experts_are_sites_of_their_own_and_views(peft_folder: Folder, tmp_path: Path) -> None:
+    config = {"target_parameters": ["mlp.experts.down_proj"], "peft_version": "0.21.2"}
+    adapter = formats.read(peft_folder(fused(3), config))
+    assert list(adapter) == [f"l.mlp.experts.down_proj[{e}]" for e in range(3)]
+    assert adapter.original is not None
+    A, B = (adapter.original[f"{P}l.mlp.experts.lora_{half}.weight"] for half in "AB")
+    for expert, update in enumerate(adapter.values()):
+        assert (update.shape, update.rank, update.scale, update.is_transposed) == ((5, 4), 2, 2.0, False)
+        np.testing.assert_array_equal(update.stored["A"], A[2 * expert : 2 * expert + 2])
+        np.testing.assert_array_equal(update.stored["B"], B.reshape(5, 2, 3)[:, :, expert])
+        assert all(np.shares_memory(update.stored[role], tensor) for role, tensor in (("A", A), ("B", B)))
+    assert [note.code for note in adapter.notes] == ["expert-layout"]
+    formats.write(adapter.with_sites(dict(adapter)), tmp_path / "out")
+    again = formats.read(tmp_path / "out")
+    assert again.original is not None and list(again) == list(adapter)
+    np.testing.assert_array_equal(again.original[f"{P}l.mlp.experts.lora_B.weight"], B)
+    assert not any(update.is_transposed for update in again.values())
+
+
+@pytest.mark.parametrize(
+    ("version", "is_transposed"), [(None, True), ("0.18.1", True), ("0.19.0", False), ("0.18.2.dev0@UNKNOWN", True)]
+)
+def test_the_layout_of_experts_follows_the_version(
+    peft_folder: Folder, version: str | None, is_transposed: bool
+) -> None:
+    config = {"target_parameters": ["experts.down_proj"], "peft_version": version}
+    adapter = formats.read(peft_folder(fused(3), config))
+    assert {update.is_transposed for update in adapter.values()} == {is_transposed}
+
+
+def test_nested_parameters_are_told_apart_where_that_can_be_known(peft_folder: Folder, tmp_path: Path) -> None:
+    tensors = fused(2) | fused(2, out=6, in_=5, level=".base_layer")
+    config = {"target_parameters": ["experts.down_proj", "experts.gate_up_proj"], "peft_version": "0.20.0"}
+    adapter = formats.read(peft_folder(tensors, config))
+    assert adapter["l.mlp.experts.gate_up_proj[1]"].shape == (6, 5)
+    assert adapter["l.mlp.experts.down_proj[1]"].shape == (5, 4)
+    assert {note.code for note in adapter.notes} == {"expert-layout", "expert-names"}
+    formats.write(adapter.with_sites(dict(adapter)), tmp_path / "out")
+    again = formats.read(tmp_path / "out").original
+    assert again is not None and {key: value.tobytes() for key, value in again.items()} == {
+        key: value.tobytes() for key, value in tensors.items()
+    }
+    adapter = formats.read(peft_folder(tensors, config | {"target_parameters": ["experts.w1", "experts.w2"]}))
+    assert adapter["l.mlp.experts.#0[0]"].shape == (6, 5) and adapter["l.mlp.experts.#1[0]"].shape == (5, 4)
+    assert "does not tell which" in " ".join(note.text for note in adapter.notes)
+    with pytest.raises(AdapterError, match="name of the fused parameter is not known"):
+        formats.write(adapter.with_sites(dict(adapter)), tmp_path / "other")
+
+
+def test_one_expert_and_the_weight_of_a_layer_are_plain_matrices(peft_folder: Folder, lora_factors: Factors) -> None:
+    adapter = formats.read(peft_folder(lora_factors("a.q", "v"), {"target_parameters": ["a.q.weight"]}))
+    assert list(adapter) == ["v", "a.q"] and adapter.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({}, "names only target_parameters tells"),
+        ({"target_parameters": ["experts.w"], "r": 3}, "no multiple of the rank"),
+        ({"target_parameters": ["experts.w"], "r": 1 << 40}, "no multiple of the rank"),
+    ],
+)
+def test_fused_parameters_that_do_not_fit_are_errors(peft_folder: Folder, config: dict[str, Any], said: str) -> None:
+    with pytest.raises(AdapterError, match=said):
+        formats.read(peft_folder(fused(2, level=".base_layer"), config))
+
+
+def test_experts_that_differ_are_not_written(peft_folder: Folder, tmp_path: Path) -> None:
+    adapter = formats.read(peft_folder(fused(3), {"target_parameters": ["experts.w"]}))
+    with pytest.raises(AdapterError, match="do not fit together"):
+        formats.write(
+            adapter.with_sites({site: adapter[site] for site in list(adapter)[1:]}), tmp_path / "out", format="peft"
+        )
 
 
 @pytest.mark.parametrize(
@@ -180,8 +303,8 @@ def test_dora_is_refused_by_its_tensor_too(peft_folder: Folder, lora_factors: Fa
     [
         ({"lora_B": None}, "has no partner: B is missing"),
         ({"lora_A": None}, "has no partner: A is missing"),
-        ({"lora_A": np.zeros((0,), np.float32)}, "empty or flat"),
-        ({"lora_A": np.zeros((2, 0), np.float32)}, "empty or flat"),
+        ({"lora_A": np.zeros((0,), np.float32)}, "is empty or"),
+        ({"lora_A": np.zeros((2, 0), np.float32)}, "is empty or"),
         ({"lora_B": np.zeros((5, 3), np.float32)}, "do not make a product"),
         ({"lora_B": np.zeros((5, 2, 2), np.float32)}, "do not make a product"),
         ({"lora_A": np.zeros((2, 4), np.int32)}, "floating-point"),

@@ -37,6 +37,10 @@ def halves(rank: int) -> dict[str, tuple[int, ...]]:
 SAMPLES: Mapping[str, tuple[Sample, ...]] = {
     "adalora": (Sample({"B": (OUT, 3), "A": (3, IN), "E": (3, 1)}, {"init_r": 3}),),
     "bat": (Sample({"block": (3, 4, 4)}),),
+    "bdlora": (
+        Sample({"B": (OUT, 2), "A": (4, IN)}),
+        Sample({"B": (OUT, 4), "A": (4, IN // 2)}, {"blocks_a": 2}),
+    ),
     "beft": (Sample({"bias": (1, OUT)}),),
     "boft": (Sample({"R": (1, 2, 4, 4), "s": (OUT, 1)}),),
     "c3a": (Sample({"kernel": (3, 2, 4)}),),
@@ -57,6 +61,7 @@ SAMPLES: Mapping[str, tuple[Sample, ...]] = {
     "hira": (Sample({"B": (OUT, 2), "A": (2, IN)}),),
     "hra": (Sample({"u": (IN, 2)}), Sample({"u": (IN, 2)}, {"apply_GS": True})),
     "ia3": (Sample({"gate": (OUT, 1)}), Sample({"gate": (1, IN)})),
+    "kasa": (Sample({"B": (OUT, 3), "A": (3, IN), "diag": (3,)}, {"kasa_config": {}}),),
     "locon": (Sample({"B": (OUT, 3, 1, 1), "mid": (3, 2, 2, 2), "A": (2, 2, 1, 1)}, base=(OUT, 2, 2, 2)),),
     "loha": (
         Sample(halves(2)),
@@ -85,6 +90,7 @@ SAMPLES: Mapping[str, tuple[Sample, ...]] = {
     ),
     "lycoris-oft": (Sample({"blocks": (3, 4, 4)}),),
     "miss": (Sample({"block": (4, OUT)}), Sample({"block": (4, OUT)}, {"r": 4})),
+    "norm": (Sample({"weight": (OUT,), "bias": (OUT,)}, base=(OUT,)),),
     "oft": (Sample({"R": (2, 6)}, {"oft_block_size": 4}),),
     "osf": (Sample({"U": (OUT, 3), "S": (3,), "V": (3, IN)}),),
     "peanut": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def client() -> Any:
 
 
 @contextmanager
-def told(hub_id: HubId) -> Iterator[None]:
+def told(hub_id: HubId) -> Generator[None]:
     """What the client raises, as one error that says what to do.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def interpreted(contents: Contents, format: str | None = None) -> Adapter:
 
 
 @contextmanager
-def placed(location: str | os.PathLike[str]) -> Iterator[None]:
+def placed(location: str | os.PathLike[str]) -> Generator[None]:
     """Every error inside names the location, and those of the system become errors of this package."""
     try:
         yield

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter
@@ -56,6 +55,7 @@ def write_peft(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
 def peft_config(adapter: Adapter) -> dict[str, Any]:
     """The configuration that gives every site its rank and scale back.
 
+    >>> import numpy as np
     >>> from lorascope.adapter import LowRank
     >>> config = peft_config(Adapter({"q": LowRank(np.ones((4, 2)), np.ones((2, 3)), scale=2.0)}))
     >>> config["r"], config["lora_alpha"], config["target_modules"]

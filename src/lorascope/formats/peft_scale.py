@@ -132,7 +132,7 @@ class PeftScale:
     def stated_rank(self, site: str) -> int | None:
         """The rank that the configuration states for ``site``, None where it states none."""
         found = self.ranks.find(site)
-        return self.rank if found is None else checked_rank(found, f"rank_pattern of {site}")
+        return self.rank if found is None else checked_rank(found, "rank_pattern")
 
     def __call__(self, site: str, rank: int) -> Scale:
         """The scale of ``site``, whose tensors have ``rank``.
@@ -149,6 +149,6 @@ class PeftScale:
                 found=rank,
             )
         found = self.alphas.find(site)
-        alpha = self.alpha if found is None else checked_alpha(found, f"alpha_pattern of {site}")
+        alpha = self.alpha if found is None else checked_alpha(found, "alpha_pattern")
         divisor = math.sqrt(rank) if self.is_rslora else rank
         return Scale(alpha / divisor, alpha, is_assumed=found is None and not self.is_alpha_stated)

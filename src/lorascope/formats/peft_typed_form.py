@@ -84,12 +84,13 @@ def _lokr_form(updates: Mapping[str, LoKr], own: Mapping[str, Any]) -> Form | No
 
 def _check_places(updates: Mapping[str, LoHa | LoKr]) -> None:
     for site, update in updates.items():
-        if update.bias is not None or update.is_transposed or update.layer not in ("linear", "conv1d", "conv2d"):
+        has_bias = update.bias is not None
+        if has_bias or update.is_transposed or update.layer not in ("linear", "conv1d", "conv2d"):
             raise AdapterError(
                 f"PEFT has no {update.kind} for such a layer",
                 key=site,
                 expected="a linear layer or convolution, and no bias",
-                found=f"{'transposed ' * update.is_transposed}{update.layer}{' with a bias' * (update.bias is not None)}",
+                found=f"{'transposed ' * update.is_transposed}{update.layer}{' with a bias' * has_bias}",
             )
 
 

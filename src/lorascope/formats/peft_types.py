@@ -65,7 +65,7 @@ def randlora_scale(config: Mapping[str, Any]) -> SiteScale:
 
 
 def lokr_scale(config: Mapping[str, Any]) -> SiteScale:
-    """alpha/r with ``alpha``; where both factors are whole the file tells no rank, and that of the configuration counts."""
+    """alpha/r with ``alpha``; where both factors are whole, r is that of the configuration, as the file tells none."""
     rule = PeftScale.of(config, "alpha")
     return lambda site, dim: rule(site, dim or rule.stated_rank(site) or PEFT_RANK)
 

@@ -67,8 +67,8 @@ GRAMMARS: Family[tuple[Format, ...]] = Family(
 def formats() -> tuple[Format, ...]:
     """All registered formats, by name.
 
-    >>> [format.name for format in formats() if format.read]
-    ['diffusers', 'kohya', 'peft']
+    >>> [format.name for format in formats() if "dora" in format.writes]
+    ['diffusers', 'kohya', 'lycoris', 'mlx', 'peft']
     """
     members = [member for listed in GRAMMARS for member in listed]
     names = [member.name for member in members]

@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
 from lorascope.formats.contents import Contents
-from lorascope.formats.kohya_file import WRITES, read_flat, write_flat
+from lorascope.formats.kohya_file import read_flat, write_flat
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 
 _FACTOR = re.compile(r"[^.]+\.lora_(down|up|mid)\.weight")
@@ -59,7 +59,7 @@ FORMATS = (
         read=read_kohya,
         write=write_kohya,
         kinds=("lora", "locon", "dora"),
-        writes=WRITES,
+        writes=("lora", "locon", "dora"),
         files="`lora_down`/`lora_up`/`alpha`, convolutions, `lora_mid`, `dora_scale`; names without dots",
     ),
 )

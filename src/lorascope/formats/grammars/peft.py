@@ -28,7 +28,7 @@ from lorascope.formats.peft_experts import LEVEL, FusedParameters, is_expert
 from lorascope.formats.peft_folder import write_peft
 from lorascope.formats.peft_keys import PREFIX, is_factor, site_keys
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
-from lorascope.formats.peft_types import TYPES, read_typed
+from lorascope.formats.peft_types import TYPED_KINDS, TYPES, read_typed
 from lorascope.formats.registry import PLAIN, STATED, WEAK, Evidence, Format
 
 _KNOWN_TYPES = frozenset(
@@ -245,7 +245,7 @@ FORMATS = (
         recognise=recognise_peft,
         read=read_peft,
         write=write_peft,
-        kinds=("lora", "dora", "kasa", "bdlora", *sorted({row.parametrisation for row in TYPES.values()})),
+        kinds=("lora", "dora", "kasa", "bdlora", *TYPED_KINDS),
         writes=("lora", "dora", "loha", "lokr"),
         files="a folder with `adapter_config.json` and `adapter_model.safetensors` or `.bin`",
     ),

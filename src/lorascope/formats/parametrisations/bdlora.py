@@ -3,8 +3,8 @@
     ΔW = scale · B · A       B stored as [out, r/n]: rows from i · out/n meet columns from i · r/n;   A [r, in] whole
                              or A stored as [r, in/n] in the same way, B whole
 
-The file does not tell that A is in blocks: the grammar says so. LoRA on a convolution in groups is the same thing: its A
-sees all channels [r, channels, *kernel], its B is in as many blocks as there are groups. That ΔW is the change of the
+The file does not tell that A is in blocks: the grammar says so. LoRA on a convolution in groups is the same thing: A
+[r, channels, *kernel] sees all channels, and B is in as many blocks as there are groups. That ΔW is the change of the
 convolution written without groups; the base stores channels/groups channels only, so no stored weight can take it up.
 
 Source: https://arxiv.org/abs/2510.23346; https://github.com/huggingface/peft, src/peft/tuners/lora/variants.py
@@ -26,7 +26,7 @@ from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts
 from lorascope.formats.parametrisations.loha import convolution_layer
 
-BLOCKS_OF_A = "blocks_of_A"
+BLOCKS_OF_A = "blocks_a"
 """The option in which a grammar says that A is stored in blocks."""
 
 
@@ -35,13 +35,13 @@ class BlockDiagonalLoRA(Expanded):
     """ΔW = scale · B · A with B or A in blocks.
 
     Args:
-        blocks_of_B: into how many blocks B is cut.
-        blocks_of_A: and A.
+        blocks_b: into how many blocks B is cut.
+        blocks_a: and A.
     """
 
     kind: ClassVar[str] = "bdlora"
-    blocks_of_B: int = 1
-    blocks_of_A: int = 1
+    blocks_b: int = 1
+    blocks_a: int = 1
 
     @property
     def rank(self) -> int:
@@ -51,7 +51,7 @@ class BlockDiagonalLoRA(Expanded):
     def _product(self, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         B, A = self.part("B", dtype), self.part("A", dtype)
         B, A = B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1)
-        return _whole(B, self.blocks_of_B), _whole(A, self.blocks_of_A)
+        return _whole(B, self.blocks_b), _whole(A, self.blocks_a)
 
 
 def _whole(stored: NDArray[Any], blocks: int) -> NDArray[Any]:
@@ -67,7 +67,7 @@ def _whole(stored: NDArray[Any], blocks: int) -> NDArray[Any]:
 
 
 def build_bdlora(parts: Parts) -> BlockDiagonalLoRA:
-    """The update of one site from the roles B and A, and the option ``blocks_of_A``.
+    """The update of one site from the roles B and A, and the option ``blocks_a``.
 
     Raises:
         AdapterError: where the shapes do not fit one another.
@@ -83,9 +83,9 @@ def build_bdlora(parts: Parts) -> BlockDiagonalLoRA:
             found=f"{list(B.shape)} and {list(A.shape)}",
         )
     (out, columns), rank = B.shape[:2], A.shape[0]
-    blocks_of_A = parts.options.get(BLOCKS_OF_A, 1)
-    blocks_of_B = rank // columns
-    if blocks_of_B * columns != rank or out % max(blocks_of_B, 1) or rank % blocks_of_A or (kernel and blocks_of_A > 1):
+    blocks_a = parts.options.get(BLOCKS_OF_A, 1)
+    blocks_b = rank // columns
+    if blocks_b * columns != rank or out % max(blocks_b, 1) or rank % blocks_a or (kernel and blocks_a > 1):
         raise AdapterError(
             "the factors do not fall into equal blocks",
             key=parts.site,
@@ -96,7 +96,7 @@ def build_bdlora(parts: Parts) -> BlockDiagonalLoRA:
     return BlockDiagonalLoRA(
         stored=parts.named("B", "A"),
         keys=parts.keys,
-        shape=(out, blocks_of_A * math.prod(A.shape[1:])),
+        shape=(out, blocks_a * math.prod(A.shape[1:])),
         dim=rank,
         scale=scale.scale,
         alpha=scale.alpha,
@@ -104,8 +104,8 @@ def build_bdlora(parts: Parts) -> BlockDiagonalLoRA:
         kernel=kernel,
         is_transposed=parts.is_transposed and not kernel,
         bias=bias,
-        blocks_of_B=blocks_of_B,
-        blocks_of_A=blocks_of_A,
+        blocks_b=blocks_b,
+        blocks_a=blocks_a,
     )
 
 
