@@ -247,8 +247,8 @@ def kinds() -> dict[str, Any]:
 
 def test_every_kind_that_it_says_it_writes_comes_back(tmp_path: Path) -> None:
     sites = {f"unet.{name}": update for name, update in kinds().items()}
-    assert {update.kind for update in sites.values()} == set(formats.format_named("kohya").writes)
-    formats.write(Adapter(sites), tmp_path / "x.safetensors", format="kohya")
+    assert {update.kind for update in sites.values()} == set(formats.format_named("lycoris").writes)
+    formats.write(Adapter(sites), tmp_path / "x.safetensors", format="lycoris")
     again = formats.read(tmp_path / "x.safetensors")
     assert again.provenance.format == "lycoris" and set(again) == set(sites)
     for site, update in sites.items():

@@ -21,6 +21,7 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
+from lorascope.formats.unedited_file import unedited
 
 _FACTOR = re.compile(r"(?P<site>[^:]+:\d+):(?P<half>up|down)", re.DOTALL)
 _ITEM = re.compile(r"\[(?P<index>\d+)\]")
@@ -110,6 +111,7 @@ FORMATS = (
         reference="https://github.com/cloneofsimo/lora",
         recognise=recognise_cloneofsimo,
         read=read_cloneofsimo,
+        write=unedited("cloneofsimo"),
         kinds=("lora",),
         files="`unet:0:up`/`unet:0:down`, with learned tokens",
     ),

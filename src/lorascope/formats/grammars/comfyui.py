@@ -14,9 +14,6 @@ Source: https://github.com/comfyanonymous/ComfyUI, comfy/lora.py and comfy/weigh
 from __future__ import annotations
 
 import re
-from pathlib import Path
-
-from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import AdapterError
@@ -26,7 +23,7 @@ from lorascope.formats.kohya_file import site_notes
 from lorascope.formats.kohya_sites import DOTTED_SUFFIXES, Builder, grouped, kind_of, split_key
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.safetensors_file import write_safetensors
+from lorascope.formats.unedited_file import unedited
 
 _OWN = re.compile(
     r"\.(lora_(up|down)\.weight|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|w_norm|diff|diff_b|on_input|set_weight)$"
@@ -89,30 +86,6 @@ def read_dotted(contents: Contents, format: str) -> Adapter:
     )
 
 
-def write_comfyui(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
-    """Write back an unedited adapter of this format.
-
-    Raises:
-        AdapterError: where the adapter comes from another format or was edited.
-    """
-    write_back(adapter, path, dtype, "comfyui")
-
-
-def write_back(adapter: Adapter, path: Path, dtype: DTypeLike | None, format: str) -> None:
-    """Write the very tensors and metadata that were read.
-
-    Raises:
-        AdapterError: where the adapter comes from another format or was edited.
-    """
-    if adapter.original is None or adapter.provenance.format != format or dtype is not None:
-        raise AdapterError(
-            f"this version writes {format} files only as they were read",
-            expected="an unedited adapter of this format and no dtype",
-            hint='write it with format="kohya" or format="diffusers"',
-        )
-    write_safetensors(path, adapter.original, adapter.provenance.metadata)
-
-
 FORMATS = (
     Format(
         name="comfyui",
@@ -120,7 +93,7 @@ FORMATS = (
         reference="https://github.com/comfyanonymous/ComfyUI",
         recognise=recognise_comfyui,
         read=read_comfyui,
-        write=write_comfyui,
+        write=unedited("comfyui"),
         kinds=(
             "lora",
             "locon",

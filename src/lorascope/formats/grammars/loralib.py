@@ -32,6 +32,7 @@ from lorascope.formats.pairs import Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 from lorascope.formats.scalars import stated_alpha
+from lorascope.formats.unedited_file import unedited
 
 _FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])", re.DOTALL)
 
@@ -174,6 +175,7 @@ FORMATS = (
         reference="https://github.com/microsoft/LoRA",
         recognise=recognise_loralib,
         read=read_loralib,
+        write=unedited("loralib"),
         kinds=("lora",),
         files="`<site>.lora_A`/`.lora_B`: linear, merged, convolution, embedding; also ComfyUI's mochi names",
     ),

@@ -18,6 +18,7 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
+from lorascope.formats.unedited_file import unedited
 
 _FACTOR = re.compile(r"w_(?P<half>[ab])_(?P<site>\d{3,6})")
 _PARTS = Note("fused-parts", "site i is q (i even) or v (i odd) of the fused qkv of block i/2 of the image encoder")
@@ -59,6 +60,7 @@ FORMATS = (
         reference="https://github.com/MathieuNlp/Sam_LoRA",
         recognise=recognise_sam_lora,
         read=read_sam_lora,
+        write=unedited("sam-lora"),
         kinds=("lora",),
         files="`w_a_000`/`w_b_000`",
     ),

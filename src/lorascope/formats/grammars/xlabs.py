@@ -19,19 +19,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
-
-from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
-from lorascope.formats.grammars.comfyui import write_back
 from lorascope.formats.kohya_sites import kind_of
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
+from lorascope.formats.unedited_file import unedited
 
 _XLABS = re.compile(
     r"(?:diffusion_model\.)?(?P<stream>double|single)_blocks\.(?P<block>\d+)\.processor"
@@ -150,24 +147,6 @@ def _adapter(sites: Mapping[str, Update], left: list[str], contents: Contents, f
     )
 
 
-def write_xlabs(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
-    """Write back an unedited adapter of this format.
-
-    Raises:
-        AdapterError: where the adapter comes from another format or was edited.
-    """
-    write_back(adapter, path, dtype, "xlabs")
-
-
-def write_bfl_control(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
-    """Write back an unedited adapter of this format.
-
-    Raises:
-        AdapterError: where the adapter comes from another format or was edited.
-    """
-    write_back(adapter, path, dtype, "bfl-control")
-
-
 FORMATS = (
     Format(
         name="xlabs",
@@ -175,7 +154,7 @@ FORMATS = (
         reference="https://github.com/XLabs-AI/x-flux",
         recognise=recognise_xlabs,
         read=read_xlabs,
-        write=write_xlabs,
+        write=unedited("xlabs"),
         files="`double_blocks.N.processor.qkv_lora1.down.weight`",
     ),
     Format(
@@ -184,7 +163,7 @@ FORMATS = (
         reference="https://github.com/black-forest-labs/flux",
         recognise=recognise_bfl_control,
         read=read_bfl_control,
-        write=write_bfl_control,
+        write=unedited("bfl-control"),
         kinds=("lora", "replaced"),
         files="`double_blocks.N.img_attn.qkv.lora_A.weight`, `.lora_B.bias`, norms whole",
     ),
