@@ -243,12 +243,26 @@ def test_experts_are_sites_of_their_own_and_views(peft_folder: Folder, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("version", "is_transposed"), [(None, True), ("0.18.1", True), ("0.19.0", False), ("0.18.2.dev0@UNKNOWN", True)]
+    ("version", "base", "is_transposed"),
+    [
+        (None, None, True),
+        ("0.18.1", "Qwen/Qwen3-30B-A3B", True),
+        ("0.18.2.dev0@UNKNOWN", None, True),
+        ("0.19.0", "Qwen/Qwen3-30B-A3B", False),
+        ("0.21.2", "unsloth/gpt-oss-20b-bnb-4bit", True),
+        ("0.21.2", "rhymes-ai/Aria", True),
+        ("0.21.2", "malaria/model", False),
+        (7, None, False),
+    ],
 )
-def test_the_layout_of_experts_follows_the_version(
-    peft_folder: Folder, version: str | None, is_transposed: bool
+def test_the_layout_of_experts_follows_the_version_and_the_base(
+    peft_folder: Folder, version: Any, base: str | None, is_transposed: bool
 ) -> None:
-    config = {"target_parameters": ["experts.down_proj"], "peft_version": version}
+    config = {
+        "target_parameters": ["experts.down_proj"],
+        "peft_version": version,
+        "base_model_name_or_path": base,
+    }
     adapter = formats.read(peft_folder(fused(3), config))
     assert {update.is_transposed for update in adapter.values()} == {is_transposed}
 

@@ -72,8 +72,10 @@ def _peft() -> Iterator[Sample]:
         f"{PREFIX}q.base_layer.bias": draw(6),
     }
     yield Sample("peft-layers", "peft", other, config=LORA | {"modules_to_save": ["score"], "bias": "all"})
-    dora = peft_pairs("q") | {f"{PREFIX}q.lora_magnitude_vector": draw(6), f"{PREFIX}q.lora_B.bias": draw(6)}
-    yield Sample("peft-dora", "peft", dora, config=LORA | {"use_dora": True, "lora_bias": True})
+    dora = peft_pairs("q") | {f"{PREFIX}q.lora_magnitude_vector": draw(6)}
+    yield Sample("peft-dora", "peft", dora, config=LORA | {"use_dora": True})
+    biased = peft_pairs("q") | {f"{PREFIX}q.lora_B.bias": draw(6)}
+    yield Sample("peft-bias", "peft", biased, config=LORA | {"lora_bias": True})
     experts = {f"{PREFIX}mlp.experts.lora_A.weight": draw(6, 4), f"{PREFIX}mlp.experts.lora_B.weight": draw(5, 6)}
     yield Sample("peft-experts", "peft", experts, config=LORA | {"target_parameters": ["mlp.experts.up_proj"]})
 

@@ -20,8 +20,11 @@ def read_config(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         AdapterError: where it is larger than 1 MiB, or not a JSON object.
     """
-    with path.open("rb") as stream:
-        raw = stream.read(MAX_CONFIG + 1)
+    # the system's own files say that they have 0 bytes, and reading some of them never ends
+    raw = b""
+    if path.stat().st_size:
+        with path.open("rb") as stream:
+            raw = stream.read(MAX_CONFIG + 1)
     if len(raw) > MAX_CONFIG:
         raise AdapterError("the configuration is too large", file=path, expected=f"at most {MAX_CONFIG} bytes")
     try:

@@ -54,6 +54,8 @@ def container_of(path: Path) -> Literal["gguf", "npz", "pickle", "safetensors"]:
     """
     if not path.is_file():  # a pipe or a device would never end
         raise AdapterError("not a regular file", file=path)
+    if not path.stat().st_size:  # the system's own files say 0 too, and reading some of them never ends
+        raise _empty(path)
     with path.open("rb") as stream:
         start = stream.read(1024)
     _check_start(start, path)
@@ -66,7 +68,7 @@ def container_of(path: Path) -> Literal["gguf", "npz", "pickle", "safetensors"]:
 
 def _check_start(start: bytes, path: Path) -> None:
     if not start:
-        raise AdapterError("the file is empty", file=path, hint="download it again")
+        raise _empty(path)
     if start.startswith(_POINTER):
         raise _pointer_error(start, path)
     if start[:4] in (b"ggla", b"algg"):
@@ -80,6 +82,10 @@ def _check_start(start: bytes, path: Path) -> None:
         )
     if text.startswith((b"{", b"[")) and path.suffix.lower() in _TEXT_SUFFIXES:
         raise AdapterError("a JSON text saved under the name of weights", file=path, hint="download the file again")
+
+
+def _empty(path: Path) -> AdapterError:
+    return AdapterError("the file is empty", file=path, hint="download it again")
 
 
 def _pointer_error(start: bytes, path: Path) -> AdapterError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -17,7 +18,7 @@ from lorascope.formats.contents import TensorFile
 MAX_ARCHIVE = 16 << 30
 """Bytes that an archive may declare; its arrays are read, not mapped."""
 
-_MAX_RATIO = 1100  # deflate cannot do better, so a larger claim is a lie
+_ROOM, _MAX_RATIO = 64 << 20, 16  # trained numbers hardly shrink; a small archive that unfolds to gigabytes is a bomb
 
 
 def read_npz(path: Path) -> TensorFile:
@@ -31,7 +32,7 @@ def read_npz(path: Path) -> TensorFile:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             declared = sum(member.file_size for member in members)
-            if declared > min(MAX_ARCHIVE, _MAX_RATIO * path.stat().st_size):
+            if declared > min(MAX_ARCHIVE, _ROOM + _MAX_RATIO * path.stat().st_size):
                 raise AdapterError("the archive declares too much data", file=path, found=f"{declared} bytes")
             for member in members:
                 name = member.filename.removesuffix(".npy")
@@ -55,6 +56,8 @@ _DAMAGE = (
     SyntaxError,
     TypeError,
     ValueError,
+    MemoryError,  # too deeply nested a header
+    tokenize.TokenError,
 )
 """What zipfile and NumPy raise on damaged archives and headers."""
 

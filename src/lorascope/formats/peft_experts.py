@@ -10,7 +10,8 @@ which. gate_up_proj is registered before down_proj in every model of transformer
 are called #0, #1, … in the order of their registration. With one expert the parameter is a plain matrix.
 
 Whether the base stores an expert as [out, in] or [in, out] is not in the file either: up to version 0.18 PEFT took all
-of them as [in, out], since then only those of modules that say ``is_transposed``.
+of them as [in, out], since then only those of modules that say ``is_transposed``. In transformers these are GPT-OSS,
+the privacy filter and Aria, so that the name of the base decides.
 
 Source: https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py (``ParamWrapper``) and
 src/peft/tuners/tuners_utils.py (``_inject_parameters``).
@@ -21,13 +22,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from lorascope.adapter import LowRank, Note
 from lorascope.errors import AdapterError
+from lorascope.formats.config_file import text_or_none
+from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts
+from lorascope.formats.parametrisations._options import names
 from lorascope.formats.peft_scale import PEFT_RANK, PeftScale
 
 LEVEL = ".base_layer"
@@ -42,6 +46,7 @@ MAX_EXPERTS = 1 << 16
 """Experts of one parameter."""
 
 _EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
+_TRANSPOSED_BASES = re.compile(r"(?i)gpt[-_]?oss|privacy[-_]filter|(?:^|[/_-])aria(?:[_-]|$)")
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
 
@@ -53,11 +58,13 @@ class FusedParameters:
         targets: the names listed there.
         rule: the scale of a site.
         is_transposed: whether PEFT took the experts as [in, out].
+        why: what that was told by.
     """
 
     targets: tuple[str, ...]
     rule: PeftScale
     is_transposed: bool
+    why: str
     _named: list[str] = field(default_factory=list[str])
     _nameless: list[str] = field(default_factory=list[str])
     _nested: list[str] = field(default_factory=list[str])
@@ -69,13 +76,17 @@ class FusedParameters:
         Raises:
             AdapterError: where ``target_parameters`` is no list of names.
         """
-        listed = config.get("target_parameters")
+        listed = names(config, "target_parameters")
         if not listed:
             return None
-        names = cast("list[Any]", listed)
-        if not isinstance(listed, list) or not all(isinstance(name, str) and name for name in names):
-            raise AdapterError("must be a list of names", key="target_parameters", found=ascii(listed)[:80])
-        return cls(tuple(dict.fromkeys(names)), rule, _is_before_swap(config.get("peft_version")))
+        base = text_or_none(config, "base_model_name_or_path")
+        if _is_before_swap(config.get("peft_version")):
+            is_transposed, why = True, "as PEFT before 0.19 took them all"
+        elif base is not None and _TRANSPOSED_BASES.search(base):
+            is_transposed, why = True, "told by the name of the base model"
+        else:
+            is_transposed, why = False, "PEFT's default"
+        return cls(tuple(dict.fromkeys(listed)), rule, is_transposed, why)
 
     def module_of(self, site: str, rows: int) -> str | None:
         """The module whose parameter a site is, None of a plain layer.
@@ -130,10 +141,14 @@ class FusedParameters:
             raise AdapterError(
                 "the rows of A are no multiple of the rank" if rest else "too many experts",
                 key=site,
-                expected=f"a multiple of {rank}, at most {MAX_EXPERTS} of them",
-                found=A.shape[0],
+                expected=f"at most {MAX_EXPERTS} · {min(rank, A.shape[0] + 1)}",
+                found=f"{A.shape[0]} rows",
             )
-        named = replace(parts, site=site, scale_of=lambda rank: self.rule(pattern_site, rank))
+
+        def scale_of(rank: int) -> Scale:
+            return self.rule(pattern_site, rank)
+
+        named = replace(parts, site=site, scale_of=scale_of)
         if count == 1:
             yield named
             return
@@ -149,7 +164,7 @@ class FusedParameters:
     def notes(self) -> Iterator[Note]:
         """What had to be taken for granted."""
         if self._named:
-            layout = "[in, out], as PEFT before 0.19 did" if self.is_transposed else "[out, in], PEFT's default"
+            layout = f"{'[in, out]' if self.is_transposed else '[out, in]'} ({self.why})"
             yield Note(
                 "expert-layout",
                 f"experts of {_listed(self._named)}: the base is taken to store each as {layout}, and B as PEFT writes "
@@ -242,15 +257,15 @@ def nested_keys(paths: Iterable[str]) -> dict[str, str]:
         module, _, name = path.rpartition(".")
         modules.setdefault(module, []).append(name)
     keys: dict[str, str] = {}
-    for module, names in modules.items():
-        if len(names) > 1 and not set(names) <= set(REGISTERED):
+    for module, parameters in modules.items():
+        if len(parameters) > 1 and not set(parameters) <= set(REGISTERED):
             raise AdapterError(
                 "PEFT nests the fused parameters of a module in an order that only the base model knows",
-                key=f"{module}.{names[0]}[0]",
+                key=f"{module}.{parameters[0]}[0]",
                 expected=f"one parameter, or {', '.join(REGISTERED)}",
-                found=", ".join(names),
+                found=", ".join(parameters),
             )
-        ordered = sorted(names, key=REGISTERED.index) if len(names) > 1 else names
+        ordered = sorted(parameters, key=REGISTERED.index) if len(parameters) > 1 else parameters
         for depth, name in enumerate(reversed(ordered)):
             keys[f"{module}.{name}"] = module + LEVEL * depth
     return dict(sorted(keys.items(), key=lambda item: -len(item[1])))

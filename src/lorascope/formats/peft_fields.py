@@ -19,11 +19,11 @@ from numpy.typing import DTypeLike, NDArray
 from lorascope.adapter import LowRank, Update
 from lorascope.errors import AdapterError
 
-PEFT_KEPT = (
-    *("base_model_name_or_path", "revision", "task_type", "modules_to_save", "bias", "auto_mapping"),
-    *("trainable_token_indices", "layer_replication", "alora_invocation_tokens", "exclude_modules"),
-)
+PEFT_KEPT = ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "auto_mapping", "exclude_modules")
 """Fields of an edited adapter's configuration that its tensors do not determine."""
+
+LORA_KEPT = ("bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens")
+"""The same, of the type LORA alone."""
 
 
 def rank_fields(updates: Mapping[str, Update], ranks: Mapping[str, int], alpha_key: str) -> dict[str, Any]:

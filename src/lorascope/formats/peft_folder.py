@@ -72,7 +72,6 @@ def _form(adapter: Adapter) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     common: dict[str, Any] = {
         "base_model_name_or_path": adapter.provenance.base_model,
         "task_type": None,
-        "bias": "none",
         "inference_mode": True,
         **{key: kept[key] for key in PEFT_KEPT if key in kept},
     }

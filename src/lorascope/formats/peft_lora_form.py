@@ -18,7 +18,7 @@ from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.parametrisations.bdlora import BlockDiagonalLoRA
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_experts import is_expert, nested_keys, stacked
-from lorascope.formats.peft_fields import padded, rank_fields
+from lorascope.formats.peft_fields import LORA_KEPT, padded, rank_fields
 from lorascope.formats.peft_keys import PREFIX
 
 Tensors = dict[str, NDArray[Any]]
@@ -56,7 +56,11 @@ def lora_form(adapter: Adapter) -> tuple[Tensors, dict[str, Any]]:
         "lora_bias": has_biases,
         "lora_dropout": 0.0,
         "init_lora_weights": _init(adapter),
+        "bias": "none",
     }
+    if adapter.provenance.format == "peft":
+        own = adapter.provenance.config
+        config |= {key: own[key] for key in LORA_KEPT if key in own}
     if fused:
         config["target_parameters"] = sorted(fused)
         if not any(update.is_transposed for update in ranked.values()):
@@ -111,8 +115,8 @@ def _site_tensors(
         shape = (1, update.shape[0], *ones) if update.kernel else (update.shape[0],)
         tensors[f"{key}.lora_magnitude_vector"] = magnitude.reshape(shape)
     if has_biases:  # PEFT has one at every site
-        B = tensors[f"{key}.lora_B.weight"]
-        tensors[f"{key}.lora_B.bias"] = np.zeros(update.shape[0], B.dtype) if update.bias is None else update.bias
+        dtype = tensors[f"{key}.lora_B.weight"].dtype
+        tensors[f"{key}.lora_B.bias"] = np.zeros(update.shape[0], dtype) if update.bias is None else update.bias
     return tensors
 
 

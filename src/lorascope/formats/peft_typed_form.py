@@ -11,6 +11,7 @@ Source: https://github.com/huggingface/peft, src/peft/tuners/loha/layer.py and s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ def typed_form(adapter: Adapter) -> Form | None:
     """
     loha = {site: update for site, update in adapter.items() if isinstance(update, LoHa)}
     lokr = {site: update for site, update in adapter.items() if isinstance(update, LoKr)}
-    own = adapter.provenance.config if adapter.provenance.format == "peft" else {}
+    own: Mapping[str, Any] = adapter.provenance.config if adapter.provenance.format == "peft" else {}
     if len(loha) == len(adapter):
         return _loha_form(loha, own)
     if len(lokr) == len(adapter):
@@ -118,18 +119,16 @@ class _Layout:
         rank = update.dim if not update.is_whole else max(1, -(-max(b, d) // 2))
         is_whole_1 = not (self.is_both and rank < max(a, c) / 2)
         is_whole_2 = rank >= max(b, d) / 2
-        has_core = self.is_effective and bool(kernel) and set(kernel) != {1}
-        expected = {"w1": (a, c)} if is_whole_1 else {"w1_a": (a, rank), "w1_b": (rank, c)}
+        if len(kernel) == 1 and is_whole_2:
+            return None  # PEFT puts the axes of this product together in another order
+        has_core = self.is_effective and len(kernel) == 2 and kernel != (1, 1)
+        expected: dict[str, tuple[int, ...]] = {"w1": (a, c)} if is_whole_1 else {"w1_a": (a, rank), "w1_b": (rank, c)}
         if is_whole_2:
             expected["w2"] = (b, d, *kernel)
         elif has_core:
-            core = (rank, rank, *kernel, 1) if len(kernel) == 1 else (rank, rank, *kernel)
-            expected |= {"t2": core, "w2_a": (rank, b), "w2_b": (rank, d)}
+            expected |= {"t2": (rank, rank, *kernel), "w2_a": (rank, b), "w2_b": (rank, d)}
         else:
-            volume = 1
-            for size in kernel:
-                volume *= size
-            expected |= {"w2_a": (b, rank), "w2_b": (rank, d * volume)}
+            expected |= {"w2_a": (b, rank), "w2_b": (rank, d * math.prod(kernel))}
         return rank if expected == {role: tensor.shape for role, tensor in update.stored.items()} else None
 
 

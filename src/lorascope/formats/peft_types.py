@@ -27,6 +27,8 @@ from lorascope.formats.peft_scale import PEFT_ALPHA, PEFT_RANK, PeftScale
 
 SHARED = "base_model."
 
+_MAX_RANK = 1 << 24
+
 SiteScale = Callable[[str, int], Scale]
 """Site and dim → ``Scale``."""
 
@@ -40,12 +42,14 @@ class PeftType:
         roles: the ending of a key after the site → role.
         shared: the name of a tensor after ``base_model.`` → role at every site.
         scale: configuration → the rule of the scale.
+        check: raises where PEFT itself makes something else of a site's tensors.
     """
 
     parametrisation: str
     roles: Mapping[str, str]
     shared: Mapping[str, str] = field(default_factory=dict[str, str])
     scale: Callable[[Mapping[str, Any]], SiteScale] = lambda config: _no_scale
+    check: Callable[[Parts], None] = lambda parts: None
 
 
 def _no_scale(site: str, dim: int) -> Scale:
@@ -67,15 +71,38 @@ def randlora_scale(config: Mapping[str, Any]) -> SiteScale:
 def lokr_scale(config: Mapping[str, Any]) -> SiteScale:
     """alpha/r with ``alpha``; where both factors are whole, r is that of the configuration, as the file tells none."""
     rule = PeftScale.of(config, "alpha")
-    return lambda site, dim: rule(site, dim or rule.stated_rank(site) or PEFT_RANK)
+    return lambda site, dim: rule(site, dim or _bounded(rule.stated_rank(site) or PEFT_RANK, "r"))
+
+
+def _bounded(rank: int, key: str) -> int:
+    """A rank that only the configuration states, so that no tensor bounds it."""
+    if rank > _MAX_RANK:
+        raise AdapterError("no rank is this high", key=key, expected=f"at most {_MAX_RANK}")
+    return rank
+
+
+def check_lokr(parts: Parts) -> None:
+    """Refuse a whole second factor with one kernel axis.
+
+    Raises:
+        AdapterError: where there is one.
+    """
+    whole = parts.tensors.get("w2")
+    if whole is not None and whole.ndim == 3:
+        raise AdapterError(
+            "a LoKr with a whole second factor on a one-dimensional convolution is not read",
+            key=parts.site,
+            expected="w2 of two or four axes",
+            found=list(whole.shape),
+            hint="PEFT puts the axes of such a product together in another order, so that ΔW is no Kronecker product",
+        )
 
 
 def adalora_scale(config: Mapping[str, Any]) -> SiteScale:
     """alpha / (init_r + 10⁻⁵), whatever rank pruning has left; an alpha that is not above 0 counts as init_r."""
-    rank = positive_integer(config, "init_r", 12)
+    start = _bounded(positive_integer(config, "init_r", None) or 12, "init_r")
     stated = config.get("lora_alpha")
     alpha = PEFT_ALPHA if stated is None else checked_alpha(stated, "lora_alpha")
-    start = float(rank or 0)
     scale = Scale((alpha if alpha > 0 else start) / (start + 1e-5), alpha, is_assumed=stated is None)
     return lambda site, dim: scale
 
@@ -111,7 +138,7 @@ TYPES: Mapping[str, PeftType] = {
         },
         scale=alpha_over_rank,
     ),
-    "LOKR": PeftType("lokr", {f"lokr_{role}": role for role in LOKR_ROLES}, scale=lokr_scale),
+    "LOKR": PeftType("lokr", {f"lokr_{role}": role for role in LOKR_ROLES}, scale=lokr_scale, check=check_lokr),
     "IA3": PeftType("ia3", {"ia3_l": "gate"}),
     "LN_TUNING": PeftType("norm", {"ln_tuning_layers.weight": "weight", "ln_tuning_layers.bias": "bias"}),
     "VERA": PeftType(
@@ -210,6 +237,7 @@ def read_typed(contents: Contents, config: Mapping[str, Any], name: str) -> Adap
             is_transposed=flag(config, "fan_in_fan_out"),
             options=config,
         )
+        row.check(parts)
         sites[site] = built(row.parametrisation, parts)
     if not sites:
         raise AdapterError(

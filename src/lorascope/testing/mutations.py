@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from lorascope.testing import archive_damage, damage
 from lorascope.testing.damage import ABSURD, Damage
-from lorascope.testing.samples import CONFIG, FLOATS, Container, Entry, Sample, encoded, random_values
+from lorascope.testing.samples import CONFIG, FLOATS, Container, Entry, Sample, as_dtype, encoded, random_values
 
 Change = Callable[[Random, Sample], Sample]
 
@@ -141,11 +141,9 @@ def _retype(rng: Random, sample: Sample) -> Sample:
     dtype = rng.choice((*FLOATS, *FLOATS, np.int64, np.int32, np.int8, np.uint8, np.bool_, np.complex64))
     name = _some(rng, sample)
     is_all = rng.random() < 0.5
-    with np.errstate(all="ignore"):
-        return _with(
-            sample,
-            **{key: tensor.astype(dtype) for key, tensor in sample.tensors.items() if is_all or key == name},
-        )
+    return _with(
+        sample, **{key: as_dtype(tensor, dtype) for key, tensor in sample.tensors.items() if is_all or key == name}
+    )
 
 
 def _values(rng: Random, sample: Sample) -> Sample:

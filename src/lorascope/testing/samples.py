@@ -186,7 +186,22 @@ def _torch(sample: Sample) -> bytes:
     stream = io.BytesIO()
     is_zip = sample.container == "torch"
     torch.save(list(items.values()) if sample.is_list else items, stream, _use_new_zipfile_serialization=is_zip)
-    return stream.getvalue()
+    data = stream.getvalue()
+    if not is_zip:  # the old format names storages by their addresses, which are others in every process
+        for index, item in enumerate(items.values()):
+            address = str(item.untyped_storage()._cdata).encode()
+            data = data.replace(_pickled(address), _pickled(b"%d" % index))
+    return data
+
+
+def _pickled(text: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
+def as_dtype(tensor: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """The tensor in another dtype, out of range or not; of complex numbers the real part."""
+    with np.errstate(all="ignore"):
+        return (tensor.real if tensor.dtype.kind == "c" and np.dtype(dtype).kind != "c" else tensor).astype(dtype)
 
 
 _GGML = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30}
@@ -209,7 +224,7 @@ def _gguf(sample: Sample) -> bytes:
     fields = b"".join(text(name) + value_of(value) for name, value in sample.metadata.items())
     infos, data = b"", b""
     for name, tensor in sample.tensors.items():
-        stored = tensor if tensor.dtype.name in _GGML else tensor.astype(np.float32)
+        stored = tensor if tensor.dtype.name in _GGML else as_dtype(tensor, np.float32)
         data += b"\0" * (-len(data) % 32)
         infos += text(name) + struct.pack(f"<I{stored.ndim}Q", stored.ndim, *stored.shape[::-1])
         infos += struct.pack("<IQ", _GGML[stored.dtype.name], len(data))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
 from lorascope.errors import AdapterError
@@ -23,6 +23,7 @@ from lorascope.formats.contents import Contents
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.parametrisations._options import names
 from lorascope.formats.parametrisations.bdlora import BLOCKS_OF_A
 from lorascope.formats.peft_experts import LEVEL, FusedParameters, is_expert
 from lorascope.formats.peft_folder import write_peft
@@ -169,12 +170,8 @@ def _kind(parts: Parts, config: Mapping[str, Any]) -> str:
 
 def _is_in_blocks(site: str, config: Mapping[str, Any], half: str) -> bool:
     """Whether block-diagonal LoRA names the site: PEFT takes each entry as a part of the module's name."""
-    key = f"target_modules_bd_{half}"
-    listed = mapping(config, "use_bdlora").get(key) or []
-    names = cast("list[Any]", listed)
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in names):
-        raise AdapterError("must be a list of names", key=key, found=ascii(listed)[:80])
-    return any(name in site for name in names)
+    listed = names(mapping(config, "use_bdlora"), f"target_modules_bd_{half}")
+    return any(name in site for name in listed or [])
 
 
 def _with_blocks(parts: Parts, kind: str, config: Mapping[str, Any]) -> Parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lorascope.errors import AdapterError
 
@@ -45,6 +45,24 @@ def seed(options: Mapping[str, Any], key: str, default: int) -> int:
             found=ascii(value)[:80],
         )
     return value
+
+
+def names(options: Mapping[str, Any], key: str) -> list[str] | None:
+    """``options[key]`` as a list of strings, None where it is absent or null.
+
+    >>> names({"target_parameters": ["experts.down_proj"]}, "target_parameters")
+    ['experts.down_proj']
+
+    Raises:
+        AdapterError: where it is something else.
+    """
+    value: object = options.get(key)
+    if value is None:
+        return None
+    found = [name for name in cast("list[Any]", value) if isinstance(name, str)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(found) < len(cast("list[Any]", value)):
+        raise AdapterError("must be a list of names", key=key, found=ascii(cast("object", value))[:80])
+    return found
 
 
 def switch(options: Mapping[str, Any], key: str, *, default: bool) -> bool:

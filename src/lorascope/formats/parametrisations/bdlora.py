@@ -49,20 +49,19 @@ class BlockDiagonalLoRA(Expanded):
         return self.dim
 
     def _product(self, dtype: np.dtype[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        B, A = self.part("B", dtype), self.part("A", dtype)
-        B, A = B.reshape(B.shape[0], -1), A.reshape(A.shape[0], -1)
-        return _whole(B, self.blocks_b), _whole(A, self.blocks_a)
+        return _whole(self.part("B", dtype), self.blocks_b), _whole(self.part("A", dtype), self.blocks_a)
 
 
 def _whole(stored: NDArray[Any], blocks: int) -> NDArray[Any]:
     """The block-diagonal matrix whose blocks are the rows of ``stored``, cut into equal parts."""
+    matrix = stored.reshape(stored.shape[0], -1)
     if blocks == 1:
-        return stored
-    rows, columns = stored.shape
+        return matrix
+    rows, columns = matrix.shape
     check_room(rows, columns * blocks, what="a factor of ΔW")
     whole = np.zeros((blocks, rows // blocks, blocks, columns), stored.dtype)
     for block in range(blocks):
-        whole[block, :, block] = stored.reshape(blocks, -1, columns)[block]
+        whole[block, :, block] = matrix.reshape(blocks, -1, columns)[block]
     return whole.reshape(rows, columns * blocks)
 
 

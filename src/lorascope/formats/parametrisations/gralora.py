@@ -40,12 +40,12 @@ class GraLoRA(Expanded):
         part, (out, in_) = rank // blocks, self.shape
         check_room(max(out, in_), self.rank, what="a factor of ΔW", key=self._key)
         # the axes of the rank are (q, n, t): output block, input block, rank inside the block
-        B = np.zeros((blocks, out // blocks, blocks, rank), dtype)
-        A = np.zeros((blocks, blocks, part, blocks, width), dtype)
+        ups = np.zeros((blocks, out // blocks, blocks, rank), dtype)
+        downs = np.zeros((blocks, blocks, part, blocks, width), dtype)
         for block in range(blocks):
-            B[block, :, block] = stored_B[block].T
-            A[:, block, :, block] = stored_A[block].reshape(width, blocks, part).transpose(1, 2, 0)
-        B, A = B.reshape(out, blocks * rank), A.reshape(blocks * rank, in_)
+            ups[block, :, block] = stored_B[block].T
+            downs[:, block, :, block] = stored_A[block].reshape(width, blocks, part).transpose(1, 2, 0)
+        B, A = ups.reshape(out, blocks * rank), downs.reshape(blocks * rank, in_)
         if "A_general" not in self.stored:
             return B, A
         return np.hstack((B, self.part("B_general", dtype))), np.vstack((A, self.part("A_general", dtype)))

@@ -13,7 +13,7 @@ and model.py (``_check_target_module_feedforward``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -22,6 +22,7 @@ from lorascope.adapter import Relative
 from lorascope.adapter.widening import widened
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts
+from lorascope.formats.parametrisations._options import names
 from lorascope.formats.parametrisations.loha import convolution_layer
 from lorascope.formats.peft_scale import is_full_match
 
@@ -107,18 +108,17 @@ def build_ia3(parts: Parts) -> IA3:
 
 def _is_feedforward(parts: Parts) -> bool:
     """Whether the configuration names the site, as PEFT matches: a pattern in full, or a list of endings."""
-    named = parts.options.get("feedforward_modules")
-    if isinstance(named, str):
-        return is_full_match(named, parts.site, "feedforward_modules")
-    if named is None:
+    key = "feedforward_modules"
+    pattern = parts.options.get(key)
+    if isinstance(pattern, str):
+        return is_full_match(pattern, parts.site, key)
+    endings = names(parts.options, key)
+    if endings is None:
         raise AdapterError(
             "the configuration does not say which sites are feed-forward, so the axis of this gate is not known",
             key=parts.site,
-            expected="feedforward_modules",
+            expected=key,
         )
-    endings = cast("list[Any]", named)
-    if not isinstance(named, list) or not all(isinstance(ending, str) for ending in endings):
-        raise AdapterError("must be a list of names", key="feedforward_modules", found=ascii(named)[:80])
     return any(parts.site.endswith(ending) for ending in endings)
 
 
