@@ -45,6 +45,7 @@ class Family(Generic[Member]):
         self._package = package
         self._attribute = attribute
         self._group = group
+        self._loaded: dict[str, Member] = {}
 
     def names(self) -> list[str]:
         """The names of all members, sorted; nothing is imported but the package itself."""
@@ -60,8 +61,12 @@ class Family(Generic[Member]):
             LorascopeError: where there is none; names the nearest.
             MissingExtraError: where the member needs a package that is not installed.
         """
+        if name in self._loaded:
+            return self._loaded[name]
         if name in self._files():
-            return getattr(self._imported(name), self._attribute)
+            member: Member = getattr(self._imported(name), self._attribute)
+            self._loaded[name] = member
+            return member
         announced = self._announced()
         if name in announced:
             return announced[name].load()

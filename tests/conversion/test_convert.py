@@ -64,10 +64,10 @@ def test_there_and_back_keeps_sites_and_updates(first: str, second: str, adapter
         source = formats.read(one)
         there = convert(one, two, to=second)
         assert there.relative_error <= tolerance(adapter)
-        assert there.lost == () and there.renamed == {}
+        assert there.lost == ()
         convert(two, back, to=first)
         again = formats.read(back)
-        assert list(again) == list(source) or set(again) == set(source)
+        assert set(again) == set(source)
         for site, update in source.items():
             assert relative_error(update, again[site]) <= 2 * tolerance(adapter)
 

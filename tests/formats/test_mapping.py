@@ -26,7 +26,7 @@ def test_the_short_form_and_the_long_one_say_the_same() -> None:
     for adapter in (short, long):
         assert {site: update.scale for site, update in adapter.items()} == {"x.q": 2.0, "x.k": 1.0}
         assert list(adapter.leftovers) == ["step"]
-        assert [(note.code, note.site) for note in adapter.notes] == [("scale-assumed", "x.k"), ("unknown-keys", None)]
+        assert [(note.code, note.site) for note in adapter.notes] == [("scale-unknown", "x.k"), ("unknown-keys", None)]
         np.testing.assert_allclose(adapter["x.q"].delta_weight(np.float64), 2 * B @ A)
 
 

@@ -48,7 +48,7 @@ def test_the_factors_are_transposed_views_and_the_scale_is_as_stated(tmp_path: P
 def test_a_scale_that_is_not_there_is_twenty_and_said_so(tmp_path: Path, config: dict[str, Any] | None) -> None:
     adapter = read(tmp_path, PAIR, config)
     assert adapter[SITE].scale == 20.0
-    assert [note.code for note in adapter.notes] == ["scale-assumed"]
+    assert [note.code for note in adapter.notes] == ["scale-unknown"]
     assert "2 in files of December 2023" in adapter.notes[0].text
 
 

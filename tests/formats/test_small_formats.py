@@ -33,7 +33,7 @@ def test_loralib_without_its_alpha(tmp_path: Path) -> None:
     adapter = read(tmp_path, {"l.q.lora_A": A, "l.q.lora_B": B, "score.weight": B})
     update = adapter["l.q"]
     assert (adapter.provenance.format, update.scale, update.alpha) == ("loralib", 0.5, None)
-    assert [note.code for note in adapter.notes] == ["scale-assumed", "unknown-keys"]
+    assert [note.code for note in adapter.notes] == ["scale-unknown", "unknown-keys"]
     assert "scale unknown" in adapter.notes[0].text
     np.testing.assert_allclose(update.delta_weight(np.float64), 0.5 * B @ A)
 
@@ -51,7 +51,7 @@ def test_a_merged_layer_is_a_site_for_each_part(tmp_path: Path, groups: int) -> 
     assert {update.scale for update in adapter.values()} == {0.5}
     parts = np.concatenate([update.delta_weight(np.float64) for update in adapter.values()])
     np.testing.assert_allclose(parts, 0.5 * merged_delta(A, B, groups), rtol=1e-12)
-    assert [note.code for note in adapter.notes] == ["scale-assumed", "fused-parts"]
+    assert [note.code for note in adapter.notes] == ["scale-unknown", "fused-parts"]
 
 
 def test_a_convolution_of_loralib(tmp_path: Path) -> None:

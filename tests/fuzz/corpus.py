@@ -91,7 +91,7 @@ def _peft_types() -> Iterator[Sample]:
                     tensors[SHARED + shared[role]] = tensor
                 elif role in endings:
                     tensors |= {f"{PREFIX}{site}.{endings[role]}": tensor for site in ("layers.0.q", "layers.0.v")}
-            rank = law.roles["w1_b"][0] if "w1_b" in law.roles and "t1" not in law.roles else 2
+            rank = law.roles["w2_b"][0] if "w2_b" in law.roles else 2
             config = {"peft_type": name, "r": rank, "alpha": 4, **law.options}
             yield Sample(f"peft-{name.lower()}-{index}", "peft", tensors, config=config, metadata={"format": "pt"})
 

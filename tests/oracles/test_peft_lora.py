@@ -361,5 +361,4 @@ def test_experts_of_a_real_architecture_compute_what_peft_computes(family: str, 
         with adapter.apply_to(model):
             ours = model(tokens).logits.numpy()
     assert np.abs(theirs - plain).max() > 1e-3
-    print("ERR", error(ours, theirs))
-    assert error(ours, theirs) < 1e-6  # a router and a norm inside the models go through float32
+    assert error(ours, theirs) < SINGLE  # a router and a norm inside the models go through float32

@@ -22,13 +22,20 @@ if TYPE_CHECKING:
 class Note:
     """Something about an adapter that a person would want to know.
 
-    ``code`` is stable and machine-readable (``scale-assumed``), ``text`` a sentence, ``site`` the site or
-    None.
+    Args:
+        code: stable and machine-readable, such as ``scale-assumed``.
+        text: one sentence.
+        site: the site, where it is about one, or None.
+        sites: all sites that it is about, where the reader knows them.
+        is_doubt: whether the update that was read may be another one than was trained, so that nothing should be
+            made of it before someone has looked: an unknown scale, rows in an unknown order.
     """
 
     code: str
     text: str
     site: str | None = None
+    sites: tuple[str, ...] = ()
+    is_doubt: bool = False
 
 
 @dataclass(frozen=True)

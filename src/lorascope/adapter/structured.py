@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter.low_rank import product_norm, product_spectrum, read_only
+from lorascope.adapter.low_rank import LowRank, product_norm, product_spectrum, read_only
 from lorascope.adapter.update import Factors, Layer, Need
 from lorascope.adapter.widening import as_matrix, check_room, laid_out, widened
 from lorascope.errors import AdapterError
@@ -224,6 +224,27 @@ class Expanded(Structured):
         check_room(max(self.shape), max(self.rank, 1), what="a factor of ΔW", key=self._key)
         B, A = self._product(np.dtype(dtype))
         return Factors(B, A, self.scale)
+
+    def as_low_rank(self) -> LowRank:
+        """The plain update of the same ΔW, its factors worked out in float64 and stored in the widest stored dtype.
+
+        Half precision is widened to float32, so that working out the products costs no digits.
+
+        Raises:
+            AdapterError: where the factors would be larger than ΔW.
+        """
+        factors = self.factors(np.float64)
+        is_double = any(tensor.dtype == np.float64 for tensor in self.stored.values())
+        wide = np.float64 if is_double else np.float32
+        return LowRank(
+            factors.B.astype(wide),
+            factors.A.astype(wide),
+            factors.scale,
+            layer=self.layer,
+            kernel=self.kernel,
+            is_transposed=self.is_transposed,
+            bias=self.bias,
+        )
 
     def norm(self) -> float:
         """‖ΔW‖_F in float64, from factors where they are smaller than ΔW."""

@@ -1,8 +1,9 @@
 """``convert``: an adapter file in another format, its ΔW the same to rounding, and a report of what was lost.
 
-To its own format an unedited adapter is written bit for bit. To another format: a site of a kind that the target holds
-is written as it is, a structured one of low rank is expanded to plain factors, and what the target cannot hold is
-refused, or dropped where losses are allowed. The file that was written is read again and compared with the source.
+To its own format an unedited adapter is written bit for bit. To another format a site of a kind that the target holds
+is written as it is, a structured one of low rank is worked out to plain factors, and what the target cannot hold is
+refused, or left out where losses are allowed. What was written is read again and compared, site by site, before it
+takes its place: a conversion that moved ΔW by more than the rounding of its dtypes is refused too.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lorascope import formats
-from lorascope.adapter import Adapter, Expanded, LowRank, Provenance, Update
-from lorascope.conversion.loss import Loss, LossReport, error_of, ratio
-from lorascope.errors import AdapterError
+from lorascope.adapter import Adapter, Expanded, LowRank, Update
+from lorascope.conversion.loss import Loss, LossReport, error_of, ratio, rounding_bound
+from lorascope.errors import AdapterError, OutputError
 from lorascope.formats import Format, format_named
-
-_HARMLESS_FIELDS = frozenset({"monteclora_config", "velora_config", "megatron_config"})
+from lorascope.formats.dtypes import cast_to, floating_dtype
+from lorascope.formats.output_file import staged
 
 
 def convert(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Adapter,
     target: str | os.PathLike[str],
     *,
     to: str,
     source_format: str | None = None,
+    scale: float | None = None,
+    mapping: Mapping[str, Any] | None = None,
     dtype: DTypeLike | None = None,
     is_scale_folded: bool = False,
     base_name: str | None = None,
@@ -41,39 +44,53 @@ def convert(
     """Write the adapter at ``source`` to ``target`` in the format ``to``.
 
     Args:
-        source: a path or hub id.
-        target: a folder for formats that are folders (PEFT, MLX), else a file.
+        source: a path, a hub id, or an adapter.
+        target: a folder for formats that are folders (PEFT, MLX), else a file; one that is there is replaced.
         to: the name of a format that this version writes.
-        source_format: the format of the source, where the file leaves it open.
+        source_format, scale, mapping: as for ``lorascope.read``.
         dtype: of the factors written, such as ``"float16"``; as stored if None.
         is_scale_folded: multiply the scale into B, so that alpha equals the rank everywhere.
         base_name: the base model's name to write, where the format has a place for it.
-        is_metadata_kept: whether metadata go with the tensors where the format is the same.
+        is_metadata_kept: whether metadata go with the tensors where the format is the same; metadata that the tensors
+            cannot be understood without always do.
         is_loss_allowed: write what can be written, and report the rest, instead of refusing.
 
     Raises:
-        AdapterError: where something cannot be expressed and losses are not allowed; it says what.
+        AdapterError: where something cannot be expressed, is in doubt, or moved by more than rounding, and losses are
+            not allowed; it says what. Nothing is written then.
         OutputError: where the target cannot be written.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> adapter = Adapter({"q": LowRank(np.ones((4, 2), np.float32), np.ones((2, 3), np.float32), scale=0.5)})
-    >>> formats.write(adapter, f"{folder}/a")
-    >>> report = convert(f"{folder}/a", f"{folder}/b.safetensors", to="kohya")
+    >>> report = convert(adapter, f"{folder}/b.safetensors", to="kohya")
     >>> report.relative_error, report.lost
     (0.0, ())
     """
     member = format_named(to)
-    adapter = formats.read(source, format=source_format)
-    is_same = adapter.provenance.format == to
-    changes = dtype is not None or is_scale_folded
-    if is_same and not changes:
-        plan = _Plan(adapter)
+    kind = None if dtype is None else floating_dtype(dtype)
+    if isinstance(source, Adapter):
+        adapter, name = source, str(source.provenance.path or "memory")
     else:
-        plan = _crossed(adapter, member, is_same=is_same, is_scale_folded=is_scale_folded)
-    prepared = _labelled(plan, is_same=is_same, base_name=base_name, is_metadata_kept=is_metadata_kept, to=to)
-    _write(plan, prepared, Path(target), member, dtype, is_loss_allowed=is_loss_allowed)
-    return _report(adapter, plan, source, target, to)
+        adapter, name = formats.read(source, format=source_format, scale=scale, mapping=mapping), os.fspath(source)
+    is_same = adapter.provenance.format == to
+    plan = _Plan(adapter, is_loss_allowed)
+    if not is_same or kind is not None or is_scale_folded:
+        _cross(plan, adapter, member, is_same=is_same, is_scale_folded=is_scale_folded)
+    elif adapter.original is None:
+        plan.adapter = adapter.with_sites(adapter.sites)
+    plan.adapter = _labelled(plan, member, base_name=base_name, is_metadata_kept=is_metadata_kept)
+    plan.check(member)
+    path = Path(target)
+    if path.exists() and path.is_dir() != (member.is_folder or (path.is_dir() and to == "diffusers")):
+        kind_of = "folder" if member.is_folder else "file"
+        raise OutputError(f"{to} is written as a {kind_of}", file=path, found="a folder" if path.is_dir() else "a file")
+    with staged(path) as temporary:
+        _write(plan, temporary, member, kind)
+        written = formats.read(temporary, format=to)
+        report = _report(adapter, plan, written, member, kind, name, os.fspath(target))
+        plan.check(member)
+    return report
 
 
 @dataclass
@@ -81,26 +98,46 @@ class _Plan:
     """What is about to be written, and what of the source is not in it."""
 
     adapter: Adapter
+    is_loss_allowed: bool
     expanded: list[str] = field(default_factory=list[str])
     dropped: list[Loss] = field(default_factory=list[Loss])
     lost: list[Loss] = field(default_factory=list[Loss])
 
+    def check(self, member: Format) -> None:
+        """Refuse what was lost, unless losses are allowed."""
+        if self.lost and not self.is_loss_allowed:
+            raise AdapterError(
+                f"{member.name} cannot express all of this adapter",
+                file=self.adapter.provenance.path,
+                found=_listed(self.lost),
+                hint="allow the loss with --allow-loss (is_loss_allowed=True), or choose another format",
+            )
+        if not self.adapter.sites:
+            raise AdapterError(f"nothing is left that {member.name} can hold", found=_listed(self.lost))
 
-def _crossed(adapter: Adapter, member: Format, *, is_same: bool, is_scale_folded: bool) -> _Plan:
-    plan = _Plan(adapter)
+
+def _cross(plan: _Plan, adapter: Adapter, member: Format, *, is_same: bool, is_scale_folded: bool) -> None:
     sites: dict[str, Update] = {}
     for site, update in adapter.items():
-        expressed = _expressed(site, update, member, plan)
-        if expressed is not None:
-            sites[site] = _folded(expressed) if is_scale_folded else expressed
+        try:
+            expressed = _expressed(site, update, member, plan)
+            if expressed is not None:
+                sites[site] = _folded(expressed) if is_scale_folded else expressed
+        except AdapterError as error:
+            plan.lost.append(Loss(site, error.what))
     plan.adapter = adapter.with_sites(sites)
-    if not is_same:
-        plan.lost += [
-            Loss(key, "a tensor that belongs to no site, which only its own format keeps") for key in adapter.leftovers
-        ]
-        plan.lost += _lost_facts(adapter, member)
-        plan.dropped += _dropped_facts(adapter.provenance)
-    return plan
+    doubts = [Loss(note.code, note.text) for note in adapter.notes if note.is_doubt]
+    if is_same:
+        return
+    plan.lost += [
+        Loss(key, "a tensor that belongs to no site, which only its own format keeps") for key in adapter.leftovers
+    ]
+    plan.lost += doubts
+    plan.dropped += [Loss(note.code, note.text) for note in adapter.notes if note.code in ("scale-assumed",)]
+    plan.dropped += [Loss(f"metadata {key}", "the target has its own metadata") for key in adapter.provenance.metadata]
+    if adapter.provenance.config:
+        names = ", ".join(sorted(adapter.provenance.config)[:60])
+        plan.dropped.append(Loss("configuration", f"replaced by the target's own: {names}"))
 
 
 def _expressed(site: str, update: Update, member: Format, plan: _Plan) -> Update | None:
@@ -109,105 +146,74 @@ def _expressed(site: str, update: Update, member: Format, plan: _Plan) -> Update
         return update
     if isinstance(update, Expanded) and "lora" in member.writes:
         try:
-            factors = update.factors(np.float64)
+            plain = update.as_low_rank()
         except AdapterError as error:
             plan.lost.append(Loss(site, f"{error.what} ({update.kind}, {error.found})"))
             return None
         plan.expanded.append(site)
-        wide = np.float64 if "float64" in update.dtype else np.float32
-        return LowRank(
-            factors.B.astype(wide),
-            factors.A.astype(wide),
-            factors.scale,
-            layer=update.layer,
-            kernel=update.kernel,
-            is_transposed=update.is_transposed,
-            bias=update.bias,
-        )
+        return plain
     why = "relative to the base weight" if update.needs == "base weight" else "not of low rank"
     plan.lost.append(Loss(site, f"{update.kind} is {why}, and {member.name} has no place for it"))
     return None
 
 
 def _folded(update: Update) -> Update:
-    if not isinstance(update, LowRank):
-        raise AdapterError("the scale can be folded into plain low-rank updates only", found=update.kind)
-    wide = (update.B.astype(np.float64) * update.scale).astype(update.B.dtype)
-    bias = None if update.bias is None else (update.bias.astype(np.float64) * update.scale).astype(update.bias.dtype)
-    return replace(update, B=wide, bias=bias, scale=1.0, alpha=None)
+    """The update with its scale in B, so that the scale is 1."""
+    if isinstance(update, LowRank):
+        B = cast_to(update.B.astype(np.float64) * update.scale, update.B.dtype)
+        bias = update.bias
+        if bias is not None:
+            bias = cast_to(bias.astype(np.float64) * update.scale, bias.dtype)
+        return replace(update, B=B, bias=bias, scale=1.0, alpha=None)
+    inner: Update | None = getattr(update, "inner", None)
+    if isinstance(inner, LowRank):
+        folded = _folded(inner)
+        stored = {**update.stored, **folded.stored}
+        return replace(update, inner=folded, stored=stored, scale=1.0, alpha=None, bias=folded.bias)  # type: ignore[type-var]
+    raise AdapterError(f"the scale of {update.kind} cannot be folded into one factor")
 
 
-def _lost_facts(adapter: Adapter, member: Format) -> list[Loss]:
-    lost: list[Loss] = []
-    if not adapter.provenance.is_relative_to_base:
-        lost.append(
-            Loss("init_lora_weights", f"ΔW is not relative to the published base, which {member.name} can't say")
-        )
-    for note in adapter.notes:
-        key = note.text.partition(":")[0]
-        if note.code == "config-variant" and key not in _HARMLESS_FIELDS:
-            lost.append(Loss(key, note.text))
-    return lost
-
-
-def _dropped_facts(provenance: Provenance) -> list[Loss]:
-    dropped = [Loss(f"metadata {key}", "the target has its own metadata") for key in provenance.metadata]
-    if provenance.config:
-        names = ", ".join(sorted(provenance.config)[:60])
-        dropped.append(Loss("configuration", f"replaced by the target's own: {names}"))
-    return dropped
-
-
-def _labelled(plan: _Plan, *, is_same: bool, base_name: str | None, is_metadata_kept: bool, to: str) -> Adapter:
+def _labelled(plan: _Plan, member: Format, *, base_name: str | None, is_metadata_kept: bool) -> Adapter:
+    """The adapter with the name of its base and its metadata as asked for."""
     provenance = plan.adapter.provenance
+    is_same = provenance.format == member.name
     if base_name is not None:
         provenance = replace(provenance, base_model=base_name)
-        if is_same and provenance.config:
-            config: Mapping[str, Any] = {**provenance.config, "base_model_name_or_path": base_name}
+        if member.base_field is None:
+            plan.dropped.append(Loss(f"base model {base_name}", f"{member.name} files do not name their base"))
+        elif is_same and provenance.config:
+            config: Mapping[str, Any] = {**provenance.config, member.base_field: base_name}
             provenance = replace(provenance, config=config, config_text=json.dumps(config, indent=2))
-        elif to not in ("peft", "mlx"):
-            plan.dropped.append(Loss(f"base model {base_name}", f"{to} files do not name their base"))
-    if not is_metadata_kept and provenance.metadata:
-        plan.dropped += [Loss(f"metadata {key}", "stripped as asked") for key in provenance.metadata if is_same]
-        provenance = replace(provenance, metadata={})
+    if not is_metadata_kept:
+        stripped = [key for key in provenance.metadata if key not in member.needed_metadata]
+        plan.dropped += [Loss(f"metadata {key}", "stripped as asked") for key in stripped if is_same]
+        kept = {key: text for key, text in provenance.metadata.items() if key in member.needed_metadata}
+        provenance = replace(provenance, metadata=kept)
     if not is_same and not provenance.is_relative_to_base:
         provenance = replace(provenance, is_relative_to_base=True, config={})
     return replace(plan.adapter, provenance=provenance)
 
 
-def _write(
-    plan: _Plan, adapter: Adapter, path: Path, member: Format, dtype: DTypeLike | None, *, is_loss_allowed: bool
-) -> None:
+def _write(plan: _Plan, path: Path, member: Format, dtype: DTypeLike | None) -> None:
     """Write what the target holds; each site that its writer refuses is a loss."""
     while True:
-        if plan.lost and not is_loss_allowed:
-            raise _refused(plan, member)
-        if not adapter.sites:
-            raise AdapterError(f"nothing is left that {member.name} can hold", found=_listed(plan.lost))
+        plan.check(member)
+        adapter = plan.adapter
         try:
             formats.write(adapter, path, format=member.name, dtype=dtype)
             return
         except AdapterError as error:
             site = error.key if error.key in adapter.sites else None
-            if site is None or not is_loss_allowed:
+            if site is None:
                 raise
             update = adapter[site]
             if update.bias is not None and isinstance(update, LowRank):
                 plan.lost.append(Loss(f"{site}: bias", error.what))
-                kept = {**adapter.sites, site: replace(update, bias=None)}
+                kept: dict[str, Update] = {**adapter.sites, site: replace(update, bias=None)}
             else:
-                plan.lost.append(Loss(site, error.what))
+                plan.lost.append(Loss(site, error.what + (f" ({error.found})" if error.found else "")))
                 kept = {name: one for name, one in adapter.items() if name != site}
-            adapter = adapter.with_sites(kept)
-
-
-def _refused(plan: _Plan, member: Format) -> AdapterError:
-    return AdapterError(
-        f"{member.name} cannot express all of this adapter",
-        file=plan.adapter.provenance.path,
-        found=_listed(plan.lost),
-        hint="allow the loss with --allow-loss (is_loss_allowed=True), or choose another format",
-    )
+            plan.adapter = adapter.with_sites(kept)
 
 
 def _listed(losses: list[Loss]) -> str:
@@ -216,28 +222,32 @@ def _listed(losses: list[Loss]) -> str:
 
 
 def _report(
-    adapter: Adapter, plan: _Plan, source: str | os.PathLike[str], target: str | os.PathLike[str], to: str
+    adapter: Adapter, plan: _Plan, written: Adapter, member: Format, dtype: np.dtype[Any] | None, name: str, target: str
 ) -> LossReport:
-    written = formats.read(target, format=to)
-    names = _pairing(adapter, written, {loss.what for loss in plan.lost})
+    """Compare what was written with the source; sites that moved by more than rounding are added to the losses."""
+    lost = {loss.what for loss in plan.lost}
+    kept = [site for site in adapter if site not in lost]
+    gone = [site for site in kept if site not in written]
+    plan.lost += [Loss(site, "the target gives this site another name, or loses it") for site in gone]
     errors: dict[str, tuple[float, float]] = {}
-    for site, name in names.items():
-        try:
-            errors[site] = error_of(adapter[site], written[name])
-        except AdapterError as error:
-            error.key, error.file = error.key or site, error.file or str(target)
-            raise
+    for site in kept:
+        if site in written:
+            errors[site] = error_of(adapter[site], written[site])
+            found, bound = ratio(*errors[site]), rounding_bound(adapter[site], written[site], dtype)
+            if found > bound:
+                plan.lost.append(Loss(site, f"ΔW moved by {found:.3g}, more than rounding ({bound:.3g})"))
+    if written.provenance.format == adapter.provenance.format:
+        plan.dropped += _changed_fields(adapter, written, {loss.what for loss in plan.dropped})
     worst = max(errors, key=lambda site: ratio(*errors[site]), default=None)
     total = ratio(_root(error for error, _ in errors.values()), _root(norm for _, norm in errors.values()))
     return LossReport(
-        source=os.fspath(source),
-        target=os.fspath(target),
+        source=name,
+        target=target,
         source_format=adapter.provenance.format,
-        target_format=to,
+        target_format=member.name,
         is_identical=_is_identical(adapter, written),
         sites=len(written),
         expanded=tuple(plan.expanded),
-        renamed={site: name for site, name in names.items() if site != name},
         dropped=tuple(plan.dropped),
         lost=tuple(plan.lost),
         relative_error=total,
@@ -246,16 +256,16 @@ def _report(
     )
 
 
-def _pairing(adapter: Adapter, written: Adapter, lost: set[str]) -> dict[str, str]:
-    """Source site → site of the written file; by name, and where names changed by their order."""
-    kept = [site for site in adapter if site not in lost]
-    if len(kept) != len(written):
-        raise AdapterError("the written file has other sites", expected=len(kept), found=len(written))
-    if set(kept) == set(written):
-        return {site: site for site in kept}
-    rest = [name for name in written if name not in kept]
-    missing = [site for site in kept if site not in written]
-    return {site: site for site in kept if site in written} | dict(zip(missing, rest, strict=True))
+def _changed_fields(adapter: Adapter, written: Adapter, known: set[str]) -> list[Loss]:
+    """Metadata and fields of the configuration that a file of the same format has no longer."""
+    old, new = adapter.provenance, written.provenance
+    changes = [
+        Loss(f"metadata {key}", "not kept")
+        for key in old.metadata
+        if key not in new.metadata and f"metadata {key}" not in known
+    ]
+    stated = [key for key, value in old.config.items() if key not in new.config and value not in (None, False, {}, [])]
+    return changes + [Loss(f"configuration {key}", "not kept in an edited adapter") for key in stated]
 
 
 def _is_identical(adapter: Adapter, written: Adapter) -> bool:
@@ -263,9 +273,15 @@ def _is_identical(adapter: Adapter, written: Adapter) -> bool:
     if one is None or two is None or set(one) != set(two):
         return False
     return all(
-        (one[key].dtype, one[key].shape, one[key].tobytes()) == (two[key].dtype, two[key].shape, two[key].tobytes())
+        one[key].dtype == two[key].dtype
+        and one[key].shape == two[key].shape
+        and np.array_equal(_bytes_of(one[key]), _bytes_of(two[key]))
         for key in one
     )
+
+
+def _bytes_of(tensor: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
 
 
 def _root(values: Any) -> float:

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from lorascope.adapter import Relative, Update
@@ -34,9 +35,8 @@ class LossReport:
         is_identical: whether every tensor was written bit for bit under its own name.
         sites: how many sites the result has.
         expanded: sites whose structure was worked out to plain factors, exactly but for rounding.
-        renamed: source site → its name in the result, where that differs.
         dropped: bookkeeping that the target has no place for (metadata, fields of the configuration).
-        lost: what changes the finetune or the file's tensors; only with ``allow_loss``.
+        lost: what changes the finetune or the file's tensors; only with ``is_loss_allowed``.
         relative_error: over all sites that both files have and whose ΔW is known without the base.
         worst_site, worst_error: the site that moved most, relatively.
     """
@@ -48,7 +48,6 @@ class LossReport:
     is_identical: bool
     sites: int
     expanded: tuple[str, ...] = ()
-    renamed: dict[str, str] | None = None
     dropped: tuple[Loss, ...] = ()
     lost: tuple[Loss, ...] = ()
     relative_error: float = 0.0
@@ -57,8 +56,7 @@ class LossReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report as one JSON object."""
-        value = asdict(self)
-        return {"schema_version": 1, **value, "renamed": self.renamed or {}}
+        return {"schema_version": 1, **asdict(self)}
 
 
 def error_of(before: Update, after: Update) -> tuple[float, float]:
@@ -82,6 +80,25 @@ def error_of(before: Update, after: Update) -> tuple[float, float]:
     delta = before.delta_weight(np.float64).reshape(before.shape if not before.is_transposed else before.shape[::-1])
     moved = after.delta_weight(np.float64).reshape(delta.shape)
     return float(np.linalg.norm(moved - delta)), float(np.linalg.norm(delta))
+
+
+def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = None) -> float:
+    """The relative error that rounding each stored number a few times can give: c · eps · ‖B‖‖A‖ / ‖ΔW‖.
+
+    eps is that of the widest rounding: the dtype asked for, or the coarsest that either side stores.
+    """
+    names = [name for update in (before, after) for name in update.dtype.split("/")]
+    units = [float(ml_dtypes.finfo(name).eps) for name in names if name.startswith(("float", "bfloat"))]
+    if dtype is not None:
+        units.append(float(ml_dtypes.finfo(dtype).eps))
+    unit = max(units, default=0.0)
+    condition = 8.0
+    if _has_factors(before) and before.needs == "nothing":
+        B, A, scale = before.factors(np.float64)
+        norm = before.norm()
+        size = abs(scale) * float(np.linalg.norm(B)) * float(np.linalg.norm(A))
+        condition = size / norm if norm else 1.0
+    return 4.0 * (unit + 16 * float(np.finfo(np.float64).eps)) * max(condition, 1.0)
 
 
 def relative_error(before: Update, after: Update) -> float:

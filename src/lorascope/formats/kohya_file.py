@@ -14,12 +14,13 @@ from numpy.typing import DTypeLike, NDArray
 from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
+from lorascope.formats.dtypes import cast_to
 from lorascope.formats.kohya_names import SITES_KEY, listed, names_of, sites_of
 from lorascope.formats.kohya_sites import SUFFIXES, Builder, grouped, kind_of, split_parts
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.parametrisations.dora import DoRA
-from lorascope.formats.peft_folder import cast_to, padded
+from lorascope.formats.peft_fields import padded
 from lorascope.formats.safetensors_file import write_safetensors
 
 FAMILY = ("kohya", "lycoris")
@@ -97,7 +98,11 @@ def site_notes(sites: Mapping[str, Update], builders: Iterable[Builder], assumpt
         notes.append(Note("tucker", f"{len(tucker)} sites have a Tucker core, which B · A holds multiplied out"))
     if reshaped := [site for builder in builders for site in builder.reshaped]:
         notes.append(
-            Note("reshaped-base", f"{len(reshaped)} sites are for a base weight padded with zeros to their shape")
+            Note(
+                "reshaped-base",
+                f"{len(reshaped)} sites are for a base weight padded with zeros to their shape",
+                is_doubt=True,
+            )
         )
     for site, update in sites.items():
         match = _FUSED.fullmatch(site)

@@ -63,7 +63,7 @@ def from_tensors(tensors: Mapping[str, Any] | str | os.PathLike[str], mapping: M
     >>> {site: (update.shape, update.scale) for site, update in adapter.items()}
     {'model.q': ((4, 3), 2.0), 'model.k': ((4, 3), 4.0)}
     >>> [note.code for note in from_tensors(tensors, {"{site}.up": "B", "{site}.down": "A"}).notes]
-    ['scale-assumed']
+    ['scale-unknown']
     """
     path = Path(tensors) if isinstance(tensors, str | os.PathLike) else None
     if isinstance(tensors, Mapping):
@@ -95,7 +95,11 @@ def _adapter(file: TensorFile, entries: list[_Entry], path: Path | None) -> Adap
         shown = ", ".join(list(file.tensors)[:3]) or "no tensors"
         raise AdapterError("no tensor fits the mapping", expected=entries[0].expected(), found=shown[:200])
     leftovers = {key: tensor for key, tensor in file.tensors.items() if key not in used}
-    notes = [assumed_scale_note(assumed, "the mapping states no scale and no alpha: scale 1")] if assumed else []
+    notes = (
+        [assumed_scale_note(assumed, "the mapping states no scale and no alpha: scale 1", is_unknown=True)]
+        if assumed
+        else []
+    )
     return Adapter(
         sites=sites,
         provenance=Provenance(

@@ -8,10 +8,18 @@ from typing import Any, cast
 from lorascope.adapter import Note
 
 
-def assumed_scale_note(sites: Sequence[str], why: str) -> Note:
-    """The note that the scale of some sites is not in the file; ``why`` says what was taken instead."""
+def assumed_scale_note(sites: Sequence[str], why: str, *, is_unknown: bool = False) -> Note:
+    """The note that the scale of some sites is not in the file.
+
+    Args:
+        sites: the sites.
+        why: what was taken instead.
+        is_unknown: whether what was taken is a guess, and not what all programs take in such a file.
+    """
     where = f"{len(sites)} sites" if len(sites) > 1 else sites[0]
-    return Note("scale-assumed", f"scale assumed at {where}: {why}", sites[0] if len(sites) == 1 else None)
+    code, word = ("scale-unknown", "unknown") if is_unknown else ("scale-assumed", "assumed")
+    site = sites[0] if len(sites) == 1 else None
+    return Note(code, f"scale {word} at {where}: {why}", site, tuple(sites), is_doubt=is_unknown)
 
 
 def leftover_notes(keys: Iterable[str], config: Mapping[str, Any]) -> list[Note]:

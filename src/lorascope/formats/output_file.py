@@ -62,6 +62,33 @@ def written_folder(path: Path) -> Generator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def staged(path: Path) -> Generator[Path]:
+    """A path of the same name in a folder of its own beside ``path``, to write a file or a folder to and look at it.
+
+    What is there when the block ends well becomes ``path``; into a folder that is there, its files move one by one.
+
+    Raises:
+        OutputError: where it cannot be written; then, and when the block fails, nothing is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent))
+        yield temporary / path.name
+        written = temporary / path.name
+        if written.is_dir() and path.is_dir():
+            for file in sorted(written.iterdir(), reverse=True):
+                file.replace(path / file.name)
+        else:
+            written.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot be written: {error.strerror or error}", file=path)
 

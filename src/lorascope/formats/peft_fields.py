@@ -11,13 +11,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import LowRank, Update
-from lorascope.errors import AdapterError
 
 PEFT_KEPT = ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "auto_mapping", "exclude_modules")
 """Fields of an edited adapter's configuration that its tensors do not determine."""
@@ -53,19 +52,7 @@ def padded(update: LowRank) -> LowRank:
         return update
     out, in_ = update.shape
     B, A = np.zeros((out, 1), update.B.dtype), np.zeros((1, in_), update.A.dtype)
-    return LowRank(B, A, update.scale, update.layer, update.kernel, update.is_transposed, update.alpha)
-
-
-def cast_to(tensor: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """The tensor in ``dtype``, which may be a name that ml-dtypes knows, such as ``bfloat16``."""
-    import ml_dtypes
-
-    known: Any = getattr(ml_dtypes, dtype, dtype) if isinstance(dtype, str) else dtype
-    with np.errstate(over="ignore"):
-        result = tensor.astype(known)
-    if bool(np.isfinite(tensor.astype(np.float64)).all()) and not bool(np.isfinite(result.astype(np.float64)).all()):
-        raise AdapterError("a value is too large for the dtype asked for", found=np.dtype(known).name)
-    return result
+    return replace(update, B=B, A=A)
 
 
 def _most_common(values: Mapping[str, Any]) -> Any:

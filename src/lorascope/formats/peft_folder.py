@@ -15,14 +15,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter
 from lorascope.errors import AdapterError
+from lorascope.formats.dtypes import cast_to
 from lorascope.formats.output_file import written_folder
-from lorascope.formats.peft_fields import PEFT_KEPT, alpha_for, cast_to, padded
-from lorascope.formats.peft_keys import PREFIX
+from lorascope.formats.peft_fields import PEFT_KEPT
 from lorascope.formats.peft_lora_form import lora_form
 from lorascope.formats.peft_typed_form import typed_form
 from lorascope.formats.safetensors_file import write_safetensors
-
-__all__ = ["PREFIX", "alpha_for", "cast_to", "padded", "peft_config", "write_peft"]
 
 
 def write_peft(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:

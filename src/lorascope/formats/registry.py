@@ -44,6 +44,9 @@ class Format:
         kinds: the parametrisations that files of this format can hold.
         writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
         files: what the files look like, in a few words.
+        is_folder: whether ``write`` makes a folder; else a file.
+        base_field: the field of the configuration that names the base model, None where the files have none.
+        needed_metadata: metadata without which the file would mean something else.
     """
 
     name: str
@@ -55,6 +58,9 @@ class Format:
     kinds: tuple[str, ...] = ("lora",)
     writes: tuple[str, ...] = ()
     files: str = ""
+    is_folder: bool = False
+    base_field: str | None = None
+    needed_metadata: frozenset[str] = frozenset()
 
 
 GRAMMARS: Family[tuple[Format, ...]] = Family(

@@ -134,12 +134,25 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] 
     """Write tensors to a safetensors file, whole or not at all.
 
     Raises:
+        AdapterError: where a tensor has no values, since only headers were read.
         OutputError: where the file cannot be written; nothing is left behind.
     """
+    for name, tensor in tensors.items():
+        if is_placeholder(tensor):
+            raise AdapterError(
+                "the values were not fetched: only headers were read", key=name, hint="read the adapter in full"
+            )
     library: Any = importlib.import_module("safetensors.numpy")  # its annotations are not complete
     dense = {name: np.require(tensor, requirements=["C", "A"]) for name, tensor in tensors.items()}
     with replaced_file(path) as temporary:
         library.save_file(dense, temporary, metadata=dict(metadata) if metadata else None)
+
+
+def is_placeholder(tensor: NDArray[Any]) -> bool:
+    """Whether a tensor stands for one whose values were not read: one NaN seen under a whole shape."""
+    if tensor.size < 2 or any(tensor.strides) or tensor.dtype.kind in "biu":
+        return False
+    return bool(np.isnan(tensor[(0,) * tensor.ndim]))
 
 
 def _header(prefix: bytes, stream: Stream, size: int, path: object) -> tuple[dict[str, Any], int]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.version import __version__
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
@@ -18,6 +17,7 @@ from lorascope.predict.metrics import measure
 from lorascope.predict.model import Model, Split
 from lorascope.predict.predictor import Member, Predictor, group_hash
 from lorascope.predict.targets import Target
+from lorascope.version import __version__
 from lorascope.zoo import split_of
 
 MINIMUM = 12

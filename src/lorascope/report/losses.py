@@ -26,11 +26,6 @@ def losses_as_text(report: LossReport, console: Console) -> None:
         console.print(f"relative error of ΔW: {report.relative_error:.3g}{where}", soft_wrap=True)
     if report.expanded:
         console.print(f"{len(report.expanded)} sites were worked out to plain factors")
-    if report.renamed:
-        one, other = next(iter(report.renamed.items()))
-        console.print(
-            Text(f"! {len(report.renamed)} sites have another name now, such as {safe(one)} → {safe(other)}", "yellow")
-        )
     for title, losses, style in (("dropped", report.dropped, "dim"), ("lost", report.lost, "yellow")):
         for loss in losses[:_SHOWN]:
             console.print(Text(f"{title}: {safe(loss.what)}: {safe(loss.why)}", style), soft_wrap=True)

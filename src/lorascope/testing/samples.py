@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -158,7 +159,8 @@ def zip_bytes(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORE
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
         for name, data in members.items():
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data, compression)
+            printable = name.encode("utf-8", "replace").decode()  # zipfile cannot write lone surrogates
+            archive.writestr(zipfile.ZipInfo(printable, (1980, 1, 1, 0, 0, 0)), data, compression)
     return stream.getvalue()
 
 
@@ -183,25 +185,42 @@ def _torch(sample: Sample) -> bytes:
         return torch.from_numpy(dense)
 
     items = {name: tensor_of(array) for name, array in sample.tensors.items()}
+    value = list(items.values()) if sample.is_list else items
     stream = io.BytesIO()
-    is_zip = sample.container == "torch"
-    torch.save(list(items.values()) if sample.is_list else items, stream, _use_new_zipfile_serialization=is_zip)
-    data = stream.getvalue()
-    if not is_zip:  # the old format names storages by their addresses, which are others in every process
-        for index, item in enumerate(items.values()):
-            address = str(item.untyped_storage()._cdata).encode()
-            data = data.replace(_pickled(address), _pickled(b"%d" % index))
-    return data
+    if sample.container == "torch":
+        torch.save(value, stream)
+    else:
+        _save_as_before(value, stream)
+    return stream.getvalue()
 
 
-def _pickled(text: bytes) -> bytes:
-    return b"X" + struct.pack("<I", len(text)) + text
+def _save_as_before(value: Any, stream: io.BytesIO) -> None:
+    """PyTorch's old format; its own writer names storages by their addresses, which are others in every process."""
+    import torch
+
+    storages: dict[str, Any] = {}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            if not isinstance(obj, torch.storage.TypedStorage):
+                return None
+            key = f"{len(storages):06d}"
+            storages[key] = obj
+            return ("storage", getattr(torch, obj._pickle_storage_type()), key, "cpu", obj._size(), None)
+
+    for head in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}):
+        pickle.dump(head, stream, 2)
+    Pickler(stream, 2).dump(value)
+    pickle.dump(list(storages), stream, 2)
+    for storage in storages.values():
+        stream.write(struct.pack("<q", storage._size()))
+        stream.write(bytes(storage._untyped_storage.tolist()))
 
 
 def as_dtype(tensor: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """The tensor in another dtype, out of range or not; of complex numbers the real part."""
     with np.errstate(all="ignore"):
-        return (tensor.real if tensor.dtype.kind == "c" and np.dtype(dtype).kind != "c" else tensor).astype(dtype)
+        return (np.real(tensor) if tensor.dtype.kind == "c" and np.dtype(dtype).kind != "c" else tensor).astype(dtype)
 
 
 _GGML = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30}

@@ -31,13 +31,14 @@ from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents, Tensors
+from lorascope.formats.dtypes import cast_to
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Half, Halves, Scale, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.dora import DoRA
-from lorascope.formats.peft_folder import PREFIX as PEFT_PREFIX
-from lorascope.formats.peft_folder import alpha_for, cast_to, padded
+from lorascope.formats.peft_fields import alpha_for, padded
+from lorascope.formats.peft_keys import PREFIX as PEFT_PREFIX
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 from lorascope.formats.safetensors_file import write_safetensors
@@ -385,6 +386,7 @@ FORMATS = (
         recognise=recognise_diffusers,
         read=read_diffusers,
         write=write_diffusers,
+        needed_metadata=frozenset({_METADATA}),
         kinds=("lora", "dora"),
         writes=("lora", "dora"),
         files="`pytorch_lora_weights.safetensors` or `.bin`: attention processors (2023), `lora.down`/`lora.up`, "

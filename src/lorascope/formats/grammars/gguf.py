@@ -168,7 +168,8 @@ class _Names:
         notes: list[Note] = []
         if self._kept:
             text = f"{len(self._kept)} sites of q and k keep GGUF's names: their rows are in llama.cpp's order, and "
-            notes.append(Note("permuted-rows", text + "the file does not state the numbers of heads to undo it"))
+            text += "the file does not state the numbers of heads to undo it"
+            notes.append(Note("permuted-rows", text, is_doubt=True))
         if self._unknown:
             text = f"{len(self._unknown)} sites keep GGUF's names, such as {self._unknown[0]}"
             notes.append(Note("gguf-names", text))

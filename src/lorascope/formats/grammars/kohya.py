@@ -19,6 +19,7 @@ from numpy.typing import DTypeLike
 from lorascope.adapter import Adapter
 from lorascope.formats.contents import Contents
 from lorascope.formats.kohya_file import read_flat, write_flat
+from lorascope.formats.kohya_names import SITES_KEY
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 
 _FACTOR = re.compile(r"[^.]+\.lora_(down|up|mid)\.weight")
@@ -58,6 +59,7 @@ FORMATS = (
         recognise=recognise_kohya,
         read=read_kohya,
         write=write_kohya,
+        needed_metadata=frozenset({SITES_KEY}),
         kinds=("lora", "locon", "dora"),
         writes=("lora", "locon", "dora"),
         files="`lora_down`/`lora_up`/`alpha`, convolutions, `lora_mid`, `dora_scale`; names without dots",

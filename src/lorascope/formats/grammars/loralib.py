@@ -87,10 +87,10 @@ def _notes(assumed: list[str], merged: list[str]) -> list[Note]:
     notes: list[Note] = []
     if assumed:
         why = "scale unknown: lora_alpha is in no loralib file; taken as 1, so that the scale is 1/rank"
-        notes.append(assumed_scale_note(assumed, why))
+        notes.append(assumed_scale_note(assumed, why, is_unknown=True))
     if merged:
         text = f"{len(merged)} fused layers, such as {merged[0]}: which rows its parts change is not in the file"
-        notes.append(Note("fused-parts", text))
+        notes.append(Note("fused-parts", text, is_doubt=True))
     return notes
 
 
@@ -113,7 +113,7 @@ def _updates(site: str, tensors: Tensors, keys: Mapping[str, str], alpha: float 
     is_transposed = weight is not None and _is_transposed(weight.shape, B.shape[0], A.shape[1], groups)
     downs, ups = (factor.reshape(groups, -1, factor.shape[1]) for factor in (A, B))
     for group in range(groups):
-        name = site if groups == 1 else f"{site}[{group}]"
+        name = site if groups == 1 else f"{site}.#{group}"  # no bracket: the rows are not known
         parts = Parts(
             name,
             {"A": downs[group], "B": ups[group]},

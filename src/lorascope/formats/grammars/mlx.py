@@ -29,13 +29,14 @@ from lorascope.adapter import Adapter, Layer, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import mapping, text_or_none
 from lorascope.formats.contents import Contents
+from lorascope.formats.dtypes import cast_to
 from lorascope.formats.embedding_names import is_embedding
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.dora import DoRA
-from lorascope.formats.peft_folder import cast_to, padded
+from lorascope.formats.peft_fields import padded
 from lorascope.formats.registry import SPECIFIC, STATED, Evidence, Format
 from lorascope.formats.safetensors_file import write_safetensors
 
@@ -83,7 +84,7 @@ def read_mlx(contents: Contents) -> Adapter:
     notes: list[Note] = []
     if scale.is_assumed and sites:
         why = f"not in the file: {DEFAULT_SCALE:g}, MLX's default (2 in files of December 2023)"
-        notes.append(assumed_scale_note(list(sites), why))
+        notes.append(assumed_scale_note(list(sites), why, is_unknown=True))
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
     return Adapter(
         sites=sites,
@@ -233,7 +234,8 @@ def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArr
         tensors[f"{site}.lora_a"], tensors[f"{site}.lora_b"] = A.T, B.T
         whole = adapter[site]
         if isinstance(whole, DoRA):
-            tensors[f"{site}.m"] = whole.stored["magnitude"].reshape(-1)
+            magnitude = whole.stored["magnitude"].reshape(-1)
+            tensors[f"{site}.m"] = magnitude if dtype is None else cast_to(magnitude, dtype)
     for site, factors in experts.items():
         tensors[f"{site}.lora_a"], tensors[f"{site}.lora_b"] = _stacked(site, factors)
     config: dict[str, Any] = {
@@ -318,6 +320,8 @@ FORMATS = (
         recognise=recognise_mlx,
         read=read_mlx,
         write=write_mlx,
+        is_folder=True,
+        base_field="model",
         kinds=("lora", "dora"),
         writes=("lora", "dora"),
         files="`adapters.safetensors` or `adapters.npz` with `lora_a`/`lora_b`, `adapter_config.json`; linear, "

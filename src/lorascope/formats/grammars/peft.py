@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
+from lorascope.adapter.site import path_and_part
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, mapping, positive_integer, text_or_none
 from lorascope.formats.contents import Contents
@@ -32,6 +33,7 @@ from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.peft_types import TYPED_KINDS, TYPES, read_typed
 from lorascope.formats.registry import PLAIN, STATED, WEAK, Evidence, Format
 
+_HARMLESS = frozenset({"monteclora_config", "velora_config", "megatron_config"})  # the update is what it says
 _KNOWN_TYPES = frozenset(
     """
     ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT BONE C3A CARTRIDGE CPT DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA
@@ -115,9 +117,14 @@ def read_peft(contents: Contents) -> Adapter:
         if parts.site in sites:
             raise AdapterError("two tensors are one site", key=parts.site)
         sites[parts.site] = built(kinds[parts.site], _with_blocks(parts, kinds[parts.site], config or {}))
-    if assumed and config is not None:
+    if config is None:
+        notes = [replace(note, sites=tuple(sites)) if note.code == "config-missing" else note for note in notes]
+    elif assumed:
+        named = [site for site in sites if path_and_part(site)[0] in assumed]
         notes.append(
-            assumed_scale_note(assumed, f"the configuration states no lora_alpha: PEFT's default {PEFT_ALPHA:g}")
+            assumed_scale_note(
+                named or assumed, f"the configuration states no lora_alpha: PEFT's default {PEFT_ALPHA:g}"
+            )
         )
     notes += _group_notes(sites)
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
@@ -192,6 +199,7 @@ def _group_notes(sites: Mapping[str, Update]) -> list[Note]:
             f"convolution in groups at {where}: ΔW is that of the convolution without groups, since PEFT lets every "
             "output see all channels; the weight that the base stores cannot take it up",
             grouped[0] if len(grouped) == 1 else None,
+            is_doubt=True,
         )
     ]
 
@@ -202,15 +210,21 @@ def _config_notes(config: Mapping[str, Any] | None) -> list[Note]:
             Note(
                 "config-missing",
                 "config missing: scale unknown, taken as 1 (alpha/r is stated only in adapter_config.json)",
+                is_doubt=True,
             )
         ]
-    notes = [Note("config-variant", f"{key}: {text}") for key, text in _REPORTED_FIELDS.items() if config.get(key)]
+    notes = [
+        Note("config-variant", f"{key}: {text}", is_doubt=key not in _HARMLESS)
+        for key, text in _REPORTED_FIELDS.items()
+        if config.get(key)
+    ]
     if _is_mutating(config):
         notes.append(
             Note(
                 "mutated-base",
                 f"initialised by {config['init_lora_weights']}, which changed the base weights: "
                 "ΔW is not relative to the published base model",
+                is_doubt=True,
             )
         )
     return notes
@@ -242,6 +256,8 @@ FORMATS = (
         recognise=recognise_peft,
         read=read_peft,
         write=write_peft,
+        is_folder=True,
+        base_field="base_model_name_or_path",
         kinds=("lora", "dora", "kasa", "bdlora", *TYPED_KINDS),
         writes=("lora", "dora", "loha", "lokr"),
         files="a folder with `adapter_config.json` and `adapter_model.safetensors` or `.bin`",
