@@ -47,7 +47,7 @@ def test_loralib_with_an_alpha_beside_it(tmp_path: Path) -> None:
 def test_a_merged_layer_is_a_site_for_each_part(tmp_path: Path, groups: int) -> None:
     A, B = RNG.standard_normal((groups * 2, 7)), RNG.standard_normal((groups * 5, 2))
     adapter = read(tmp_path, {"h.c_attn.lora_A": A, "h.c_attn.lora_B": B})
-    assert list(adapter) == [f"h.c_attn[{group}]" for group in range(groups)]
+    assert list(adapter) == [f"h.c_attn.#{group}" for group in range(groups)]
     assert {update.scale for update in adapter.values()} == {0.5}
     parts = np.concatenate([update.delta_weight(np.float64) for update in adapter.values()])
     np.testing.assert_allclose(parts, 0.5 * merged_delta(A, B, groups), rtol=1e-12)

@@ -22,6 +22,11 @@ class Part:
     begin: int
     end: int | None = None
 
+    def overlaps(self, other: Part) -> bool:
+        """Whether both have rows (or an expert) in common."""
+        ends = [self.begin + 1 if self.end is None else self.end, other.begin + 1 if other.end is None else other.end]
+        return self.begin < ends[1] and other.begin < ends[0]
+
     def of(self, weight: Any, site: str) -> Any:
         """The part of a weight (an array or a tensor), as a view.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from lorascope.adapter import Adapter
 
 
 def bake(
@@ -26,9 +29,16 @@ def bake(
         list[float] | None,
         typer.Option("--weight", help="A factor for each adapter, in order; give it once for each.", show_default="1"),
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="The scale of sites whose scale an adapter does not state.", show_default="none"),
+    ] = None,
     allow_loss: Annotated[
         bool,
-        typer.Option("--allow-loss", help="Leave out saved tensors of the adapters that the base has no place for."),
+        typer.Option(
+            "--allow-loss",
+            help="Leave out saved tensors without a place in the base, and take doubtful updates as read.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
@@ -43,7 +53,7 @@ def bake(
     with progress("baking", len(Checkpoint.open(base).tensors)) as advance:
         report = bake_files(
             base,
-            adapters,
+            [_given(one, scale) for one in adapters],
             output,
             weights=weight or None,
             is_loss_allowed=allow_loss,
@@ -58,3 +68,12 @@ def bake(
         f"rounding to the dtype of the base: {report.rounding:.3g} of ‖ΔW‖",
         soft_wrap=True,
     )
+
+
+def _given(location: str, scale: float | None) -> Adapter:
+    """The adapter, with the scale given where its file states none."""
+    from lorascope.formats import read
+    from lorascope.formats.given_scale import is_scale_open, with_given_scale
+
+    adapter = read(location)
+    return with_given_scale(adapter, scale) if scale is not None and is_scale_open(adapter) else adapter

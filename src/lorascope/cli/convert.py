@@ -19,6 +19,14 @@ def convert(
     format: Annotated[
         str | None, typer.Option(help="The format of SRC, where the file leaves it open.", show_default=False)
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="The scale of sites whose scale SRC does not state.", show_default="as assumed"),
+    ] = None,
+    mapping: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help="A JSON file that says which tensors make which site.", show_default=False),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="dtype of the tensors: float32, float16, bfloat16 …", show_default="as stored")
     ] = None,
@@ -38,10 +46,14 @@ def convert(
 ) -> None:
     """Convert an adapter to another format: same sites, same ΔW to rounding, every loss reported.
 
-    To its own format an unedited file is written bit for bit. The result is read again and compared with the source.
+    To its own format an unedited file is written bit for bit. What was written is read again and compared with the
+    source; only then does it take its place (a file that is there is replaced).
     """
+    from pathlib import Path
+
     from lorascope.cli.output import console, print_json
     from lorascope.conversion import convert as convert_file
+    from lorascope.formats.config_file import read_config
     from lorascope.report.losses import losses_as_text
 
     report = convert_file(
@@ -49,6 +61,8 @@ def convert(
         target,
         to=to,
         source_format=format,
+        scale=scale,
+        mapping=None if mapping is None else read_config(Path(mapping))[0],
         dtype=dtype,
         is_scale_folded=fold_scale,
         base_name=base_name,

@@ -57,6 +57,8 @@ def inspect(
 
     def summary_of(location: str) -> dict[str, Any]:
         if headers:
+            if scale is not None or mapping is not None:
+                raise typer.BadParameter("headers alone take no --scale and no --mapping", param_hint="--headers")
             from lorascope.formats.headers import read_headers
 
             return summarise(read_headers(location, format=format), has_values=False)

@@ -38,7 +38,6 @@ def verify(
     from lorascope.cli.inspect import expanded
     from lorascope.cli.output import console, print_json, track
     from lorascope.formats.checkpoint import Checkpoint
-    from lorascope.formats.source import exists
     from lorascope.report.findings import findings_as_text
     from lorascope.scan import verify as verify_file
 
@@ -48,7 +47,8 @@ def verify(
     for location in track(found, len(found), "verifying") if len(found) > 1 else found:
         findings = verify_file(location, base=checkpoint, format=format)
         is_bad = any(finding.severity != "note" for finding in findings)
-        worst = max(worst, 2 if not exists(location) and is_bad else int(is_bad))
+        is_absent = any(finding.code == "not-found" for finding in findings)
+        worst = max(worst, 2 if is_absent else int(is_bad))
         if as_json:
             value: dict[str, Any] = {
                 "schema_version": 1,

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank, Structured, Update
 from lorascope.adapter.site import path_and_part
+from lorascope.adapter.widening import as_matrix
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.output_file import replaced_file, written_folder
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
 
+_BLOCK = 1 << 22  # numbers that are worked on at a time beside the widened weight
 _OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -66,7 +68,8 @@ def bake(
             adapters before them left.
         output: a folder where the base is one, else a file.
         weights: a factor for each adapter, 1 if left out; only additive updates take another.
-        is_loss_allowed: leave out tensors of the adapters that have no place in the base, instead of refusing.
+        is_loss_allowed: leave out tensors of the adapters that have no place in the base, and take updates that are in
+            doubt as they were read, instead of refusing.
         on_tensor: told after each tensor how many are written, and of how many.
 
     Raises:
@@ -137,12 +140,8 @@ def _changes(
     changes: dict[str, list[_Change]] = {}
     replaced: dict[str, NDArray[Any]] = {}
     for adapter, factor in zip(adapters, factors, strict=True):
-        if not adapter.provenance.is_relative_to_base:
-            raise AdapterError(
-                "the adapter's ΔW is not relative to the published base (its initialisation changed the base)",
-                file=adapter.provenance.path,
-                hint="convert it with PEFT's path_initial_model_for_weight_conversion first",
-            )
+        _check_doubts(adapter, is_loss_allowed=is_loss_allowed)
+        checkpoint.check_places(adapter)
         for site, update in adapter.items():
             name, weight = checkpoint.name_of(site), checkpoint.weight(site)
             _check_fit(checkpoint, adapter, site, update, weight)
@@ -154,14 +153,38 @@ def _changes(
                 )
             changes.setdefault(str(name), []).append(_Change(site, update, factor, is_bias=False))
             bias = checkpoint.name_of(site, "bias")
-            if bias is not None and path_and_part(site)[1] is None:
+            if path_and_part(site)[1] is not None:
+                if update.bias is not None:
+                    raise AdapterError("a part of a weight has no bias of its own", key=site)
+            elif bias is not None:
                 stored = checkpoint.tensors[bias]
                 if update.bias is not None or update.delta_bias(np.float32, base=stored) is not None:
                     changes.setdefault(bias, []).append(_Change(site, update, factor, is_bias=True))
             elif update.bias is not None:
                 raise AdapterError("the adapter changes a bias that the base has not", key=site)
-        replaced |= _replacements(checkpoint, adapter, is_loss_allowed=is_loss_allowed)
+        for name, tensor in _replacements(checkpoint, adapter, is_loss_allowed=is_loss_allowed).items():
+            is_other = name in replaced and not np.array_equal(replaced[name], tensor)
+            if is_other or factor != 1.0:
+                raise AdapterError(
+                    "whole tensors that adapters saved cannot be added up or weighed",
+                    file=adapter.provenance.path,
+                    key=name,
+                    found=f"weight {factor:g}" if factor != 1.0 else "another adapter saved it too",
+                )
+            replaced[name] = tensor
     return changes, replaced
+
+
+def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
+    doubts = [note for note in adapter.notes if note.is_doubt]
+    if doubts and not is_loss_allowed:
+        raise AdapterError(
+            "the update may be another one than was trained, and baking would make that permanent",
+            file=adapter.provenance.path,
+            key=doubts[0].site,
+            found="; ".join(note.text for note in doubts[:3]),
+            hint="settle it (a scale can be given with --scale), or accept it with --allow-loss",
+        )
 
 
 def _turned(update: Update) -> Update:
@@ -172,7 +195,7 @@ def _turned(update: Update) -> Update:
 
 
 def _check_fit(checkpoint: Checkpoint, adapter: Adapter, site: str, update: Update, weight: NDArray[Any]) -> None:
-    if not is_floating(weight):
+    if not is_floating(weight) or weight.dtype.itemsize == 1 or checkpoint.is_quantised(site):
         raise AdapterError(
             "the base weight is quantised, so nothing can be added to it exactly",
             file=adapter.provenance.path,
@@ -219,26 +242,40 @@ def _baked(
     start = replaced.get(name, stored)
     if name not in changes:
         return start
-    wide = np.float64
-    total: NDArray[Any] = start.astype(wide)
+    total: NDArray[Any] = start.astype(np.float64)
     for change in changes[name]:
-        _add(total, change, wide)
-    result = total.astype(stored.dtype)
-    if not bool(np.isfinite(result.astype(np.float32)).all()):
-        raise AdapterError("the sum is beyond the range of the base's dtype", key=name, found=stored.dtype.name)
-    change = total - start.astype(wide)
-    tally.add(float(np.linalg.norm((result.astype(wide) - total).ravel())), float(np.linalg.norm(change.ravel())))
+        _add(total, change)
+    result = np.empty(stored.shape, stored.dtype)
+    rows = max(_BLOCK // max(total[0].size, 1), 1)
+    for begin in range(0, len(total), rows):
+        block = slice(begin, begin + rows)
+        with np.errstate(over="ignore"):
+            result[block] = total[block].astype(stored.dtype)
+        rounded = result[block].astype(np.float64)
+        if not bool(np.isfinite(rounded).all()):
+            raise AdapterError("the sum is beyond the range of the base's dtype", key=name, found=stored.dtype.name)
+        moved = total[block] - start[block].astype(np.float64)
+        tally.add(float(np.linalg.norm((rounded - total[block]).ravel())), float(np.linalg.norm(moved.ravel())))
     return result
 
 
-def _add(total: NDArray[Any], change: _Change, wide: Any) -> None:
+def _add(total: NDArray[Any], change: _Change) -> None:
+    """Add one change to the float64 weight, or bias, in place."""
     _, part = path_and_part(change.site)
     target = total if part is None else part.of(total, change.site)
+    update = change.update
     if change.is_bias:
-        delta = change.update.delta_bias(wide, base=target)
+        delta = update.delta_bias(np.float64, base=target)
+    elif isinstance(update, LowRank):
+        B, A, scale = update.factors(np.float64)
+        matrix = as_matrix(target, is_transposed=update.is_transposed)
+        rows = max(_BLOCK // A.shape[1], 1)
+        for begin in range(0, len(B), rows):  # ΔW is never there in full
+            matrix[begin : begin + rows] += change.factor * scale * (B[begin : begin + rows] @ A)
+        return
     else:
-        needs_base = change.update.needs in ("base shape", "base weight")
-        delta = change.update.delta_weight(wide, base=target if needs_base else None)
+        needs_base = update.needs in ("base shape", "base weight")
+        delta = update.delta_weight(np.float64, base=target if needs_base else None)
     if delta is not None:
         target += change.factor * delta.reshape(target.shape)
 

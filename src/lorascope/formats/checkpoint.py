@@ -14,17 +14,19 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from lorascope.adapter.site import path_and_part
+from lorascope.adapter.site import Part, path_and_part
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import read_config, text_or_none
+from lorascope.formats.config_file import mapping, read_config, text_or_none
 from lorascope.formats.contents import Tensors
 from lorascope.formats.safetensors_file import read_safetensors
 
+_MAX_INDEX = 64 << 20  # bytes: an index names every tensor of the base
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 _CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 
@@ -108,17 +110,51 @@ class Checkpoint:
                 return [tail]
         return []
 
-    @property
+    @cached_property
     def _tails(self) -> dict[str, list[str]]:
-        cached: dict[str, list[str]] | None = self.__dict__.get("_tails_cache")
-        if cached is None:
-            cached = {}
-            for name in self.tensors:
-                parts = name.split(".")
-                for start in range(1, min(len(parts) - 1, 4)):
-                    cached.setdefault(".".join(parts[start:]), []).append(name)
-            self.__dict__["_tails_cache"] = cached
-        return cached
+        """Names without their first parts → the whole names."""
+        found: dict[str, list[str]] = {}
+        for name in self.tensors:
+            parts = name.split(".")
+            for start in range(1, min(len(parts) - 1, 4)):
+                found.setdefault(".".join(parts[start:]), []).append(name)
+        return found
+
+    def has(self, site: str) -> bool:
+        """Whether exactly one weight of the base fits the site's name."""
+        try:
+            return self.name_of(site) is not None
+        except AdapterError:
+            return False
+
+    def check_places(self, adapter: Mapping[str, Any]) -> None:
+        """Check that no two sites of an adapter are one weight, or overlapping parts of one.
+
+        Raises:
+            AdapterError: naming the two sites.
+        """
+        taken: dict[str, list[tuple[str, Part | None]]] = {}
+        for site in adapter:
+            name = self.name_of(site)
+            if name is None:
+                raise self._missing(site)
+            _, part = path_and_part(site)
+            for other, there in taken.get(name, []):
+                if part is None or there is None or part.overlaps(there):
+                    raise AdapterError(
+                        "two sites of the adapter are one weight of the base",
+                        file=self.path,
+                        key=site,
+                        found=f"{other} and {site} are both {name}",
+                        hint="is this the base that the adapter was made for?",
+                    )
+            taken.setdefault(name, []).append((site, part))
+
+    def is_quantised(self, site: str) -> bool:
+        """Whether the base says that the numbers of this weight are not the weight: a scale lies beside them."""
+        name = self.name_of(site) or ""
+        beside = (name + "_scale", name + "_scale_inv", name + ".absmax", name.removesuffix("weight") + "scales")
+        return any(one in self.tensors for one in beside)
 
     def weight(self, site: str) -> NDArray[Any]:
         """The base weight of a site, the part of it where the site names a part, as a view.
@@ -137,7 +173,7 @@ class Checkpoint:
         """Whether the base keeps this layer as [in, out]: the Conv1D of GPT-2 and its kin."""
         return self.model_type in _CONV1D_MODELS and site.rpartition(".")[2] in _CONV1D_LAYERS
 
-    @property
+    @cached_property
     def model_type(self) -> str | None:
         """What config.json beside the weights calls the model, or None."""
         folder = self.path if self.path.is_dir() else self.path.parent
@@ -180,7 +216,7 @@ def _weights_files(path: Path) -> Iterator[tuple[Path, str]]:
     if path.is_file():
         yield path, ""
         return
-    inside = _safetensors_in(path)
+    inside = [] if (path / "model_index.json").is_file() else _safetensors_in(path)
     if inside:
         yield from ((file, "") for file in inside)
         return
@@ -190,13 +226,26 @@ def _weights_files(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _safetensors_in(folder: Path) -> list[Path]:
-    """The weights of one folder: the whole model, or its shards; other files only where there is nothing else."""
+    """The weights of one folder: the shards that its index names, or the whole model, or all files there are."""
     if not folder.is_dir():
         return []
     files = sorted(file for file in folder.iterdir() if file.suffix == ".safetensors" and file.is_file())
     for stem in ("model", "diffusion_pytorch_model", "pytorch_model"):
+        index = folder / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return _shards_of(index, files)
         if whole := [file for file in files if file.name == f"{stem}.safetensors"]:
             return whole
         if shards := [file for file in files if re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", file.name)]:
             return shards
     return [file for file in files if not file.name.startswith("adapter_model")]
+
+
+def _shards_of(index: Path, files: list[Path]) -> list[Path]:
+    """The files of the folder that an index names; names are compared, never opened as paths."""
+    value, _ = read_config(index, limit=_MAX_INDEX)
+    names = set(mapping(value, "weight_map").values())
+    shards = [file for file in files if file.name in names]
+    if missing := sorted(str(name)[:100] for name in names if name not in {file.name for file in files}):
+        raise AdapterError("a shard of the base model is missing", file=index, expected=", ".join(missing[:3]))
+    return shards

@@ -14,19 +14,19 @@ MAX_CONFIG = 1 << 20
 """Bytes; real configurations are under 12 KB."""
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], str]:
+def read_config(path: Path, *, limit: int = MAX_CONFIG) -> tuple[dict[str, Any], str]:
     """The configuration object of a JSON file, and its text letter by letter.
 
     Raises:
-        AdapterError: where it is larger than 1 MiB, or not a JSON object.
+        AdapterError: where it is larger than ``limit`` bytes, or not a JSON object.
     """
     # the system's own files say that they have 0 bytes, and reading some of them never ends
     raw = b""
     if path.stat().st_size:
         with path.open("rb") as stream:
-            raw = stream.read(MAX_CONFIG + 1)
-    if len(raw) > MAX_CONFIG:
-        raise AdapterError("the configuration is too large", file=path, expected=f"at most {MAX_CONFIG} bytes")
+            raw = stream.read(limit + 1)
+    if len(raw) > limit:
+        raise AdapterError("the configuration is too large", file=path, expected=f"at most {limit} bytes")
     try:
         text = raw.decode("utf-8")
         value: Any = json.loads(text)

@@ -26,7 +26,7 @@ def with_given_scale(adapter: Adapter, scale: float) -> Adapter:
     """
     if not math.isfinite(scale):
         raise AdapterError("the scale must be a finite number", found=scale)
-    assumed = {site for note in adapter.notes if note.code in _ASSUMED for site in note.sites}
+    assumed = _open_sites(adapter)
     if not assumed:
         raise AdapterError(
             "the file states its scale, so none can be given",
@@ -38,3 +38,12 @@ def with_given_scale(adapter: Adapter, scale: float) -> Adapter:
     where = f"at {len(assumed)} sites" if len(assumed) < len(adapter) else "everywhere"
     given = Note("scale-given", f"scale {scale:g} as given, {where}; the file does not state it")
     return replace(adapter, sites=sites, notes=(*notes, given))
+
+
+def is_scale_open(adapter: Adapter) -> bool:
+    """Whether the reader had to assume the scale of a site."""
+    return bool(_open_sites(adapter))
+
+
+def _open_sites(adapter: Adapter) -> set[str]:
+    return {site for note in adapter.notes if note.code in _ASSUMED for site in note.sites}

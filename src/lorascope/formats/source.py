@@ -90,6 +90,7 @@ def weights_at(location: str | os.PathLike[str]) -> Path:
             "no such file or directory",
             file=location,
             hint="give a file, a folder, or a hub id such as owner/name, owner/name@revision:subfolder",
+            code="not-found",
         )
     return download(hub_id)
 

@@ -57,6 +57,13 @@ def _notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]
         is_all = len(zero) == len(adapter)
         text = "ΔW is zero at every site: untrained" if is_all else f"ΔW is zero at {_sites(zero, adapter)}"
         yield Note("zero-sites", text, zero[0] if len(zero) == 1 else None)
+    untrained = [name for name, update in adapter.items() if _is_untrained_inside(update)]
+    if untrained:
+        yield Note(
+            "untrained",
+            f"the low-rank part is zero, as before training, at {_sites(untrained, adapter)}",
+            untrained[0] if len(untrained) == 1 else None,
+        )
     plain = [name for name in spectra if name not in zero and isinstance(adapter[name], LowRank)]
     deficient = [name for name in plain if _is_deficient(adapter[name], spectra[name])]
     if deficient:
@@ -77,6 +84,11 @@ def _notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]
         text = ", ".join(f"{dtype} at {count}" for dtype, count in dtypes.most_common())
         yield Note("mixed-dtypes", f"the sites are stored in several dtypes: {text}")
     yield from _dominant({name: norm for name, norm in norms.items() if norm is not None})
+
+
+def _is_untrained_inside(update: Update) -> bool:
+    inner = getattr(update, "inner", None)
+    return isinstance(inner, LowRank) and not (inner.B.any() and inner.A.any())
 
 
 def _dominant(norms: dict[str, float]) -> Iterator[Note]:

@@ -8,20 +8,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, Note, Update
 from lorascope.adapter.spectra import singular_values
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.pairs import is_floating
 from lorascope.scan.finding import Finding, Severity
 from lorascope.scan.values import norms_of, value_notes
 
 SEVERITIES: Mapping[str, Severity] = {
     "config-missing": "warning",
     "scale-assumed": "warning",
+    "scale-unknown": "warning",
+    "permuted-rows": "warning",
+    "fused-parts": "warning",
+    "reshaped-base": "warning",
+    "grouped-convolution": "warning",
+    "expert-names": "warning",
+    "expert-layout": "warning",
+    "untrained": "warning",
     "fused-blocks": "warning",
     "mutated-base": "warning",
     "config-variant": "warning",
@@ -36,6 +47,7 @@ SEVERITIES: Mapping[str, Severity] = {
 
 _HINTS: Mapping[str, str] = {
     "config-missing": "put the adapter_config.json of the adapter beside its weights",
+    "scale-unknown": "give it: --scale, or read(path, scale=…)",
     "scale-assumed": "compare with the training script; convert --fold-scale writes the scale into the factors",
     "mutated-base": "convert it with PEFT's path_initial_model_for_weight_conversion, or keep the changed base with it",
     "zero-sites": "these sites were never trained, or were saved before training",
@@ -44,13 +56,16 @@ _HINTS: Mapping[str, str] = {
 
 
 def verify(
-    location: str | os.PathLike[str], *, base: Checkpoint | None = None, format: str | None = None
+    location: str | os.PathLike[str] | Adapter,
+    *,
+    base: Checkpoint | str | os.PathLike[str] | None = None,
+    format: str | None = None,
 ) -> list[Finding]:
     """The findings about one adapter file, the worst first; empty where all is well.
 
     Args:
-        location: a path or hub id.
-        base: the base model's checkpoint, to check sites and shapes against.
+        location: a path, a hub id, or an adapter.
+        base: the base model's weights (a folder, a file, or an open ``Checkpoint``), to check sites and shapes against.
         format: the format of the file, where it leaves that open.
 
     >>> import tempfile
@@ -61,12 +76,12 @@ def verify(
     [('zero-sites', 'warning')]
     """
     try:
-        adapter = formats.read(location, format=format)
+        adapter = location if isinstance(location, Adapter) else formats.read(location, format=format)
     except LorascopeError as error:
         return [Finding(error.code or "unreadable", "error", _text(error), error.key, error.hint)]
     findings = [*_of_notes(adapter.notes), *_of_values(adapter)]
     if base is not None:
-        findings += _against(adapter, base)
+        findings += _against(adapter, base if isinstance(base, Checkpoint) else Checkpoint.open(base))
     order = ("error", "warning", "note")
     return sorted(findings, key=lambda finding: order.index(finding.severity))
 
@@ -93,27 +108,47 @@ def _of_values(adapter: Adapter) -> list[Finding]:
         )
         for site, (role, count, size) in damaged.items()
     ]
-    sound = adapter.with_sites({site: update for site, update in adapter.items() if site not in damaged})
-    try:
-        spectra = singular_values(sound)
-        norms = norms_of(sound, spectra)
-    except AdapterError as error:
-        return [*findings, Finding("out-of-range", "error", _text(error), error.key, error.hint)]
-    return [*findings, *_of_notes(list(value_notes(sound, spectra, norms)))]
+    sound = {site: update for site, update in adapter.items() if site not in damaged}
+    spectra: dict[str, NDArray[np.float64]] = {}
+    norms: dict[str, float | None] = {}
+    for site in list(sound):
+        one = adapter.with_sites({site: sound[site]})
+        try:
+            spectra |= singular_values(one)
+            norms |= norms_of(one, spectra)
+        except AdapterError as error:
+            del sound[site]
+            findings.append(Finding("out-of-range", "error", _text(error), site, error.hint))
+    findings += _of_notes(list(value_notes(adapter.with_sites(sound), spectra, norms)))
+    for key, tensor in adapter.leftovers.items():
+        if bad := _count_non_finite(tensor):
+            text = f"{bad} of {tensor.size} values are NaN or infinite in the saved tensor {key}"
+            findings.append(Finding("non-finite", "error", text))
+    return findings
 
 
 def _non_finite(update: Update) -> tuple[str, int, int] | None:
-    for role, tensor in update.stored.items():
-        bad = int(tensor.size - np.isfinite(tensor.astype(np.float32, copy=False)).sum())
-        if bad and tensor.dtype == np.float64:  # float32 has a smaller range
-            bad = int(tensor.size - np.isfinite(tensor).sum())
-        if bad:
+    tensors = dict(update.stored) if update.bias is None else {**update.stored, "bias": update.bias}
+    for role, tensor in tensors.items():
+        if bad := _count_non_finite(tensor):
             return role, bad, tensor.size
     return None
 
 
+def _count_non_finite(tensor: NDArray[Any]) -> int:
+    if not is_floating(tensor):
+        return 0
+    wide = tensor if tensor.dtype.itemsize >= 4 else tensor.astype(np.float32)
+    return int(tensor.size - np.isfinite(wide).sum())
+
+
 def _against(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
     missing: list[str] = []
+    known = {site: update for site, update in adapter.items() if base.has(site)}
+    try:
+        base.check_places(known)
+    except AdapterError as error:
+        yield Finding("base-ambiguous", "error", _text(error), error.key, error.hint)
     for site, update in adapter.items():
         try:
             name = base.name_of(site)
