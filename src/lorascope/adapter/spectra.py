@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -56,7 +57,10 @@ def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any]) -> NDArray[n
         core = scale[:, None, None] * (left @ right.swapaxes(-1, -2))
     if not np.isfinite(core).all():
         raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
-    return np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
+    values = np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
+    if not np.isfinite(values).all() or not np.isfinite(values[..., :1] * math.sqrt(values.shape[-1])).all():
+        raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
+    return values
 
 
 def _factors(adapter: Adapter, name: str) -> Factors:

@@ -25,14 +25,23 @@ from lorascope.adapter.update import Factors, Layer, Need
 from lorascope.adapter.widening import as_matrix, check_room, laid_out, widened
 from lorascope.errors import AdapterError
 
-MAX_SPECTRUM = 1024
-"""The singular values of a matrix that is not low-rank are computed up to this min(out, in)."""
+MAX_MEASURED = 1 << 25
+"""Numbers that ΔW may have where it must be formed in full to be measured (256 MiB in float64)."""
+
+MAX_WORK = 1 << 32
+"""Multiplications, about, that finding singular values may take: some seconds."""
+
+_BLOCK = 1 << 22
 
 
 def dense_norm(delta: NDArray[Any]) -> float:
-    """‖ΔW‖_F of a matrix in full; it is scaled first, since squares of large entries overflow."""
-    largest = float(np.abs(delta).max(initial=0.0))
-    return largest * float(np.linalg.norm(delta / largest)) if largest else 0.0
+    """‖ΔW‖_F of a matrix in full, block by block; it is scaled first, since squares of large entries overflow."""
+    flat = delta.reshape(-1)
+    largest = float(max(flat.max(initial=0.0), -flat.min(initial=0.0)))
+    if not largest:
+        return 0.0
+    parts = (flat[begin : begin + _BLOCK] / largest for begin in range(0, flat.size, _BLOCK))
+    return largest * math.hypot(*(float(np.linalg.norm(part)) for part in parts))
 
 
 def dense_spectrum(delta: NDArray[Any]) -> NDArray[np.float64]:
@@ -174,11 +183,24 @@ class Structured(ABC):
     def _whole(self) -> NDArray[Any]:
         """ΔW [out, in] in float64, of an additive update."""
         self._check_shape_known()
-        check_room(*self.shape, key=self._key)
-        delta = self._delta(np.dtype(np.float64), None)
+        if math.prod(self.shape) > MAX_MEASURED:
+            raise AdapterError(
+                "ΔW is too large to be measured: it is not of low rank, so it would have to be formed in full",
+                key=self._key,
+                expected=f"at most {MAX_MEASURED} numbers",
+                found=f"{self.shape[0]} × {self.shape[1]}",
+                code="too-large",
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            delta = self._delta(np.dtype(np.float64), None)
         if not bool(np.isfinite(delta).all()):
             raise AdapterError("ΔW is beyond the range of float64", key=self._key)
         return delta
+
+    def _spectrum_in_full(self) -> NDArray[np.float64] | None:
+        if min(self.shape) ** 2 * max(self.shape) > MAX_WORK or math.prod(self.shape) > MAX_MEASURED:
+            return None
+        return dense_spectrum(self._whole())
 
     def _check_shape_known(self) -> None:
         if -1 in self.shape:
@@ -221,9 +243,14 @@ class Expanded(Structured):
                 found=f"{self.rank} ({self.kind} of dim {self.dim})",
                 hint="use delta_weight(), or factors(is_wide_allowed=True)",
             )
-        check_room(max(self.shape), max(self.rank, 1), what="a factor of ΔW", key=self._key)
+        check_room(sum(self.shape), max(self.rank, 1), what="the pair of factors of ΔW", key=self._key)
         B, A = self._product(np.dtype(dtype))
         return Factors(B, A, self.scale)
+
+    @property
+    def _is_wide(self) -> bool:
+        """Whether working out the factors costs more than forming ΔW."""
+        return self.rank >= min(self.shape) or self.rank**2 * sum(self.shape) > 4 * MAX_WORK
 
     def as_low_rank(self) -> LowRank:
         """The plain update of the same ΔW, its factors worked out in float64 and stored in the widest stored dtype.
@@ -249,7 +276,7 @@ class Expanded(Structured):
     def norm(self) -> float:
         """‖ΔW‖_F in float64, from factors where they are smaller than ΔW."""
         self._check_shape_known()
-        if self.rank >= min(self.shape):
+        if self._is_wide:
             return dense_norm(self._whole())
         B, A, scale = self.factors(np.float64)
         return product_norm(B, A, scale, self._key)
@@ -257,15 +284,19 @@ class Expanded(Structured):
     def spectrum(self) -> NDArray[np.float64] | None:
         """The singular values of ΔW, descending; None where ΔW is too large and not of low rank."""
         self._check_shape_known()
-        if min(self.rank, *self.shape) > MAX_SPECTRUM:
+        if self._is_wide:
+            return self._spectrum_in_full()
+        if self.rank**2 * sum(self.shape) > MAX_WORK:
             return None
-        if self.rank >= min(self.shape):
-            return dense_spectrum(self._whole())
         B, A, scale = self.factors(np.float64)
         return product_spectrum(B, A, scale, self._key)
 
     def apply(self, x: NDArray[Any]) -> NDArray[Any]:
         """x ΔWᵀ for x [..., in], in the dtype of x."""
+        self._check_shape_known()
+        if self._is_wide:
+            check_room(*self.shape, key=self._key)
+            return x @ self._delta(x.dtype, None).T
         B, A, scale = self.factors(x.dtype, is_wide_allowed=True)
         return scale * ((x @ A.T) @ B.T)
 
@@ -308,9 +339,9 @@ class Dense(Structured):
         return dense_norm(self._whole())
 
     def spectrum(self) -> NDArray[np.float64] | None:
-        """The singular values of ΔW; None above ``MAX_SPECTRUM``."""
+        """The singular values of ΔW; None where they would take more than ``MAX_WORK``."""
         self._check_shape_known()
-        return None if min(self.shape) > MAX_SPECTRUM else dense_spectrum(self._whole())
+        return self._spectrum_in_full()
 
     def apply(self, x: NDArray[Any]) -> NDArray[Any]:
         """x ΔWᵀ for x [..., in], in the dtype of x."""

@@ -20,7 +20,7 @@ def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
     Raises:
         AdapterError: where a value is NaN or infinite, or too large for ``dtype``.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         array = stored.astype(dtype)
     if not bool(np.isfinite(array).all()):
         if stored.size > 1 and not any(stored.strides):

@@ -77,10 +77,10 @@ def global_names(path: Path) -> list[str]:
         AdapterError: where a zip declares far more data than it has, or is damaged.
     """
     with path.open("rb") as stream:
-        if not zipfile.is_zipfile(stream):
-            stream.seek(0)
-            return list(_scan(stream))
         try:
+            if not zipfile.is_zipfile(stream):
+                stream.seek(0)
+                return list(_scan(stream))
             with zipfile.ZipFile(stream) as archive:
                 _check_sizes(archive, path)
                 names: list[str] = []

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter, Update
 from lorascope.adapter.spectra import singular_values
+from lorascope.errors import AdapterError
 from lorascope.scan.values import norms_of, value_notes
 
 SCHEMA_VERSION = 2
@@ -45,6 +46,8 @@ def summarise(adapter: Adapter, *, has_values: bool = True) -> dict[str, Any]:
     sites = [_site(name, update, norms[name], spectra.get(name)) for name, update in adapter.items()]
     notes = [*adapter.notes, *(value_notes(adapter, spectra, norms) if has_values else ())]
     known = [norm for norm in norms.values() if norm is not None]
+    if not math.isfinite(math.hypot(*known)):
+        raise AdapterError("ΔW is beyond the range of float64", file=provenance.path)
     return {
         "schema_version": SCHEMA_VERSION,
         "path": None if provenance.path is None else str(provenance.path),

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter, LowRank, Note, Update
 from lorascope.adapter.spectra import at_site
+from lorascope.adapter.structured import dense_norm
+from lorascope.errors import AdapterError
 
 DOMINANT_SHARE = 0.5
 """A site with more than this share of ‖ΔW‖² is worth a note, where there are four sites or more."""
@@ -30,9 +32,16 @@ def norms_of(adapter: Adapter, spectra: Spectra) -> dict[str, float | None]:
 
 def _norm(adapter: Adapter, name: str, spectrum: NDArray[np.float64] | None) -> float | None:
     if spectrum is not None:
-        return float(np.linalg.norm(spectrum))
+        return dense_norm(spectrum)
     update = adapter[name]
-    return None if update.needs in ("base shape", "base weight") else at_site(adapter, name, update.norm)
+    if update.needs in ("base shape", "base weight"):
+        return None
+    try:
+        return at_site(adapter, name, update.norm)
+    except AdapterError as error:
+        if error.code != "too-large":
+            raise
+        return None
 
 
 def value_notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]) -> Iterator[Note]:
@@ -42,7 +51,13 @@ def value_notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | 
 
 
 def _unknown(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]) -> Iterator[Note]:
-    relative = [name for name, norm in norms.items() if norm is None]
+    unknown = [name for name, norm in norms.items() if norm is None]
+    relative = [name for name in unknown if adapter[name].needs in ("base shape", "base weight")]
+    vast = [name for name in unknown if name not in relative]
+    if vast:
+        yield Note(
+            "not-measured", f"ΔW is very large and not of low rank, so it was not measured at {_sites(vast, adapter)}"
+        )
     if relative:
         needs = " and ".join(sorted({f"the {adapter[name].needs}" for name in relative}))
         yield Note("needs-base", f"ΔW is not known without {needs} at {_sites(relative, adapter)}")

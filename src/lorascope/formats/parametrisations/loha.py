@@ -51,7 +51,12 @@ class LoHa(Expanded):
 
     def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
         (B1, A1), (B2, A2) = self._half("1", dtype), self._half("2", dtype)
-        return self.scale * ((B1 @ A1) * (B2 @ A2))
+        delta = B1 @ A1
+        delta *= self.scale
+        rows = max((1 << 22) // delta.shape[1], 1)
+        for begin in range(0, len(delta), rows):  # the second half is never there in full
+            delta[begin : begin + rows] *= B2[begin : begin + rows] @ A2
+        return delta
 
 
 def build_loha(parts: Parts) -> LoHa:

@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Expanded
 from lorascope.adapter.low_rank import product_norm, product_spectrum
-from lorascope.adapter.structured import MAX_SPECTRUM, dense_norm, dense_spectrum
+from lorascope.adapter.structured import dense_norm, dense_spectrum
 from lorascope.adapter.widening import check_room
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts
 from lorascope.formats.parametrisations.loha import convolution_layer
 
+MAX_SPECTRUM = 1024  # of one half: its min(out, in)
 MAX_PRODUCTS = 1 << 20
 """Products of singular values that ``spectrum`` forms."""
 
