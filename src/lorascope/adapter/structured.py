@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.low_rank import LowRank, product_norm, product_spectrum, read_only
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import as_matrix, check_room, laid_out, widened
+from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, widened
 from lorascope.errors import AdapterError
 
 MAX_MEASURED = 1 << 25
@@ -243,7 +243,8 @@ class Expanded(Structured):
                 found=f"{self.rank} ({self.kind} of dim {self.dim})",
                 hint="use delta_weight(), or factors(is_wide_allowed=True)",
             )
-        check_room(sum(self.shape), max(self.rank, 1), what="the pair of factors of ΔW", key=self._key)
+        rank = max(self.rank, 1)
+        check_room(sum(self.shape), rank, what="the pair of factors of ΔW", key=self._key, limit=MAX_FACTORS)
         B, A = self._product(np.dtype(dtype))
         return Factors(B, A, self.scale)
 

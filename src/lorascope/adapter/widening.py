@@ -13,6 +13,9 @@ from lorascope.errors import AdapterError
 MAX_DENSE = 1 << 28
 """Numbers that one expanded matrix may have (1 GiB in float32); a file of kilobytes can declare far more."""
 
+MAX_FACTORS = 1 << 26
+"""Numbers that the two factors of one structured update may have when they are worked out (512 MiB in float64)."""
+
 
 def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
     """``stored`` in ``dtype``.
@@ -36,8 +39,8 @@ def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
-def check_room(*axes: int, what: str = "ΔW", key: str | None = None) -> None:
-    """Refuse to form a matrix of more than ``MAX_DENSE`` numbers.
+def check_room(*axes: int, what: str = "ΔW", key: str | None = None, limit: int = MAX_DENSE) -> None:
+    """Refuse to form a matrix of more than ``limit`` numbers.
 
     >>> check_room(1 << 20, 1 << 20)
     Traceback (most recent call last):
@@ -45,11 +48,11 @@ def check_room(*axes: int, what: str = "ΔW", key: str | None = None) -> None:
       hint: the update is still exact; ask for its norm, or for its factors where the rank is low
     """
     count = math.prod(axes)
-    if count > MAX_DENSE:
+    if count > limit:
         raise AdapterError(
             f"{what} is too large to be formed in full",
             key=key,
-            expected=f"at most {MAX_DENSE} numbers",
+            expected=f"at most {limit} numbers",
             found=f"{' × '.join(str(axis) for axis in axes)} = {count}",
             hint="the update is still exact; ask for its norm, or for its factors where the rank is low",
         )
