@@ -93,7 +93,8 @@ def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = 
         units.append(float(ml_dtypes.finfo(dtype).eps))
     unit = max(units, default=0.0)
     condition = 8.0
-    if _has_factors(before) and before.needs == "nothing":
+    before = getattr(before, "inner", before)
+    if _has_factors(before):
         B, A, scale = before.factors(np.float64)
         norm = before.norm()
         size = abs(scale) * float(np.linalg.norm(B)) * float(np.linalg.norm(A))
@@ -125,6 +126,11 @@ def _has_factors(update: Update) -> bool:
 
 def _error_of_tensors(before: Update, after: Update) -> tuple[float, float]:
     one, two = before.stored, after.stored
+    inner = getattr(before, "inner", None), getattr(after, "inner", None)
+    if before.kind == after.kind and isinstance(inner[0], Update) and isinstance(inner[1], Update):
+        error, norm = error_of(inner[0], inner[1])  # the scale may have moved into a factor: ΔV counts
+        pair = [update.stored["magnitude"].astype(np.float64).ravel() for update in (before, after)]
+        return math.hypot(error, float(np.linalg.norm(pair[0] - pair[1]))), math.hypot(norm, np.linalg.norm(pair[0]))
     if before.kind != after.kind or set(one) != set(two):
         raise AdapterError(
             "an update that is relative to the base changed its kind", expected=before.kind, found=after.kind
