@@ -44,7 +44,13 @@ def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
             B = np.stack([factor.B for factor in factors])
             A = np.stack([factor.A for factor in factors])
             scales = np.array([factor.scale for factor in factors])
-            result |= dict(zip(chunk, _spectra(B, A, scales), strict=True))
+            try:
+                result |= dict(zip(chunk, _spectra(B, A, scales), strict=True))
+            except AdapterError:
+                for index, name in enumerate(chunk):  # to say at which site
+                    one = slice(index, index + 1)
+                    at_site(adapter, name, lambda one=one: _spectra(B[one], A[one], scales[one]))
+                raise
     return {name: result[name] for name in adapter if name in result}
 
 
