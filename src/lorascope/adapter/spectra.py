@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,14 +45,20 @@ def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
             B = np.stack([factor.B for factor in factors])
             A = np.stack([factor.A for factor in factors])
             scales = np.array([factor.scale for factor in factors])
-            try:
-                result |= dict(zip(chunk, _spectra(B, A, scales), strict=True))
-            except AdapterError:
-                for index, name in enumerate(chunk):  # to say at which site
-                    one = slice(index, index + 1)
-                    at_site(adapter, name, lambda one=one: _spectra(B[one], A[one], scales[one]))
-                raise
+            result |= _named(adapter, chunk, B, A, scales)
     return {name: result[name] for name in adapter if name in result}
+
+
+def _named(
+    adapter: Adapter, names: list[str], B: NDArray[Any], A: NDArray[Any], scales: NDArray[Any]
+) -> dict[str, NDArray[np.float64]]:
+    """The spectra of a stack of sites by name; where one is out of range, the error names its site."""
+    try:
+        return dict(zip(names, _spectra(B, A, scales), strict=True))
+    except AdapterError:
+        for index, name in enumerate(names):
+            at_site(adapter, name, partial(_spectra, *(stack[index : index + 1] for stack in (B, A, scales))))
+        raise
 
 
 def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float64]:
