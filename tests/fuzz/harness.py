@@ -32,6 +32,7 @@ from typing import Any
 
 MAX_SECONDS = 5.0
 MAX_MEMORY = 200 << 20
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the workers: threads that wait for one another count as work
 HANG = 30.0  # seconds of wall time after which a worker is ended
 _ADDRESS_SPACE = 6 << 30  # beyond what a worker has at its start: a hog ends itself and not the machine
 _BATCH = 50
