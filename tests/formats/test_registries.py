@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,12 @@ def test_third_parties_register_by_entry_point(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == "3.0 has a key of the house Houses", done.stderr
+
+
+def test_every_note_is_in_the_docs() -> None:
+    docs = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    codes = set(re.findall(r'\bNote\(\s*"([a-z][a-z-]+)"', source)) | set(re.findall(r'code="([a-z-]+)"', source))
+    assert len(codes) > 20
+    missing = {code for code in codes if f"`{code}`" not in docs}
+    assert not missing

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import check_room, laid_out, widened
+from lorascope.adapter.widening import check_room, laid_out, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 
@@ -216,4 +216,4 @@ class LowRank:
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
         """scale · bias, or None."""
-        return None if self.bias is None else self.scale * widened(self.bias, f"the bias of {self.keys[0]}", dtype)
+        return scaled_bias(self.bias, self.scale, self.keys[0], dtype)

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.low_rank import LowRank, product_norm, product_spectrum, read_only
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, widened
+from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 MAX_MEASURED = 1 << 25
@@ -178,7 +178,7 @@ class Structured(ABC):
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
         """scale · bias, or None."""
-        return None if self.bias is None else self.scale * widened(self.bias, f"the bias of {self._key}", dtype)
+        return scaled_bias(self.bias, self.scale, self._key, dtype)
 
     def _whole(self) -> NDArray[Any]:
         """ΔW [out, in] in float64, of an additive update."""

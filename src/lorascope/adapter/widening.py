@@ -39,6 +39,21 @@ def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
+def scaled_bias(bias: NDArray[Any] | None, scale: float, key: str, dtype: DTypeLike) -> NDArray[Any] | None:
+    """scale · bias in ``dtype``, None for None.
+
+    Raises:
+        AdapterError: where a value is not finite, or the product beyond the range of ``dtype``.
+    """
+    if bias is None:
+        return None
+    with np.errstate(over="ignore"):
+        result = scale * widened(bias, f"the bias of {key}", dtype)
+    if not bool(np.isfinite(result).all()):
+        raise AdapterError("Δbias is beyond the range of the dtype", key=key, found=np.dtype(dtype).name)
+    return result
+
+
 def check_room(*axes: int, what: str = "ΔW", key: str | None = None, limit: int = MAX_DENSE) -> None:
     """Refuse to form a matrix of more than ``limit`` numbers.
 

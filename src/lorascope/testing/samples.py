@@ -214,7 +214,8 @@ def _save_as_before(value: Any, stream: io.BytesIO) -> None:
     pickle.dump(list(storages), stream, 2)
     for storage in storages.values():
         stream.write(struct.pack("<q", storage._size()))
-        stream.write(bytes(storage._untyped_storage.tolist()))
+        raw = torch.tensor([], dtype=torch.uint8).set_(storage._untyped_storage)
+        stream.write(raw.numpy().tobytes())
 
 
 def as_dtype(tensor: NDArray[Any], dtype: Any) -> NDArray[Any]:
