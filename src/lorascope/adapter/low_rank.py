@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import check_room, laid_out, scaled_bias, widened
+from lorascope.adapter.widening import check_room, laid_out, name_of, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 
@@ -161,8 +161,8 @@ class LowRank:
     @property
     def dtype(self) -> str:
         """The stored dtype; two names joined by ``/`` where B and A differ."""
-        names = dict.fromkeys((self.B.dtype.name, self.A.dtype.name))
-        return "/".join(names)
+        B, A = self.B.dtype, self.A.dtype
+        return name_of(B) if B == A else f"{name_of(B)}/{name_of(A)}"
 
     @property
     def needs(self) -> Need:

@@ -32,11 +32,8 @@ def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
     for name, update in adapter.items():
         if isinstance(update, LowRank):
             groups.setdefault((update.shape, update.rank), []).append(name)
-        elif (
-            update.needs in ("nothing", "dense room")
-            and (spectrum := at_site(adapter, name, update.spectrum)) is not None
-        ):
-            result[name] = spectrum
+        elif update.needs in ("nothing", "dense room") and (found := _spectrum(adapter, name)) is not None:
+            result[name] = found
     for ((out, in_), rank), names in groups.items():
         step = max(_STACK // max(max(out, in_) * rank, 1), 1)
         for begin in range(0, len(names), step):
@@ -47,6 +44,15 @@ def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
             scales = np.array([factor.scale for factor in factors])
             result |= _named(adapter, chunk, B, A, scales)
     return {name: result[name] for name in adapter if name in result}
+
+
+def _spectrum(adapter: Adapter, name: str) -> NDArray[np.float64] | None:
+    try:
+        return at_site(adapter, name, adapter[name].spectrum)
+    except AdapterError as error:
+        if error.code == "too-large":
+            return None
+        raise
 
 
 def _named(

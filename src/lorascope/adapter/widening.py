@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from lorascope.errors import AdapterError
 MAX_DENSE = 1 << 28
 """Numbers that one expanded matrix may have (1 GiB in float32); a file of kilobytes can declare far more."""
 
-MAX_FACTORS = 1 << 26
-"""Numbers that the two factors of one structured update may have when they are worked out (512 MiB in float64)."""
+MAX_FACTORS = 1 << 25
+"""Numbers that the two factors of one structured update may have when they are worked out (256 MiB in float64)."""
 
 
 def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
@@ -37,6 +38,12 @@ def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
             hint="the adapter diverged in training or the file was damaged; get it again or drop it",
         )
     return array
+
+
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The name of a dtype; NumPy works it out anew each time, which counts over thousands of sites."""
+    return dtype.name
 
 
 def scaled_bias(bias: NDArray[Any] | None, scale: float, key: str, dtype: DTypeLike) -> NDArray[Any] | None:
@@ -70,6 +77,7 @@ def check_room(*axes: int, what: str = "ΔW", key: str | None = None, limit: int
             expected=f"at most {limit} numbers",
             found=f"{' × '.join(str(axis) for axis in axes)} = {count}",
             hint="the update is still exact; ask for its norm, or for its factors where the rank is low",
+            code="too-large",
         )
 
 
