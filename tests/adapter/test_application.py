@@ -177,3 +177,32 @@ def test_a_bias_changes_with_the_weight() -> None:
     assert torch.equal(model[0].bias.data, before)
     with pytest.raises(AdapterError, match="bias that the layer has not"):
         Adapter({"0": update}).apply_to(torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False)))
+
+
+def test_what_nothing_can_be_added_to_is_refused() -> None:
+    update = LowRank(np.ones((4, 1)), np.ones((1, 3)))
+    quantised = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    quantised[0].weight = torch.nn.Parameter(torch.ones(4, 3, dtype=torch.int8), requires_grad=False)
+    parametrised = torch.nn.Sequential(torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 4)))
+    with torch.device("meta"):
+        absent = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    for model in (quantised, parametrised, absent):
+        with pytest.raises(AdapterError, match="nothing can be added"):
+            Adapter({"0": update}).apply_to(model)
+    half = torch.nn.Sequential(torch.nn.Linear(3, 4)).half()
+    with pytest.raises(AdapterError, match="beyond the range"):
+        Adapter({"0": LowRank(update.B, update.A, scale=1e8)}).apply_to(half)
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    with pytest.raises(AdapterError, match="two sites of the adapter are one weight"):
+        Adapter({"0": update, "unet.0": update}).apply_to(plain, component="unet")
+
+
+def test_a_linear_layer_beside_conv1d_is_not_transposed() -> None:
+    """PEFT saves ``fan_in_fan_out`` once for both, and means Conv1D."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False))
+    before = model[0].weight.data.clone()
+    rng = np.random.default_rng(0)
+    update = LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 4)), is_transposed=True)
+    with Adapter({"0": update}).apply_to(model):
+        change = (model[0].weight.data - before).numpy()
+    np.testing.assert_allclose(change, update.B @ update.A, rtol=1e-5, atol=1e-6)

@@ -192,3 +192,33 @@ def test_parts_whose_rows_are_not_known_do_not_become_experts(tmp_path: Path) ->
     safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(AdapterError, match="which rows its parts change"):
         convert(tmp_path / "a.safetensors", tmp_path / "b", to="peft", scale=1.0)
+
+
+def test_a_bias_or_a_saved_tensor_of_another_module_is_never_taken(tmp_path: Path) -> None:
+    names = ("model.dense.weight", "dense.weight", "aux.classifier.weight", "norm.weight")
+    tensors = {name: np.zeros((6, 4), np.float32) for name in names} | {"dense.bias": np.zeros(6, np.float32)}
+    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+    safetensors.numpy.save_file(tensors, base)
+    biased = LowRank(plain().B, plain().A, bias=np.ones(6, np.float32))
+    with pytest.raises(AdapterError, match="bias that the base has not"):
+        bake(base, [Adapter({"model.dense": biased})], out)
+    for key in ("base_model.model.classifier.weight", "base_model.model.model.layers.0.norm.weight"):
+        saved = Adapter({"model.dense": plain()}, leftovers={key: np.ones((6, 4), np.float32)})
+        with pytest.raises(AdapterError, match="no place in the base"):
+            bake(base, [saved], out)
+
+
+def test_a_folder_with_other_files_is_not_written_into(tmp_path: Path) -> None:
+    formats.write(Adapter({"q": plain()}), tmp_path / "a")
+    before = (tmp_path / "a" / "adapter_config.json").read_bytes()
+    for to in ("mlx", "peft", "diffusers"):
+        with pytest.raises(OutputError, match="not empty"):
+            convert(tmp_path / "a", tmp_path / "a", to=to)
+    assert (tmp_path / "a" / "adapter_config.json").read_bytes() == before
+
+
+def test_a_bias_that_vanishes_is_a_loss(tmp_path: Path) -> None:
+    update = LowRank(np.zeros((6, 2), np.float32), plain().A, bias=np.full(6, 1e-10, np.float32))
+    formats.write(Adapter({"q": update}), tmp_path / "a")
+    with pytest.raises(AdapterError, match="more than rounding"):
+        convert(tmp_path / "a", tmp_path / "b", to="peft", dtype="float16")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -33,6 +33,8 @@ class Application:
         prefix = f"{component}." if component and not component.endswith(".") else component
         modules: dict[str, Any] = dict(model.named_modules())
         planned = [(_place_of(modules, site, prefix), update, site) for site, update in adapter.items()]
+        _check_places(planned)
+        planned = [(place, place.facing(update), site) for place, update, site in planned]
         for place, update, site in planned:
             _check_fit(place, update, site)
         self._kept: list[tuple[str, Any, Any, Any]] = []
@@ -62,6 +64,8 @@ class Application:
             moved = base.clone()
             view = part.of(moved, site)
             view.copy_((view.to(wide) + added.reshape(view.shape)).to(base.dtype))
+        if not bool(torch.isfinite(moved.float()).all()):
+            raise AdapterError("the sum is beyond the range of the weight's dtype", key=site, found=str(base.dtype))
         self._kept.append((site, weight, base, moved))
         weight.data = moved
 
@@ -104,9 +108,36 @@ class _Place:
     def view(self, site: str) -> Any:
         return self.weight if self.part is None else self.part.of(self.weight, site)
 
+    def facing(self, update: Update) -> Update:
+        """The update in this module's layout: PEFT states once for all sites what holds for GPT-2's Conv1D alone."""
+        is_linear = type(self.module).__name__ == "Linear" and type(self.module).__module__.startswith("torch.nn")
+        if is_linear and update.layer == "linear" and update.is_transposed and hasattr(update, "__dataclass_fields__"):
+            turned: Any = update
+            return cast("Update", replace(turned, is_transposed=False))
+        return update
+
     @property
     def is_conv1d_of_gpt2(self) -> bool:
         return type(self.module).__name__ == "Conv1D" and type(self.module).__module__.startswith("transformers")
+
+
+def _check_places(planned: list[tuple[_Place, Update, str]]) -> None:
+    """Each weight is changed once, is a plain parameter, and holds numbers that something can be added to."""
+    taken: dict[int, list[tuple[str, Part | None]]] = {}
+    for place, _, site in planned:
+        weight = place.weight
+        is_plain = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
+        if not is_plain or hasattr(place.module, "parametrizations") or hasattr(place.module, "weight_g"):
+            raise AdapterError(
+                "nothing can be added to this weight: it is quantised, parametrised or not there",
+                key=site,
+                expected="a plain weight of floating-point numbers",
+                found=f"{weight.dtype} on {weight.device}",
+            )
+        for other, part in taken.get(id(weight), []):
+            if part is None or place.part is None or part.overlaps(place.part):
+                raise AdapterError("two sites of the adapter are one weight of the model", key=site, found=other)
+        taken.setdefault(id(weight), []).append((site, place.part))
 
 
 def _as_numpy(tensor: Any, dtype: DTypeLike) -> NDArray[Any]:

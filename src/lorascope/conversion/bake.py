@@ -144,6 +144,9 @@ def _changes(
         checkpoint.check_places(adapter)
         for site, update in adapter.items():
             name, weight = checkpoint.name_of(site), checkpoint.weight(site)
+            if checkpoint.has_conv1d and update.is_transposed and update.layer == "linear":
+                # PEFT states once for all sites what holds for Conv1D alone
+                update = update if checkpoint.is_stored_transposed(site) else _turned(update, is_transposed=False)
             _check_fit(checkpoint, adapter, site, update, weight)
             if checkpoint.is_stored_transposed(site) and not update.is_transposed:
                 update = _turned(update)
@@ -152,7 +155,7 @@ def _changes(
                     "an update that is relative to the base weight has no multiples", key=site, found=f"weight {factor}"
                 )
             changes.setdefault(str(name), []).append(_Change(site, update, factor, is_bias=False))
-            bias = checkpoint.name_of(site, "bias")
+            bias = checkpoint.bias_of(site)
             if path_and_part(site)[1] is not None:
                 if update.bias is not None:
                     raise AdapterError("a part of a weight has no bias of its own", key=site)
@@ -187,10 +190,10 @@ def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
         )
 
 
-def _turned(update: Update) -> Update:
+def _turned(update: Update, *, is_transposed: bool = True) -> Update:
     """The update for a base that stores the weight as [in, out], whatever the configuration says, as PEFT does."""
-    if isinstance(update, LowRank | Structured):
-        return replace(update, is_transposed=True)
+    if isinstance(update, LowRank) or (isinstance(update, Structured) and update.kind != "full"):
+        return replace(update, is_transposed=is_transposed)
     raise AdapterError("the base stores this weight as [in, out]", found=update.kind)
 
 
@@ -203,7 +206,7 @@ def _check_fit(checkpoint: Checkpoint, adapter: Adapter, site: str, update: Upda
             found=weight.dtype.name,
             hint="bake into the unquantised base",
         )
-    if not checkpoint.is_fitting(site, update.base_shape):
+    if not checkpoint.is_fitting(site, update.base_shape, is_transposed=update.is_transposed):
         raise AdapterError(
             "the update does not fit the weight of the base",
             file=adapter.provenance.path,
@@ -214,11 +217,26 @@ def _check_fit(checkpoint: Checkpoint, adapter: Adapter, site: str, update: Upda
         )
 
 
+def _prefixes(checkpoint: Checkpoint, adapter: Adapter) -> set[tuple[str, str]]:
+    """What the base's names have in front instead of what the adapter's have: saved tensors follow the sites."""
+    found: set[tuple[str, str]] = set()
+    for site in adapter:
+        path, _ = path_and_part(site)
+        name = (checkpoint.name_of(site) or "").removesuffix(".weight")
+        if name.endswith(path):
+            found.add(("", name[: len(name) - len(path)]))
+        elif path.endswith(name):
+            found.add((path[: len(path) - len(name)], ""))
+    return found
+
+
 def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, NDArray[Any]]:
     found: dict[str, NDArray[Any]] = {}
+    prefixes = _prefixes(checkpoint, adapter)
     for key, tensor in adapter.leftovers.items():
-        path, _, ending = key.removeprefix("base_model.model.").replace(".base_layer.", ".").rpartition(".")
-        name = checkpoint.name_of(path, ending) if path else None
+        path = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        names = {added + path.removeprefix(removed) for removed, added in prefixes if path.startswith(removed)}
+        name = next((one for one in sorted(names) if one in checkpoint.tensors), None)
         if name is not None and checkpoint.tensors[name].shape == tensor.shape and is_floating(tensor):
             found[name] = tensor.astype(checkpoint.tensors[name].dtype)
         elif not is_loss_allowed:
@@ -276,8 +294,16 @@ def _add(total: NDArray[Any], change: _Change) -> None:
     else:
         needs_base = update.needs in ("base shape", "base weight")
         delta = update.delta_weight(np.float64, base=target if needs_base else None)
-    if delta is not None:
-        target += change.factor * delta.reshape(target.shape)
+    if delta is None:
+        return
+    if delta.shape != target.shape and (delta.ndim == target.ndim or delta.size != target.size):
+        raise AdapterError(
+            "the update does not fit the weight of the base",
+            key=change.site,
+            expected=list(delta.shape),
+            found=list(target.shape),
+        )
+    target += change.factor * delta.reshape(target.shape)
 
 
 @contextmanager

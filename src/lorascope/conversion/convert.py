@@ -45,7 +45,7 @@ def convert(
 
     Args:
         source: a path, a hub id, or an adapter.
-        target: a folder for formats that are folders (PEFT, MLX), else a file; one that is there is replaced.
+        target: a new folder for formats that are folders (PEFT, MLX), else a file; a file that is there is replaced.
         to: the name of a format that this version writes.
         source_format, scale, mapping: as for ``lorascope.read``.
         dtype: of the factors written, such as ``"float16"``; as stored if None.
@@ -85,6 +85,8 @@ def convert(
     if path.exists() and path.is_dir() != (member.is_folder or (path.is_dir() and to == "diffusers")):
         kind_of = "folder" if member.is_folder else "file"
         raise OutputError(f"{to} is written as a {kind_of}", file=path, found="a folder" if path.is_dir() else "a file")
+    if path.is_dir() and any(path.iterdir()):  # files of another adapter would be left beside the new ones
+        raise OutputError("the folder is not empty", file=path, hint="give a new name")
     with staged(path) as temporary:
         _write(plan, temporary, member, kind)
         written = formats.read(temporary, format=to)

@@ -60,6 +60,21 @@ class LossReport:
 
 
 def error_of(before: Update, after: Update) -> tuple[float, float]:
+    """As ``_error_of_weights``, with the change of the bias counted in.
+
+    Raises:
+        AdapterError: where the shapes differ, or only one of them is relative to the base.
+    """
+    error, norm = _error_of_weights(before, after)
+    one, two = before.delta_bias(np.float64), after.delta_bias(np.float64)
+    if one is None and two is None:
+        return error, norm
+    left = np.zeros(1) if one is None else one
+    moved = left - (np.zeros(1) if two is None else two)
+    return math.hypot(error, float(np.linalg.norm(moved))), math.hypot(norm, float(np.linalg.norm(left)))
+
+
+def _error_of_weights(before: Update, after: Update) -> tuple[float, float]:
     """‖ΔW' − ΔW‖_F and ‖ΔW‖_F of two updates of one site, in float64.
 
     Of updates that are relative to the base weight, the stored tensors are compared, role by role, since ΔW is not

@@ -169,9 +169,22 @@ class Checkpoint:
         weight = self.tensors[name]
         return weight if part is None else part.of(weight, site)
 
+    def bias_of(self, site: str) -> str | None:
+        """The name of the bias beside a site's weight, or None; never one of another module."""
+        name = self.name_of(site)
+        if name is None or not name.endswith(".weight"):
+            return None
+        bias = name.removesuffix("weight") + "bias"
+        return bias if bias in self.tensors else None
+
     def is_stored_transposed(self, site: str) -> bool:
         """Whether the base keeps this layer as [in, out]: the Conv1D of GPT-2 and its kin."""
         return self.model_type in _CONV1D_MODELS and site.rpartition(".")[2] in _CONV1D_LAYERS
+
+    @property
+    def has_conv1d(self) -> bool:
+        """Whether the model is one whose layers are partly Conv1D, as far as config.json tells."""
+        return self.model_type in _CONV1D_MODELS
 
     @cached_property
     def model_type(self) -> str | None:
@@ -183,16 +196,17 @@ class Checkpoint:
         value, _ = read_config(config)
         return text_or_none(value, "model_type")
 
-    def is_fitting(self, site: str, base_shape: tuple[int, ...]) -> bool:
+    def is_fitting(self, site: str, base_shape: tuple[int, ...], *, is_transposed: bool = False) -> bool:
         """Whether an update for a weight of ``base_shape`` (−1: any) fits the weight of the site.
 
-        A convolution's weight may be given as a matrix, and a Conv1D's as [out, in], as PEFT takes them.
+        A convolution's weight may be given as a matrix, and a Conv1D's as [out, in], as PEFT takes them, unless the
+        update ``is_transposed`` already.
         """
         found: tuple[int, ...] = self.weight(site).shape
         candidates = [found]
         if len(found) > 2:
             candidates.append((found[0], math.prod(found[1:])))
-        if self.is_stored_transposed(site):
+        if self.is_stored_transposed(site) and not is_transposed:
             candidates.append(found[::-1])
         return any(
             len(base_shape) == len(shape) and all(e in (-1, f) for e, f in zip(base_shape, shape, strict=True))

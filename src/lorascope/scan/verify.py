@@ -159,7 +159,7 @@ def _against(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
         except AdapterError as error:
             yield Finding("base-ambiguous", "error", _text(error), site, error.hint)
             continue
-        if not base.is_fitting(site, update.base_shape):
+        if not base.is_fitting(site, update.base_shape, is_transposed=update.is_transposed):
             yield Finding(
                 "base-shape",
                 "error",
