@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,13 @@ def test_a_shape_of_gigabytes_is_refused_before_it_is_allocated(name: str) -> No
     with pytest.raises(AdapterError):
         update.resolved((1 << 20, 1 << 20)).delta_weight(np.float64, base=None)  # type: ignore[attr-defined]
     assert sample
+
+
+@pytest.mark.parametrize(("name", "index"), CASES)
+def test_a_base_that_is_stored_the_other_way_round_changes_the_same_way(name: str, index: int) -> None:
+    """``is_transposed`` says how the base lies, and nothing else: ΔW of the turned base is ΔWᵀ."""
+    update, base = made(name, index)
+    if update.layer != "linear" or update.kernel or base.ndim != 2 or name == "full":
+        return  # nothing else is stored in two ways; a full difference lies as the base does
+    turned = replace(update, is_transposed=not update.is_transposed)  # type: ignore[type-var]
+    close(turned.delta_weight(np.float64, base=base.T).T, update.delta_weight(np.float64, base=base))

@@ -31,7 +31,7 @@ class HiRA(Relative):
     product: LowRank
 
     def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        factor = as_matrix(self.product.delta_weight(base.dtype), is_transposed=self.is_transposed)
+        factor = as_matrix(self.product.delta_weight(base.dtype), is_transposed=self.product.is_transposed)
         return base + base * factor
 
 
