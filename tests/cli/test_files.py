@@ -115,3 +115,37 @@ def test_formats_lists_both_registries() -> None:
     assert names["peft"]["reads"] and "lora" in names["peft"]["writes"]
     assert {"lora", "dora", "loha"} <= {one["name"] for one in value["kinds"]}
     assert "peft" in run("formats").stdout and "(w1_a w1_b)" in run("formats", "--kinds").stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_verb_that_is_asked_to_stop_leaves_nothing_half_done(name: str, adapter: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    tensors = {f"model.{site}.weight": np.zeros((6, 4), np.float32) for site in "qv"}
+    safetensors.numpy.save_file(tensors, base / "model.safetensors")
+    script = f"""
+import os, signal, sys, time
+from lorascope import cli
+import lorascope.conversion.bake
+def slow(*arguments, **options):
+    assert any(path.endswith(".tmp") for path in os.listdir({str(tmp_path)!r}))
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(60)
+sys.modules["lorascope.conversion.bake"].write_streamed = slow
+sys.argv = ["lorascope", "bake", {str(base)!r}, {str(adapter)!r}, "-o", {str(tmp_path / "out")!r}]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "base"}
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored() -> None:
+    script = """
+import os, signal
+from lorascope.cli.interruption import stop_in_order
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+stop_in_order()
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

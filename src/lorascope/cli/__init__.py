@@ -1,6 +1,6 @@
 """The command line: each verb in its own file, parses, calls one function of the library, prints one way.
 
-Exit codes: 0 fine, 1 findings, 2 could not.
+Exit codes: 0 fine, 1 findings, 2 could not, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ def _register() -> None:
 
 def main() -> None:
     """The entry point of the ``lorascope`` command."""
+    from lorascope.cli.interruption import stop_in_order
     from lorascope.cli.output import print_error
 
     try:
+        stop_in_order()
         app()
+    except KeyboardInterrupt:  # before a verb has begun, or while it ends
+        sys.exit(130)
     except LorascopeError as error:
         print_error(error, as_json="--json" in sys.argv)
         sys.exit(2)
