@@ -206,3 +206,68 @@ def test_a_linear_layer_beside_conv1d_is_not_transposed() -> None:
     with Adapter({"0": update}).apply_to(model):
         change = (model[0].weight.data - before).numpy()
     np.testing.assert_allclose(change, update.B @ update.A, rtol=1e-5, atol=1e-6)
+
+
+class Holder(torch.nn.Module):
+    """Modules under the names given."""
+
+    def __init__(self, **modules: torch.nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def test_a_wrapper_around_the_model_may_be_there_or_not_and_another_tower_is_another_place() -> None:
+    def model() -> torch.nn.Module:
+        return Holder(layers=torch.nn.ModuleList([Holder(q=torch.nn.Linear(4, 3, bias=False))]))
+
+    update = LowRank(*factors(3, 4))
+    expected = torch.as_tensor(update.delta_weight(np.float32))
+    for whole, site in ((model(), "model.layers.0.q"), (Holder(model=model()), "layers.0.q")):
+        linear = next(one for one in whole.modules() if isinstance(one, torch.nn.Linear))
+        before = linear.weight.data
+        with Adapter({site: update}).apply_to(whole):
+            torch.testing.assert_close(linear.weight.data - before, expected)
+    for whole, site in ((model(), "vision_tower.layers.0.q"), (Holder(vision_tower=model()), "layers.0.q")):
+        with pytest.raises(AdapterError, match="the model has no such layer"):
+            Adapter({site: update}).apply_to(whole)
+    both = Holder(model=model(), bert=model())
+    with pytest.raises(AdapterError, match="several layers of the model fit"):
+        Adapter({"layers.0.q": update}).apply_to(both)
+
+
+@pytest.mark.parametrize("is_flagged", [False, True])
+@pytest.mark.parametrize("layout", ["open", "fixed", "stated"])
+def test_a_square_expert_is_stored_as_its_module_says(layout, is_flagged) -> None:
+    model = Holder(experts=torch.nn.Module())
+    model.experts.is_transposed = is_flagged
+    model.experts.down_proj = torch.nn.Parameter(torch.zeros(2, 2, 2))
+    update = LowRank(np.array([[1.0], [2.0]]), np.array([[1.0, 10.0]]), layout=layout)
+    with Adapter({"experts.down_proj[1]": update}).apply_to(model):
+        is_turned = is_flagged and layout != "fixed"
+        assert model.experts.down_proj[1].tolist() == ([[1, 2], [10, 20]] if is_turned else [[1, 10], [2, 20]])
+    model.experts.down_proj = torch.nn.Parameter(torch.zeros(2, 2, 3))
+    wide = LowRank(np.ones((3, 1)), np.ones((1, 2)), layout=layout)
+    if layout == "open" or (layout == "stated" and is_flagged):
+        with Adapter({"experts.down_proj[1]": wide}).apply_to(model):
+            assert model.experts.down_proj[1].tolist() == [[1, 1, 1], [1, 1, 1]]
+    else:
+        with pytest.raises(AdapterError, match="does not fit the weight of the model"):
+            Adapter({"experts.down_proj[1]": wide}).apply_to(model)
+
+
+def test_a_version_that_may_have_asked_the_module_or_not_is_in_doubt() -> None:
+    model = Holder(experts=torch.nn.Module())
+    model.experts.down_proj = torch.nn.Parameter(torch.zeros(2, 2, 2))
+    adapter = Adapter(
+        {"experts.down_proj[0]": LowRank(np.array([[1.0], [2.0]]), np.array([[1.0, 10.0]]), layout="unknown")}
+    )
+    with pytest.raises(AdapterError, match="fits either way round"):
+        adapter.apply_to(model)
+    with pytest.raises(AdapterError, match="no such layout"):
+        adapter.apply_to(model, layout="sideways")  # type: ignore[arg-type]
+    with adapter.apply_to(model, layout="in-out"):
+        assert model.experts.down_proj[0].tolist() == [[1, 2], [10, 20]]
+    model.experts.is_transposed = True  # [in, out] whether it was asked or not
+    with adapter.apply_to(model):
+        assert model.experts.down_proj[0].tolist() == [[1, 2], [10, 20]]

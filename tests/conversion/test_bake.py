@@ -129,26 +129,26 @@ def test_half_precision_is_rounded_once_and_said(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    base = {"a.q.weight": np.zeros((4, 3), np.float32), "b.q.weight": np.zeros((4, 3), np.float32)}
+    base = {"model.q.weight": np.zeros((4, 3), np.float32), "bert.q.weight": np.zeros((4, 3), np.float32)}
     safetensors.numpy.save_file({**base, "z.weight": np.zeros((2, 2), np.int8)}, tmp_path / "base.safetensors")
     update = LowRank(np.ones((4, 1)), np.ones((1, 3)))
     small = LowRank(np.ones((2, 1)), np.ones((1, 2)))
     for sites, text in (
         ({"q": update}, "several weights of the base fit this site"),
-        ({"a.k": update}, "the base model has no such layer"),
-        ({"a.q": small}, "does not fit the weight of the base"),
+        ({"model.k": update}, "the base model has no such layer"),
+        ({"model.q": small}, "does not fit the weight of the base"),
         ({"z": small}, "quantised"),
     ):
         with pytest.raises(AdapterError, match=text):
             bake(tmp_path / "base.safetensors", [Adapter(sites)], tmp_path / "out.safetensors")
         assert not (tmp_path / "out.safetensors").exists()
     with pytest.raises(AdapterError, match="no base model here"):
-        bake(tmp_path / "nothing", [Adapter({"a.q": update})], tmp_path / "out")
+        bake(tmp_path / "nothing", [Adapter({"model.q": update})], tmp_path / "out")
     (tmp_path / "there").mkdir()
     with pytest.raises(OutputError, match="already there"):
-        bake(tmp_path / "base.safetensors", [Adapter({"a.q": update})], tmp_path / "there")
+        bake(tmp_path / "base.safetensors", [Adapter({"model.q": update})], tmp_path / "there")
     with pytest.raises(OutputError):
-        bake(tmp_path / "base.safetensors", [Adapter({"a.q": update})], tmp_path / "base.safetensors")
+        bake(tmp_path / "base.safetensors", [Adapter({"model.q": update})], tmp_path / "base.safetensors")
 
 
 def test_saved_tensors_without_a_place_are_refused_or_left_out(tmp_path: Path) -> None:

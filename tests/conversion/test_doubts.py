@@ -123,12 +123,48 @@ def test_a_folded_scale_goes_into_the_inner_part_of_dora(tmp_path: Path) -> None
 
 def test_two_sites_on_one_weight_are_refused(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"layers.0.q.weight": np.zeros((6, 4), np.float32)}, tmp_path / "base.safetensors")
-    adapter = Adapter({"text.layers.0.q": plain(), "vision.layers.0.q": plain()})
+    adapter = Adapter({"model.layers.0.q": plain(), "base_model.layers.0.q": plain()})
     with pytest.raises(AdapterError, match="two sites of the adapter are one weight"):
         bake(tmp_path / "base.safetensors", [adapter], tmp_path / "out.safetensors")
     overlapping = Adapter({"layers.0.q[0:6]": plain(), "layers.0.q[5:6]": LowRank(np.ones((1, 1)), np.ones((1, 4)))})
     with pytest.raises(AdapterError, match="two sites of the adapter are one weight"):
         bake(tmp_path / "base.safetensors", [overlapping], tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("site", ["vision_tower.layers.0.q", "text.layers.0.q", "1.layers.0.q"])
+def test_a_site_of_another_tower_is_not_in_the_base(site: str, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    safetensors.numpy.save_file({"layers.0.q.weight": np.zeros((6, 4), np.float32)}, base)
+    with pytest.raises(AdapterError, match="no such layer") as caught:
+        bake(base, [Adapter({site: plain()})], tmp_path / "out.safetensors")
+    assert "layers.0.q.weight" in (caught.value.hint or "")
+    safetensors.numpy.save_file({f"{site}.weight": np.zeros((6, 4), np.float32)}, base)
+    with pytest.raises(AdapterError, match="no such layer"):
+        bake(base, [Adapter({"layers.0.q": plain()})], tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("wrapper", ["model", "base_model.model", "transformer", "module", "language_model.model"])
+def test_a_wrapper_around_the_model_may_be_there_or_not(wrapper: str, tmp_path: Path) -> None:
+    for stored, site in ((f"{wrapper}.layers.0.q", "layers.0.q"), ("layers.0.q", f"{wrapper}.layers.0.q")):
+        base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
+        out.unlink(missing_ok=True)
+        safetensors.numpy.save_file({f"{stored}.weight": np.zeros((6, 4), np.float32)}, base)
+        assert bake(base, [Adapter({site: plain()})], out).tensors == 1
+
+
+def test_a_component_of_a_pipeline_may_be_named_by_its_folder_or_not(tmp_path: Path) -> None:
+    for folder, name in (("unet", "mid.q"), ("text_encoder", "encoder.q"), ("text_encoder_2", "other.q")):
+        (tmp_path / "base" / folder).mkdir(parents=True)
+        weights = {f"{name}.weight": np.zeros((6, 4), np.float32)}
+        safetensors.numpy.save_file(weights, tmp_path / "base" / folder / "model.safetensors")
+    (tmp_path / "base" / "model_index.json").write_text("{}")
+    assert (
+        bake(tmp_path / "base", [Adapter({"unet.mid.q": plain(), "encoder.q": plain()})], tmp_path / "a").tensors == 2
+    )
+    alone = tmp_path / "base" / "text_encoder"
+    assert bake(alone, [Adapter({"text_encoder.encoder.q": plain()})], tmp_path / "b").tensors == 1
+    with pytest.raises(AdapterError, match="no such layer"):
+        bake(alone, [Adapter({"text_encoder_2.encoder.q": plain()})], tmp_path / "c")
 
 
 def test_scaled_and_one_byte_weights_are_no_place_to_add_to(tmp_path: Path) -> None:

@@ -267,6 +267,30 @@ def test_the_layout_of_experts_follows_the_version_and_the_base(
     assert {update.is_transposed for update in adapter.values()} == {is_transposed}
 
 
+@pytest.mark.parametrize(
+    ("version", "layout"),
+    [(None, "fixed"), ("0.18.1", "fixed"), ("0.18.2.dev0", "unknown"), ("0.19.0", "open"), ("0.21.2", "open")],
+)
+def test_how_experts_lie_is_fixed_by_old_versions_and_open_since(
+    peft_folder: Folder, version: Any, layout: str, tmp_path: Path
+) -> None:
+    adapter = formats.read(peft_folder(fused(3), {"target_parameters": ["experts.w"], "peft_version": version}))
+    assert {update.layout for update in adapter.values() if isinstance(update, LowRank)} == {layout}
+    formats.write(adapter.with_sites(dict(adapter)), tmp_path / "out")
+    again = formats.read(tmp_path / "out")
+    assert {update.layout for update in again.values() if isinstance(update, LowRank)} == {layout}
+
+
+def test_experts_of_two_layouts_are_not_written(tmp_path: Path) -> None:
+    update = LowRank(np.ones((3, 1)), np.ones((1, 3)))
+    turned = LowRank(np.ones((3, 1)), np.ones((1, 3)), is_transposed=True)
+    sites = {
+        f"experts.{name}[{e}]": one for name, one in (("gate_up_proj", update), ("down_proj", turned)) for e in (0, 1)
+    }
+    with pytest.raises(AdapterError, match="once for all experts how the base stores them"):
+        formats.write(Adapter(sites), tmp_path / "out")
+
+
 def test_nested_parameters_are_told_apart_where_that_can_be_known(peft_folder: Folder, tmp_path: Path) -> None:
     tensors = fused(2) | fused(2, out=6, in_=5, level=".base_layer")
     config = {"target_parameters": ["experts.down_proj", "experts.gate_up_proj"], "peft_version": "0.20.0"}

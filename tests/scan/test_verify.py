@@ -124,8 +124,11 @@ def test_sites_are_checked_against_the_base(tmp_path: Path, base: Checkpoint) ->
     assert "[7, 5]" in findings[0].text and "[6, 5]" in findings[0].text
 
 
-def test_savers_drop_and_add_leading_parts_of_names(tmp_path: Path, base: Checkpoint) -> None:
-    formats.write(Adapter({"layers.0.q": sound(), "outer.model.layers.1.q": sound()}), tmp_path / "a")
+def test_savers_drop_and_add_wrappers_in_front_of_names(tmp_path: Path, base: Checkpoint) -> None:
+    formats.write(Adapter({"layers.0.q": sound(), "base_model.model.layers.1.q": sound()}), tmp_path / "a")
     assert verify(tmp_path / "a", base=base) == []
     formats.write(Adapter({"q": sound()}), tmp_path / "b")
-    assert codes(verify(tmp_path / "b", base=base)) == [("base-ambiguous", "error")]
+    assert codes(verify(tmp_path / "b", base=base)) == [("base-missing", "error")]
+    tensors = {f"{wrapper}.q.weight": np.zeros((6, 5), np.float32) for wrapper in ("model", "bert")}
+    safetensors.numpy.save_file(tensors, tmp_path / "two.safetensors")
+    assert codes(verify(tmp_path / "b", base=tmp_path / "two.safetensors")) == [("base-ambiguous", "error")]

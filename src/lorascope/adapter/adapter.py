@@ -16,6 +16,7 @@ from lorascope.errors import AdapterError
 
 if TYPE_CHECKING:
     from lorascope.adapter.application import Application
+    from lorascope.adapter.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,14 @@ class Adapter(Mapping[str, Update]):
         """The same adapter with other updates; the original tensors no longer ride along."""
         return replace(self, sites=sites, original=None)
 
-    def apply_to(self, model: Any, *, component: str = "") -> Application:
+    def apply_to(self, model: Any, *, component: str = "", layout: Layout | None = None) -> Application:
         """Add ΔW to the weights of a PyTorch model, in place; the result takes it out again, exactly.
 
         Args:
             model: a ``torch.nn.Module``; each site must name a submodule with a ``weight`` of fitting shape.
             component: a prefix that the site names have and the model's module paths have not, such as
-            ``unet``.
+            ``unet``. Wrappers of frameworks (``model.``, ``base_model.``, ``module.``) need not be given.
+            layout: how the model stores square weights of which its modules do not tell it, "out-in" or "in-out".
 
         Raises:
             AdapterError: where a site is not in the model or does not fit; the model is then unchanged.
@@ -153,4 +155,4 @@ class Adapter(Mapping[str, Update]):
         """
         from lorascope.adapter.application import Application
 
-        return Application(self, model, component=component)
+        return Application(self, model, component=component, layout=layout)

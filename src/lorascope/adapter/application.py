@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lorascope.adapter.layout import UNFLAGGED_CLASSES, Layout, Spot, settled
+from lorascope.adapter.paths import Paths, alike
 from lorascope.adapter.site import Part, path_and_part
 from lorascope.errors import AdapterError, MissingExtraError
 
@@ -22,21 +25,24 @@ class Application:
 
     The base weights are kept, not recomputed by subtraction, so taking the adapter out is exact in any dtype.
     The sum is formed in float32 (float64 for float64 weights) and rounded once to the dtype of the weight.
-    Applications on one model nest: the last put in comes out first.
+    Applications on one model nest: the last put in comes out first. Which way round a weight is stored is told by
+    the module: its class, and the flag ``is_transposed`` of experts.
     """
 
-    def __init__(self, adapter: Adapter, model: Any, *, component: str = "") -> None:
+    def __init__(self, adapter: Adapter, model: Any, *, component: str = "", layout: Layout | None = None) -> None:
         try:
             import torch
         except ImportError as error:
             raise MissingExtraError.of("torch", "learn", "putting an adapter into a model") from error
         prefix = f"{component}." if component and not component.endswith(".") else component
         modules: dict[str, Any] = dict(model.named_modules())
-        planned = [(_place_of(modules, site, prefix), update, site) for site, update in adapter.items()]
-        _check_places(planned)
-        planned = [(place, place.facing(update), site) for place, update, site in planned]
-        for place, update, site in planned:
-            _check_fit(place, update, site)
+        paths = Paths(modules)
+        places = {site: _place_of(modules, paths, site, prefix) for site in adapter}
+        _check_places(places)
+        spots = {site: place.spot(site) for site, place in places.items()}
+        file = adapter.provenance.path
+        updates = settled(adapter, spots, of="model", given=layout, file=file)
+        planned = [(places[site], update, site) for site, update in updates.items()]
         self._kept: list[tuple[str, Any, Any, Any]] = []
         try:
             for place, update, site in planned:
@@ -108,23 +114,27 @@ class _Place:
     def view(self, site: str) -> Any:
         return self.weight if self.part is None else self.part.of(self.weight, site)
 
-    def facing(self, update: Update) -> Update:
-        """The update in this module's layout: PEFT states once for all sites what holds for GPT-2's Conv1D alone."""
-        is_linear = type(self.module).__name__ == "Linear" and type(self.module).__module__.startswith("torch.nn")
-        if is_linear and update.layer == "linear" and update.is_transposed and hasattr(update, "__dataclass_fields__"):
-            turned: Any = update
-            return cast("Update", replace(turned, is_transposed=False))
-        return update
+    def spot(self, site: str) -> Spot:
+        """What the module tells of the layout of its weight."""
+        shape = tuple(self.view(site).shape)
+        if self.part is not None and self.part.end is None:
+            is_flagged = bool(getattr(self.module, "is_transposed", False))
+            is_in_out = is_flagged or type(self.module).__name__ in UNFLAGGED_CLASSES
+            return Spot(shape, "expert", is_in_out, is_flagged)
+        if _is_a(self.module, "Conv1D", "transformers"):
+            return Spot(shape, "conv1d", is_in_out=True)
+        return Spot(shape, is_in_out=False if _is_a(self.module, "Linear", "torch.nn") else None)
 
-    @property
-    def is_conv1d_of_gpt2(self) -> bool:
-        return type(self.module).__name__ == "Conv1D" and type(self.module).__module__.startswith("transformers")
+
+def _is_a(module: Any, name: str, package: str) -> bool:
+    """Whether a module is of a class, which need not be importable."""
+    return any(one.__name__ == name and one.__module__.startswith(package) for one in type(module).__mro__)
 
 
-def _check_places(planned: list[tuple[_Place, Update, str]]) -> None:
+def _check_places(places: Mapping[str, _Place]) -> None:
     """Each weight is changed once, is a plain parameter, and holds numbers that something can be added to."""
     taken: dict[int, list[tuple[str, Part | None]]] = {}
-    for place, _, site in planned:
+    for site, place in places.items():
         weight = place.weight
         is_plain = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
         if not is_plain or hasattr(place.module, "parametrizations") or hasattr(place.module, "weight_g"):
@@ -146,30 +156,27 @@ def _as_numpy(tensor: Any, dtype: DTypeLike) -> NDArray[Any]:
 
 
 def _delta_at(place: _Place, update: Update, site: str, dtype: DTypeLike) -> NDArray[Any]:
-    is_turned = place.is_conv1d_of_gpt2 and not update.is_transposed
-    base: NDArray[Any] | None = None
-    if update.needs in ("base shape", "base weight"):
-        base = _as_numpy(place.view(site), dtype)
-        base = base.T if is_turned else base
+    needs_base = update.needs in ("base shape", "base weight")
     try:
-        delta = update.delta_weight(dtype, base=base)
+        return update.delta_weight(dtype, base=_as_numpy(place.view(site), dtype) if needs_base else None)
     except AdapterError as error:
         error.key = error.key or site
         raise
-    return delta.T if is_turned else delta
 
 
-def _place_of(modules: dict[str, Any], site: str, prefix: str) -> _Place:
+def _place_of(modules: Mapping[str, Any], paths: Paths, site: str, prefix: str) -> _Place:
     path, part = path_and_part(site[len(prefix) :] if prefix and site.startswith(prefix) else site)
-    module = modules.get(path)
+    found = paths.find(path)
+    if len(found) > 1:
+        raise AdapterError("several layers of the model fit this site", key=site, found=", ".join(found[:3]))
+    module = modules[found[0]] if found else None
     if module is not None and hasattr(module, "weight"):
         return _Place(module, module.weight, part)
     above, _, name = path.rpartition(".")  # a fused parameter is named itself, not by a module
-    parameter = getattr(modules.get(above), name, None)
-    if module is None and part is not None and hasattr(parameter, "dtype"):
-        return _Place(modules[above], parameter, part)
-    tail = path.rsplit(".", 1)[-1]
-    like = [name for name in modules if name.rsplit(".", 1)[-1] == tail][:2]
+    owners = [modules[one] for one in paths.find(above)] if module is None and part is not None else []
+    if len(owners) == 1 and hasattr(getattr(owners[0], name, None), "dtype"):
+        return _Place(owners[0], getattr(owners[0], name), part)
+    like = alike(path, modules)
     raise AdapterError(
         "the model has no such layer",
         key=site,
@@ -179,22 +186,3 @@ def _place_of(modules: dict[str, Any], site: str, prefix: str) -> _Place:
         if like
         else "is this the base that the adapter was made for?",
     )
-
-
-def _check_fit(place: _Place, update: Update, site: str) -> None:
-    weight = place.view(site)
-    found: tuple[int, ...] = tuple(weight.shape)
-    expected = update.base_shape
-    if place.is_conv1d_of_gpt2 and not update.is_transposed:  # PEFT transposes for it whatever the config says
-        found = found[::-1]
-    if len(found) > 2 and len(expected) == 2 and not update.is_transposed:  # a kernel that only the base knows
-        found = tuple(weight.flatten(1).shape)
-    fits = len(found) == len(expected) and all(e in (-1, f) for e, f in zip(expected, found, strict=True))
-    if not fits:
-        raise AdapterError(
-            "the update does not fit the weight of the model",
-            key=site,
-            expected=f"a weight of shape {list(update.base_shape)}",
-            found=list(weight.shape),
-            hint="is this the base that the adapter was made for?",
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -77,6 +77,9 @@ class LowRank:
         layer: the kind of the base layer.
         kernel: for a convolution, the shape (channels, *kernel) whose product is ``in``; else empty.
         is_transposed: whether the base stores its weight as [in, out] (GPT-2's Conv1D, embeddings).
+        layout: how sure that is of a linear layer: "stated" of all layers at once, so that the base's own layer
+            decides; "open" where nothing in the file tells, and PEFT asks the base; "unknown" where it is not known
+            whether PEFT asked it; "fixed" where the update is in the base's own layout.
         alpha: what the file says; a fact, never used.
         keys: the names of B and A in the file, for messages.
         bias: [out], where the layer's bias changes too, by scale · bias.
@@ -101,6 +104,7 @@ class LowRank:
     alpha: float | None = None
     keys: tuple[str, str] = ("B", "A")
     bias: NDArray[Any] | None = None
+    layout: Literal["stated", "open", "unknown", "fixed"] = "stated"
 
     kind: ClassVar[str] = "lora"
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 if TYPE_CHECKING:
     from lorascope.adapter import Adapter
+    from lorascope.adapter.layout import Layout
 
 
 def bake(
@@ -40,6 +41,14 @@ def bake(
             help="Leave out saved tensors without a place in the base, and take doubtful updates as read.",
         ),
     ] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="How the base stores square weights that neither it nor the adapters tell of: out-in "
+            "(torch.nn.Linear) or in-out (GPT-2's Conv1D, experts of GPT-OSS).",
+            show_default="none",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
     """Fold adapters into a checkpoint, W + Σ ΔW, one tensor in memory at a time.
@@ -57,6 +66,7 @@ def bake(
             output,
             weights=weight or None,
             is_loss_allowed=allow_loss,
+            layout=cast("Layout | None", layout),  # checked where it is used
             on_tensor=lambda count, total: advance(1),
         )
     if as_json:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope import formats
-from lorascope.adapter import Adapter, LowRank, Structured, Update
+from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.adapter.layout import Layout, Spot, settled
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
 from lorascope.errors import AdapterError, OutputError
@@ -58,6 +59,7 @@ def bake(
     *,
     weights: Sequence[float] | None = None,
     is_loss_allowed: bool = False,
+    layout: Layout | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> BakeReport:
     """Fold adapters into the checkpoint ``base`` and write it to ``output``.
@@ -70,10 +72,13 @@ def bake(
         weights: a factor for each adapter, 1 if left out; only additive updates take another.
         is_loss_allowed: leave out tensors of the adapters that have no place in the base, and take updates that are in
             doubt as they were read, instead of refusing.
+        layout: how the base stores square weights of which neither it nor the adapters tell it: "out-in" as
+            ``torch.nn.Linear``, "in-out" as GPT-2's Conv1D and the experts of GPT-OSS.
         on_tensor: told after each tensor how many are written, and of how many.
 
     Raises:
-        AdapterError: where a site or a saved tensor is not in the base, does not fit it, or the base is quantised.
+        AdapterError: where a site or a saved tensor is not in the base, does not fit it, or fits it either way round
+            and nothing tells which; where the base is quantised.
         OutputError: where the output cannot be written; nothing is left behind.
     """
     source = Path(base)
@@ -82,7 +87,7 @@ def bake(
     factors = list(weights) if weights is not None else [1.0] * len(loaded)
     if len(factors) != len(loaded):
         raise AdapterError("one weight for each adapter", expected=len(loaded), found=len(factors))
-    changes, replaced = _changes(checkpoint, loaded, factors, is_loss_allowed=is_loss_allowed)
+    changes, replaced = _changes(checkpoint, loaded, factors, is_loss_allowed=is_loss_allowed, layout=layout)
     tally = _Tally()
     with _opened(source, Path(output), checkpoint) as targets:
         done, metadata = 0, checkpoint.metadata
@@ -134,7 +139,12 @@ class _Tally:
 
 
 def _changes(
-    checkpoint: Checkpoint, adapters: Sequence[Adapter], factors: Sequence[float], *, is_loss_allowed: bool
+    checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
+    factors: Sequence[float],
+    *,
+    is_loss_allowed: bool,
+    layout: Layout | None,
 ) -> tuple[dict[str, list[_Change]], dict[str, NDArray[Any]]]:
     """Tensor name → what is added to it, and tensor name → what takes its place; everything is checked first."""
     changes: dict[str, list[_Change]] = {}
@@ -142,14 +152,13 @@ def _changes(
     for adapter, factor in zip(adapters, factors, strict=True):
         _check_doubts(adapter, is_loss_allowed=is_loss_allowed)
         checkpoint.check_places(adapter)
-        for site, update in adapter.items():
-            name, weight = checkpoint.name_of(site), checkpoint.weight(site)
-            if checkpoint.has_conv1d and update.is_transposed and update.layer == "linear":
-                # PEFT states once for all sites what holds for Conv1D alone
-                update = update if checkpoint.is_stored_transposed(site) else _turned(update, is_transposed=False)
-            _check_fit(checkpoint, adapter, site, update, weight)
-            if checkpoint.is_stored_transposed(site) and not update.is_transposed:
-                update = _turned(update)
+        for site in adapter:
+            _check_addable(checkpoint, adapter, site)
+        spots = {site: checkpoint.spot(site) for site in adapter}
+        updates = settled(adapter, spots, given=layout, file=adapter.provenance.path)
+        for site, update in updates.items():
+            name = checkpoint.name_of(site)
+            _check_layout(site, update, spots[site])
             if update.needs == "base weight" and factor != 1.0:
                 raise AdapterError(
                     "an update that is relative to the base weight has no multiples", key=site, found=f"weight {factor}"
@@ -190,15 +199,15 @@ def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
         )
 
 
-def _turned(update: Update, *, is_transposed: bool = True) -> Update:
-    """The update for a base that stores the weight as [in, out], whatever the configuration says, as PEFT does."""
-    if isinstance(update, LowRank) or (isinstance(update, Structured) and update.kind != "full"):
-        return replace(update, is_transposed=is_transposed)
-    raise AdapterError("the base stores this weight as [in, out]", found=update.kind)
+def _check_layout(site: str, update: Update, spot: Spot) -> None:
+    """A full difference is in the layout of a linear layer, and is not turned."""
+    if spot.is_in_out and spot.kind != "expert" and update.kind == "full" and not update.is_transposed:
+        raise AdapterError("the base stores this weight as [in, out]", key=site, found=update.kind)
 
 
-def _check_fit(checkpoint: Checkpoint, adapter: Adapter, site: str, update: Update, weight: NDArray[Any]) -> None:
-    if not is_floating(weight) or weight.dtype.itemsize == 1 or checkpoint.is_quantised(site):
+def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
+    weight = checkpoint.weight(site)
+    if not _is_addable(weight) or checkpoint.is_quantised(site):
         raise AdapterError(
             "the base weight is quantised, so nothing can be added to it exactly",
             file=adapter.provenance.path,
@@ -206,15 +215,10 @@ def _check_fit(checkpoint: Checkpoint, adapter: Adapter, site: str, update: Upda
             found=weight.dtype.name,
             hint="bake into the unquantised base",
         )
-    if not checkpoint.is_fitting(site, update.base_shape, is_transposed=update.is_transposed):
-        raise AdapterError(
-            "the update does not fit the weight of the base",
-            file=adapter.provenance.path,
-            key=site,
-            expected=f"a weight of shape {list(update.base_shape)}",
-            found=list(weight.shape),
-            hint="is this the base that the adapter was made for?",
-        )
+
+
+def _is_addable(weight: NDArray[Any]) -> bool:
+    return is_floating(weight) and weight.dtype.itemsize > 1
 
 
 def _prefixes(checkpoint: Checkpoint, adapter: Adapter) -> set[tuple[str, str]]:
@@ -237,8 +241,10 @@ def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: 
         path = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         names = {added + path.removeprefix(removed) for removed, added in prefixes if path.startswith(removed)}
         name = next((one for one in sorted(names) if one in checkpoint.tensors), None)
-        if name is not None and checkpoint.tensors[name].shape == tensor.shape and is_floating(tensor):
-            found[name] = tensor.astype(checkpoint.tensors[name].dtype)
+        stored = None if name is None else checkpoint.tensors[name]
+        is_fitting = stored is not None and stored.shape == tensor.shape and is_floating(tensor)
+        if name is not None and stored is not None and is_fitting and _is_addable(stored):
+            found[name] = _cast(tensor, stored.dtype, name)
         elif not is_loss_allowed:
             raise AdapterError(
                 "a saved tensor of the adapter has no place in the base",
@@ -248,6 +254,14 @@ def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: 
                 hint="leave it out with --allow-loss",
             )
     return found
+
+
+def _cast(tensor: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        result = tensor.astype(dtype)
+    if not bool(np.isfinite(result.astype(np.float32)).all()):
+        raise AdapterError("a saved tensor is beyond the range of the base's dtype", key=name, found=dtype.name)
+    return result
 
 
 def _baked(

@@ -4,12 +4,12 @@
     <folder>/{unet,transformer,text_encoder,…}/…        a diffusers pipeline: the folder is the component's prefix
 
 A site names a module; its weight is looked for under ``<site>.weight``, under ``<site>`` itself (a fused parameter),
-and under the one name that differs from these only by leading parts (``model.``, ``bert.``), which savers add and drop.
+and under the one name that differs from these only by wrappers in front (``model.``, ``bert.``), which savers add and
+drop, and by the folder of a pipeline's component.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,15 +20,24 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from lorascope.adapter.layout import CONV1D_LAYERS, Spot
+from lorascope.adapter.paths import Paths, alike
 from lorascope.adapter.site import Part, path_and_part
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import mapping, read_config, text_or_none
+from lorascope.formats.base_facts import (
+    HEADS,
+    BaseFacts,
+    are_experts_flagged,
+    are_experts_stored_in_out,
+    base_facts,
+    conv1d_by_biases,
+    is_conv1d_stored_in_out,
+)
+from lorascope.formats.config_file import mapping, read_config
 from lorascope.formats.contents import Tensors
 from lorascope.formats.safetensors_file import read_safetensors
 
 _MAX_INDEX = 64 << 20  # bytes: an index names every tensor of the base
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
-_CONV1D_LAYERS = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Checkpoint:
         files: the weights files, in order, with the prefix that their tensors' names get.
         tensors: name → tensor, a view of its mapped file.
         names: file → the names of its tensors as the file has them.
+        metadata: file → the metadata in its header.
     """
 
     path: Path
@@ -84,41 +94,18 @@ class Checkpoint:
             AdapterError: where several names fit equally well.
         """
         path, _ = path_and_part(site)
-        exact = [f"{path}.{ending}", *([path] if ending == "weight" else [])]
-        for name in exact:
-            if name in self.tensors:
-                return name
-        for name in exact:
-            found = self._by_tail(name)
+        for name in (f"{path}.{ending}", *([path] if ending == "weight" else [])):
+            found = self._paths.find(name)
             if len(found) > 1:
-                raise AdapterError(
-                    "several weights of the base fit this site", key=site, found=", ".join(sorted(found)[:3])
-                )
+                raise AdapterError("several weights of the base fit this site", key=site, found=", ".join(found[:3]))
             if found:
                 return found[0]
         return None
 
-    def _by_tail(self, name: str) -> list[str]:
-        """Names that equal this one up to leading parts on either side."""
-        longer = [one for one in self._tails.get(name, ()) if one != name]
-        if longer:
-            return longer
-        parts = name.split(".")
-        for start in range(1, len(parts) - 1):
-            tail = ".".join(parts[start:])
-            if tail in self.tensors:
-                return [tail]
-        return []
-
     @cached_property
-    def _tails(self) -> dict[str, list[str]]:
-        """Names without their first parts → the whole names."""
-        found: dict[str, list[str]] = {}
-        for name in self.tensors:
-            parts = name.split(".")
-            for start in range(1, min(len(parts) - 1, 4)):
-                found.setdefault(".".join(parts[start:]), []).append(name)
-        return found
+    def _paths(self) -> Paths:
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return Paths(self.tensors, {*(prefix.removesuffix(".") for prefix in self.files.values()), folder.name} - {""})
 
     def has(self, site: str) -> bool:
         """Whether exactly one weight of the base fits the site's name."""
@@ -177,52 +164,58 @@ class Checkpoint:
         bias = name.removesuffix("weight") + "bias"
         return bias if bias in self.tensors else None
 
-    def is_stored_transposed(self, site: str) -> bool:
-        """Whether the base keeps this layer as [in, out]: the Conv1D of GPT-2 and its kin."""
-        return self.model_type in _CONV1D_MODELS and site.rpartition(".")[2] in _CONV1D_LAYERS
+    def spot(self, site: str) -> Spot:
+        """What is known of the base at a site: the shape, and which way round the weight is stored.
 
-    @property
-    def has_conv1d(self) -> bool:
-        """Whether the model is one whose layers are partly Conv1D, as far as config.json tells."""
-        return self.model_type in _CONV1D_MODELS
+        Raises:
+            AdapterError: where the base has no such weight.
+        """
+        shape = tuple(self.weight(site).shape)
+        path, part = path_and_part(site)
+        types = self._types_at(site)
+        if part is not None and part.end is None:
+            return Spot(shape, "expert", are_experts_stored_in_out(types), are_experts_flagged(types))
+        conv1d = is_conv1d_stored_in_out(types, self._conv1d_by_biases)
+        if path.rpartition(".")[2] in CONV1D_LAYERS:
+            return Spot(shape, "conv1d", conv1d)
+        return Spot(shape, is_in_out=False if types or conv1d else None)
 
     @cached_property
-    def model_type(self) -> str | None:
-        """What config.json beside the weights calls the model, or None."""
-        folder = self.path if self.path.is_dir() else self.path.parent
-        config = folder / "config.json"
-        if not config.is_file():
-            return None
-        value, _ = read_config(config)
-        return text_or_none(value, "model_type")
+    def _conv1d_by_biases(self) -> bool | None:
+        return conv1d_by_biases(self.tensors)
 
-    def is_fitting(self, site: str, base_shape: tuple[int, ...], *, is_transposed: bool = False) -> bool:
-        """Whether an update for a weight of ``base_shape`` (−1: any) fits the weight of the site.
+    def _types_at(self, site: str) -> frozenset[str]:
+        """The model types of the component that a site is in, as config.json beside its weights tells."""
+        name = self.name_of(site) or ""
+        facts = [one for prefix, one in self._facts.items() if name.startswith(prefix)]
+        return frozenset[str]().union(*(one.types for one in facts))
 
-        A convolution's weight may be given as a matrix, and a Conv1D's as [out, in], as PEFT takes them, unless the
-        update ``is_transposed`` already.
-        """
-        found: tuple[int, ...] = self.weight(site).shape
-        candidates = [found]
-        if len(found) > 2:
-            candidates.append((found[0], math.prod(found[1:])))
-        if self.is_stored_transposed(site) and not is_transposed:
-            candidates.append(found[::-1])
-        return any(
-            len(base_shape) == len(shape) and all(e in (-1, f) for e, f in zip(base_shape, shape, strict=True))
-            for shape in candidates
-        )
+    @property
+    def is_head_tied(self) -> bool | None:
+        """Whether config.json says that the head is the embedding, None where it says nothing of it."""
+        ties = [one.is_head_tied for one in self._facts.values() if one.is_head_tied is not None]
+        return any(ties) if ties else None
+
+    @cached_property
+    def _facts(self) -> dict[str, BaseFacts]:
+        folders = {prefix: file.parent for file, prefix in self.files.items()}
+        return {prefix: base_facts(folder / "config.json") for prefix, folder in folders.items()}
 
     def _missing(self, site: str) -> AdapterError:
         path, _ = path_and_part(site)
-        tail = "." + ".".join(path.split(".")[-2:]) + ".weight"
-        like = [name for name in self.tensors if name.endswith(tail)][:2]
+        names = {name.removesuffix(".weight"): name for name in self.tensors}
+        like = [names[one] for one in alike(path, names)]
+        hint = "is this the base that the adapter was made for?"
+        if like:
+            hint = f"the base has {', '.join(like)}; only wrappers in front (model., module. …) may differ"
+        elif path.rpartition(".")[2] in HEADS and self.is_head_tied is not False:
+            hint = "its head may be tied to the embedding: untie the base first, and save it with a head of its own"
         return AdapterError(
             "the base model has no such layer",
             file=self.path,
             key=site,
             expected="a module path of the base",
-            hint=f"the base has {', '.join(like)}" if like else "is this the base that the adapter was made for?",
+            hint=hint,
         )
 
 

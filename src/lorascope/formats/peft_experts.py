@@ -11,7 +11,8 @@ are called #0, #1, … in the order of their registration. With one expert the p
 
 Whether the base stores an expert as [out, in] or [in, out] is not in the file either: up to version 0.18 PEFT took all
 of them as [in, out], since then only those of modules that say ``is_transposed``. In transformers these are GPT-OSS,
-the privacy filter and Aria, so that the name of the base decides.
+the privacy filter and Aria, so that the name of the base is a first guess, and the base itself decides once it is
+there (``lorascope.adapter.layout``). A matrix that is no stack of experts is taken as it lies in the base, also Conv1D.
 
 Source: https://github.com/huggingface/peft, src/peft/tuners/lora/layer.py (``ParamWrapper``) and
 src/peft/tuners/tuners_utils.py (``_inject_parameters``).
@@ -22,11 +23,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from lorascope.adapter import LowRank, Note
+from lorascope.adapter import LowRank, Note, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import text_or_none
 from lorascope.formats.pairs import Scale
@@ -47,7 +48,7 @@ MAX_EXPERTS = 1 << 16
 
 _EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
 _TRANSPOSED_BASES = re.compile(r"(?i)gpt[-_]?oss|privacy[-_]filter|(?:^|[/_-])aria(?:[_-]|$)")
-_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})")
+_VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?P<dev>.*\.dev)?")
 
 
 @dataclass
@@ -58,13 +59,16 @@ class FusedParameters:
         targets: the names listed there.
         rule: the scale of a site.
         is_transposed: whether PEFT took the experts as [in, out].
-        why: what that was told by.
+        layout: "fixed", or "open" where that is a guess, which the base decides.
+        why: what it was told by.
     """
 
     targets: tuple[str, ...]
     rule: PeftScale
     is_transposed: bool
+    layout: Literal["open", "unknown", "fixed"]
     why: str
+    _matrices: set[str] = field(default_factory=set[str])
     _named: list[str] = field(default_factory=list[str])
     _nameless: list[str] = field(default_factory=list[str])
     _nested: list[str] = field(default_factory=list[str])
@@ -80,13 +84,15 @@ class FusedParameters:
         if not listed:
             return None
         base = text_or_none(config, "base_model_name_or_path")
+        layout: Literal["open", "unknown", "fixed"] = "open"
         if _is_before_swap(config.get("peft_version")):
             is_transposed, why = True, "as PEFT before 0.19 took them all"
+            layout = "unknown" if _is_of_development(config.get("peft_version")) else "fixed"
         elif base is not None and _TRANSPOSED_BASES.search(base):
             is_transposed, why = True, "told by the name of the base model"
         else:
             is_transposed, why = False, "PEFT's default"
-        return cls(tuple(dict.fromkeys(listed)), rule, is_transposed, why)
+        return cls(tuple(dict.fromkeys(listed)), rule, is_transposed, layout, why)
 
     def module_of(self, site: str, rows: int) -> str | None:
         """The module whose parameter a site is, None of a plain layer.
@@ -150,6 +156,7 @@ class FusedParameters:
 
         named = replace(parts, site=site, scale_of=scale_of)
         if count == 1:
+            self._matrices.add(site)
             yield named
             return
         self._named.append(site)
@@ -161,10 +168,17 @@ class FusedParameters:
                 is_transposed=self.is_transposed,
             )
 
+    def marked(self, site: str, update: Update) -> Update:
+        """The update of a site with what is known of its layout."""
+        if isinstance(update, LowRank) and (site in self._matrices or is_expert(site)):
+            return replace(update, layout="fixed" if site in self._matrices else self.layout)
+        return update
+
     def notes(self) -> Iterator[Note]:
         """What had to be taken for granted."""
         if self._named:
-            layout = f"{'[in, out]' if self.is_transposed else '[out, in]'} ({self.why})"
+            layout = f"{'[in, out]' if self.is_transposed else '[out, in]'} ({self.why}"
+            layout += ")" if self.layout == "fixed" else "; the base decides)"
             yield Note(
                 "expert-layout",
                 f"experts of {_listed(self._named)}: the base is taken to store each as {layout}, and B as PEFT writes "
@@ -197,6 +211,12 @@ def _is_before_swap(version: Any) -> bool:
     return match is not None and (int(match[1]), int(match[2])) < (0, 19)
 
 
+def _is_of_development(version: Any) -> bool:
+    """Whether a version is one between two releases: 0.18.2.dev0 may lie before or after the change that 0.19 has."""
+    match = _VERSION.match(version) if isinstance(version, str) else None
+    return match is not None and (int(match[1]), int(match[2])) == (0, 18) and match["dev"] is not None
+
+
 def _listed(names: list[str]) -> str:
     return ", ".join(name[:120] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
@@ -224,14 +244,14 @@ def stacked(experts: Mapping[str, LowRank]) -> dict[str, LowRank]:
     found: dict[str, LowRank] = {}
     for path, updates in numbered.items():
         first = updates.get(0)
-        kinds = {(one.shape, one.rank, one.scale, one.layer, one.is_transposed) for one in updates.values()}
+        kinds = {(one.shape, one.rank, one.scale, one.layer, one.is_transposed, one.layout) for one in updates.values()}
         module, _, name = path.rpartition(".")
         if first is None or len(updates) != max(updates) + 1 or len(kinds) > 1 or len(updates) == 1:
             raise AdapterError(
                 "PEFT keeps all experts of a parameter in one tensor, and these do not fit together",
                 key=next(site for site in experts if site.startswith(f"{path}[")),
-                expected="two experts or more, numbered from 0, of one shape, rank and scale",
-                found=f"{len(updates)} experts up to number {max(updates)}, {len(kinds)} shapes, ranks or scales",
+                expected="two experts or more, numbered from 0, of one shape, rank, scale and layout",
+                found=f"{len(updates)} experts up to number {max(updates)}, {len(kinds)} kinds",
             )
         if not module or name.startswith(NAMELESS):
             raise AdapterError(

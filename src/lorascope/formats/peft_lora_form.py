@@ -63,9 +63,23 @@ def lora_form(adapter: Adapter) -> tuple[Tensors, dict[str, Any]]:
         config |= {key: own[key] for key in LORA_KEPT if key in own}
     if fused:
         config["target_parameters"] = sorted(fused)
-        if not any(update.is_transposed for update in ranked.values()):
-            config["peft_version"] = "0.19.0"  # before it PEFT took all experts as [in, out]
+        config |= _version_of(fused)
     return tensors, config
+
+
+def _version_of(fused: Mapping[str, LowRank]) -> dict[str, Any]:
+    """The version that tells the layout of experts: PEFT took all as [in, out] before 0.19, and asks the base since."""
+    layouts = {update.layout for update in fused.values()}
+    if layouts == {"unknown"}:
+        return {"peft_version": "0.18.2.dev0"}
+    kinds = {update.is_transposed and update.layout != "open" for update in fused.values()}
+    if len(kinds) > 1 or (len(layouts) > 1 and "unknown" in layouts):
+        raise AdapterError(
+            "PEFT states once for all experts how the base stores them, and here they differ",
+            key=next(f"{path}[0]" for path, update in fused.items() if update.is_transposed),
+            expected="all experts of one layout",
+        )
+    return {} if kinds == {True} else {"peft_version": "0.19.0"}
 
 
 def _as_lora(site: str, update: Update) -> LowRank | BlockDiagonalLoRA:

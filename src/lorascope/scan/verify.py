@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, Note, Update
+from lorascope.adapter.layout import Spot, doubtful, fitting
 from lorascope.adapter.spectra import singular_values
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
@@ -149,24 +150,29 @@ def _against(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
         base.check_places(known)
     except AdapterError as error:
         yield Finding("base-ambiguous", "error", _text(error), error.key, error.hint)
+    spots: dict[str, Spot] = {}
     for site, update in adapter.items():
         try:
             name = base.name_of(site)
             if name is None:
                 missing.append(site)
                 continue
-            found = base.weight(site).shape
+            spot = base.spot(site)
         except AdapterError as error:
             yield Finding("base-ambiguous", "error", _text(error), site, error.hint)
             continue
-        if not base.is_fitting(site, update.base_shape, is_transposed=update.is_transposed):
+        spots[site] = spot
+        if not fitting(update, spot):
             yield Finding(
                 "base-shape",
                 "error",
-                f"the update is for a weight of shape {_shape(update.base_shape)}, the base has {list(found)}",
+                f"the update is for a weight of shape {_shape(update.base_shape)}, the base has {list(spot.shape)}",
                 site,
                 "is this the base that the adapter was made for?",
             )
+    for site in doubtful({site: adapter[site] for site in spots}, spots):
+        text = "the weight fits either way round, and neither the adapter nor the base tells which way it is stored"
+        yield Finding("base-layout", "warning", text, site, "put config.json beside the base's weights")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         text = f"the base has no {', '.join(missing[:3])}{more}: {len(missing)} of {len(adapter)} sites"

@@ -140,5 +140,6 @@ def gauged(adapter: Adapter, gauge: Callable[[int], Array], *, dtype: DTypeLike 
             is_transposed=update.is_transposed,
             alpha=update.alpha,
             bias=update.bias,
+            layout=update.layout if isinstance(update, LowRank) else "stated",
         )
     return adapter.with_sites(sites)

@@ -116,7 +116,8 @@ def read_peft(contents: Contents) -> Adapter:
     for parts in plain:
         if parts.site in sites:
             raise AdapterError("two tensors are one site", key=parts.site)
-        sites[parts.site] = built(kinds[parts.site], _with_blocks(parts, kinds[parts.site], config or {}))
+        update = built(kinds[parts.site], _with_blocks(parts, kinds[parts.site], config or {}))
+        sites[parts.site] = update if fused is None else fused.marked(parts.site, update)
     if config is None:
         notes = [replace(note, sites=tuple(sites)) if note.code == "config-missing" else note for note in notes]
     elif assumed:
