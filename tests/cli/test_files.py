@@ -149,3 +149,21 @@ stop_in_order()
 os.kill(os.getpid(), signal.SIGHUP)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_bake_says_what_it_left_out_and_takes_an_answer(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    safetensors.numpy.save_file({"c_proj.weight": np.zeros((2, 2), np.float32)}, base / "model.safetensors")
+    (base / "pytorch_model.bin").write_bytes(b"pickle")
+    update = LowRank(np.array([[1.0], [2.0]], np.float32), np.array([[1.0, 10.0]], np.float32))
+    formats.write(Adapter({"c_proj": update}), tmp_path / "square")
+    arguments = ("bake", base, tmp_path / "square", "-o", tmp_path / "out", "--json")
+    done = run(*arguments)
+    assert done.returncode == 2 and "--layout" in objects(done.stdout)[0]["hint"]
+    done = run(*arguments, "--layout", "sideways")
+    assert done.returncode == 2 and objects(done.stdout)[0]["expected"] == "out-in or in-out"
+    done = run(*arguments, "--layout", "in-out")
+    assert done.returncode == 0 and "pytorch_model.bin" in objects(done.stdout)[0]["notes"][0]
+    baked = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert baked["c_proj.weight"].tolist() == [[1, 2], [10, 20]]

@@ -58,6 +58,7 @@ def bake(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.conversion import bake as bake_files
     from lorascope.formats.checkpoint import Checkpoint
+    from lorascope.report.tables import safe
 
     with progress("baking", len(Checkpoint.open(base).tensors)) as advance:
         report = bake_files(
@@ -78,6 +79,8 @@ def bake(
         f"rounding to the dtype of the base: {report.rounding:.3g} of ‖ΔW‖",
         soft_wrap=True,
     )
+    for note in report.notes:
+        console().print(safe(note), soft_wrap=True)
 
 
 def _given(location: str, scale: float | None) -> Adapter:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.adapter.layout import Layout, Spot, settled
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
+from lorascope.conversion.carried import carry_over
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.output_file import replaced_file, written_folder
@@ -30,7 +30,6 @@ from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
 
 _BLOCK = 1 << 22  # numbers that are worked on at a time beside the widened weight
-_OTHER_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class BakeReport:
         tensors: how many tensors of the checkpoint changed.
         replaced: whole tensors of the adapters (saved heads, norms) that took the place of base tensors.
         rounding: ‖W' − (W + ΣΔW)‖_F / ‖ΣΔW‖_F over all changed weights: what the base's dtype could not hold.
+        notes: what a person should know of the output: files left out.
     """
 
     output: str
@@ -50,6 +50,7 @@ class BakeReport:
     tensors: int
     replaced: tuple[str, ...]
     rounding: float
+    notes: tuple[str, ...] = ()
 
 
 def bake(
@@ -89,9 +90,9 @@ def bake(
         raise AdapterError("one weight for each adapter", expected=len(loaded), found=len(factors))
     changes, replaced = _changes(checkpoint, loaded, factors, is_loss_allowed=is_loss_allowed, layout=layout)
     tally = _Tally()
-    with _opened(source, Path(output), checkpoint) as targets:
+    with _opened(source, Path(output), checkpoint) as target:
         done, metadata = 0, checkpoint.metadata
-        for file, path in targets.items():
+        for file, path in target.files.items():
             names = [checkpoint.files[file] + name for name in checkpoint.names[file]]
             slots = [
                 Slot(own, checkpoint.tensors[name].dtype, checkpoint.tensors[name].shape)
@@ -106,6 +107,7 @@ def bake(
         tensors=len({*changes, *replaced}),
         replaced=tuple(replaced),
         rounding=tally.error / tally.change if tally.change else 0.0,
+        notes=tuple(target.notes),
     )
 
 
@@ -320,23 +322,26 @@ def _add(total: NDArray[Any], change: _Change) -> None:
     target += change.factor * delta.reshape(target.shape)
 
 
+class _Target(NamedTuple):
+    """Weights file of the base → where its baked version is written, and what was left out beside them."""
+
+    files: Mapping[Path, Path]
+    notes: Sequence[str]
+
+
 @contextmanager
-def _opened(source: Path, output: Path, checkpoint: Checkpoint) -> Generator[dict[Path, Path]]:
-    """Weights file of the base → where its baked version is written; all of it appears at once or not at all."""
+def _opened(source: Path, output: Path, checkpoint: Checkpoint) -> Generator[_Target]:
+    """Where to write, with the other files of the base in place; all of it appears at once or not at all."""
     if output.exists():
         raise OutputError("the output is already there", file=output, hint="give a new name")
     if source.is_file():
         with replaced_file(output) as path:
-            yield {source: path}
+            yield _Target({source: path}, ())
         return
+    is_pipeline = any(checkpoint.files.values())
     with written_folder(output) as folder:
-        for file in sorted(source.rglob("*")):
-            relative = file.relative_to(source)
-            is_hidden = any(part.startswith(".") for part in relative.parts)
-            if file.is_file() and not is_hidden and file.suffix not in _OTHER_WEIGHTS and file not in checkpoint.files:
-                (folder / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, folder / relative)
-        targets = {file: folder / file.relative_to(source) for file in checkpoint.files}
-        for path in targets.values():
+        notes = carry_over(source, folder, checkpoint.names, is_pipeline=is_pipeline)
+        files = {file: folder / file.relative_to(source) for file in checkpoint.files}
+        for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
-        yield targets
+        yield _Target(files, notes)
