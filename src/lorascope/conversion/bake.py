@@ -23,6 +23,7 @@ from lorascope.adapter.layout import Layout, Spot, settled
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
 from lorascope.conversion.carried import carry_over
+from lorascope.conversion.tied_heads import tied_heads
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.output_file import replaced_file, written_folder
@@ -42,7 +43,7 @@ class BakeReport:
         tensors: how many tensors of the checkpoint changed.
         replaced: whole tensors of the adapters (saved heads, norms) that took the place of base tensors.
         rounding: ‖W' − (W + ΣΔW)‖_F / ‖ΣΔW‖_F over all changed weights: what the base's dtype could not hold.
-        notes: what a person should know of the output: files left out.
+        notes: what a person should know of the output: a head that moved with its embedding, files left out.
     """
 
     output: str
@@ -79,7 +80,7 @@ def bake(
 
     Raises:
         AdapterError: where a site or a saved tensor is not in the base, does not fit it, or fits it either way round
-            and nothing tells which; where the base is quantised.
+            and nothing tells which; where the base is quantised, or a tied head is changed.
         OutputError: where the output cannot be written; nothing is left behind.
     """
     source = Path(base)
@@ -89,6 +90,12 @@ def bake(
     if len(factors) != len(loaded):
         raise AdapterError("one weight for each adapter", expected=len(loaded), found=len(factors))
     changes, replaced = _changes(checkpoint, loaded, factors, is_loss_allowed=is_loss_allowed, layout=layout)
+    tied = tied_heads(checkpoint, changes, replaced)
+    saved = tuple(replaced)
+    for head, embedding in tied.followers.items():
+        changes |= {head: changes[embedding]} if embedding in changes else {}
+        whole = replaced.get(embedding, checkpoint.tensors[embedding])
+        replaced[head] = _cast(whole, checkpoint.tensors[head].dtype, head)
     tally = _Tally()
     with _opened(source, Path(output), checkpoint) as target:
         done, metadata = 0, checkpoint.metadata
@@ -105,9 +112,9 @@ def bake(
         output=os.fspath(output),
         sites=sum(len(adapter) for adapter in loaded),
         tensors=len({*changes, *replaced}),
-        replaced=tuple(replaced),
+        replaced=saved,
         rounding=tally.error / tally.change if tally.change else 0.0,
-        notes=tuple(target.notes),
+        notes=(*tied.notes, *target.notes),
     )
 
 
