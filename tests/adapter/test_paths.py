@@ -14,6 +14,9 @@ from lorascope.adapter.paths import Paths, alike
         (["model.layers.0.q"], "base_model.model.layers.0.q", ["model.layers.0.q"]),
         (["base_model.model.model.layers.0.q"], "layers.0.q", ["base_model.model.model.layers.0.q"]),
         (["bert.encoder.q"], "roberta.encoder.q", []),  # exchanged: neither added nor dropped
+        (["language_model.model.layers.0.q"], "model.language_model.layers.0.q", ["language_model.model.layers.0.q"]),
+        (["model.layers.0.q", "visual.layers.0.q"], "language_model.layers.0.q", ["model.layers.0.q"]),
+        (["bert.layers.0.q"], "model.layers.0.q", []),
         (["layers.0.q", "model.layers.1.q"], "layers.2.q", []),
         (["layers.0.q"], "decoder.layers.0.q", []),
         (["layers.0.q"], "model.vision_tower.layers.0.q", []),

@@ -1,7 +1,8 @@
 """Which path of a base a site means: the same path, but for the wrappers that frameworks put around a model.
 
-    model.layers.0.q      and      layers.0.q                 are one layer
-    vision_tower.layers.0.q        and      layers.0.q        are two
+    model.layers.0.q                      layers.0.q                              are one layer
+    model.language_model.layers.0.q       language_model.model.layers.0.q         are one layer
+    vision_tower.layers.0.q               layers.0.q                              are two
 
 A model with a head holds the base model under a name of its class (``model``, ``bert``); PEFT, ``torch.compile`` and
 data parallelism wrap it once more; savers add and drop these. Every other part of a path tells one tower, component
@@ -22,6 +23,8 @@ _CLASSES = (
     "nomic_bert", "rembert", "resnet", "roberta", "roformer", "rwkv", "segformer", "swin", "swinv2", "vit", "wav2vec2",
     "wavlm",
 )  # fmt: skip
+
+_EXCHANGED = frozenset({*_FRAMEWORKS, "model", "language_model"})  # transformers 5 has new places for these two
 
 WRAPPERS = frozenset({*_FRAMEWORKS, *_WHOLE_MODELS, *_CLASSES})
 """Leading parts of a path that may be there or not."""
@@ -48,16 +51,24 @@ class Paths:
             self._bare.setdefault(self._without_wrappers(path), []).append(path)
 
     def find(self, path: str) -> list[str]:
-        """The path itself where the base has it, else all that have more or fewer wrappers in front."""
+        """The path itself where the base has it, else all that have more, fewer or other wrappers in front."""
         if path in self._exact:
             return [path]
-        like = self._bare.get(self._without_wrappers(path), [])
-        return [one for one in like if one.endswith(f".{path}") or path.endswith(f".{one}")]
+        bare = self._without_wrappers(path)
+        like = self._bare.get(bare, [])
+        if found := [one for one in like if one.endswith(f".{path}") or path.endswith(f".{one}")]:
+            return found
+        return [one for one in like if all(_is_exchanged(whole, bare) for whole in (one, path))]
 
     def _without_wrappers(self, path: str) -> str:
         parts = path.split(".")
         first = next((at for at, part in enumerate(parts[:-1]) if part not in self._wrappers), len(parts) - 1)
         return ".".join(parts[first:])
+
+
+def _is_exchanged(path: str, bare: str) -> bool:
+    """Whether all that a path has in front may stand at another place, or not at all."""
+    return _EXCHANGED.issuperset(path.removesuffix(bare).split(".")[:-1])
 
 
 def alike(path: str, paths: Iterable[str]) -> list[str]:
