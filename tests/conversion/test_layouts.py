@@ -221,3 +221,28 @@ def test_plain_layers_are_as_they_were_read(tmp_path: Path) -> None:
             (tmp_path / "base" / "config.json").write_text(json.dumps(config))
         bake(tmp_path / "base", [Adapter({"q": square(is_transposed=is_transposed)})], tmp_path / out)
         assert weights(tmp_path / out)["q.weight"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layout", "expected"),
+    [
+        ("gpt_oss", "stated", OVER),
+        ("llama4_text", "stated", OVER),  # what another format says of (out, in) is turned as the base lies
+        ("llama4_text", "open", STRAIGHT),  # PEFT asks for a flag, which that model has not
+        ("qwen3_moe", "open", STRAIGHT),
+        ("qwen3_vl_moe", "open", None),  # checkpoints of it exist in both layouts
+    ],
+)
+def test_experts_of_model_types(model_type: str, layout: Any, expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    tensors = {"experts.down_proj": np.zeros((2, 2, 2), np.float32)}
+    safetensors.numpy.save_file(tensors, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"text_config": {"model_type": model_type}}))
+    update = LowRank(square().B, square().A, layout=layout)
+    adapter = Adapter({"experts.down_proj[1]": update})
+    if expected is None:
+        with pytest.raises(AdapterError, match="fits either way round"):
+            bake(tmp_path / "base", [adapter], tmp_path / "out")
+        return
+    bake(tmp_path / "base", [adapter], tmp_path / "out")
+    assert weights(tmp_path / "out")["experts.down_proj"][1].tolist() == expected

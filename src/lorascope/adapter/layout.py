@@ -47,6 +47,9 @@ FLAGGED_EXPERTS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_t
 UNFLAGGED_EXPERTS = frozenset({"llama4", "llama4_text"})
 """The model types that store experts as [in, out] and do not say so: PEFT takes these for [out, in]."""
 
+EITHER_EXPERTS = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
+"""The model types whose checkpoints exist in both layouts: transformers turns them when it reads them."""
+
 UNFLAGGED_CLASSES = frozenset({"Llama4TextExperts"})
 """The classes of their experts modules."""
 

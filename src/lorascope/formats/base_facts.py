@@ -17,12 +17,13 @@ from typing import Any, cast
 
 from numpy.typing import NDArray
 
-from lorascope.adapter.layout import CONV1D_LAYERS, CONV1D_MODELS, FLAGGED_EXPERTS, UNFLAGGED_EXPERTS
+from lorascope.adapter.layout import CONV1D_LAYERS, CONV1D_MODELS, EITHER_EXPERTS, FLAGGED_EXPERTS, UNFLAGGED_EXPERTS
 from lorascope.formats.config_file import read_config, text_or_none
 
 HEADS = frozenset({"lm_head", "embed_out"})
 """What models call the head that their embedding may be too."""
 
+_MAX_CONFIG = 16 << 20  # bytes: the names of tens of thousands of classes are in it
 _DEPTH = 4  # levels of config.json that hold models: a model, its parts, their parts
 
 
@@ -47,7 +48,7 @@ def base_facts(config: Path) -> BaseFacts:
     """
     if not config.is_file():
         return BaseFacts()
-    value, _ = read_config(config)
+    value, _ = read_config(config, limit=_MAX_CONFIG)
     models = list(_models_in(value, _DEPTH))
     types = frozenset(name for model in models if (name := text_or_none(model, "model_type")) is not None)
     ties = [tie for model in models if isinstance(tie := model.get("tie_word_embeddings"), bool)]
@@ -86,10 +87,10 @@ def is_conv1d_stored_in_out(types: frozenset[str], by_biases: bool | None) -> bo
 
 
 def are_experts_flagged(types: frozenset[str]) -> bool | None:
-    """Whether the experts modules of a model of these types say ``is_transposed``; None where no type is known."""
-    return bool(types & FLAGGED_EXPERTS) if types else None
+    """Whether the experts modules of a model of these types say ``is_transposed``; None where that is not known."""
+    return None if not types or types & EITHER_EXPERTS else bool(types & FLAGGED_EXPERTS)
 
 
 def are_experts_stored_in_out(types: frozenset[str]) -> bool | None:
-    """Whether a model of these types stores its experts as [in, out]; None where no type is known."""
-    return bool(types & (FLAGGED_EXPERTS | UNFLAGGED_EXPERTS)) if types else None
+    """Whether a model of these types stores its experts as [in, out]; None where that is not known."""
+    return None if not types or types & EITHER_EXPERTS else bool(types & (FLAGGED_EXPERTS | UNFLAGGED_EXPERTS))
