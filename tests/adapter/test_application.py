@@ -271,3 +271,31 @@ def test_a_version_that_may_have_asked_the_module_or_not_is_in_doubt() -> None:
     model.experts.is_transposed = True  # [in, out] whether it was asked or not
     with adapter.apply_to(model):
         assert model.experts.down_proj[0].tolist() == [[1, 2], [10, 20]]
+
+
+@pytest.mark.parametrize("is_conv1d", [False, True])
+def test_a_layer_that_peft_has_wrapped_is_the_layer_itself(is_conv1d: bool) -> None:
+    peft = pytest.importorskip("peft")
+    layer = Conv1D(3, 3) if is_conv1d else torch.nn.Linear(3, 3)
+    config = peft.LoraConfig(r=1, target_modules=["q"], fan_in_fan_out=is_conv1d)
+    wrapped = peft.get_peft_model(Holder(q=layer), config)
+    update = LowRank(*factors(3, 3))
+    before = layer.weight.data
+    with Adapter({"q": update}).apply_to(wrapped):
+        change = layer.weight.data - before
+    delta = torch.as_tensor(update.delta_weight(np.float32))
+    torch.testing.assert_close(change, delta.T if is_conv1d else delta)
+
+
+def test_a_tied_head_moves_with_the_embedding_and_comes_back() -> None:
+    model = Holder(embed_tokens=torch.nn.Embedding(5, 2), lm_head=torch.nn.Linear(2, 5, bias=False))
+    model.lm_head.weight = model.embed_tokens.weight
+    before = model.lm_head.weight.data.clone()
+    update = LowRank(*factors(2, 5), layer="embedding", is_transposed=True)
+    with Adapter({"embed_tokens": update}).apply_to(model):
+        assert model.lm_head.weight is model.embed_tokens.weight
+        torch.testing.assert_close(model.lm_head.weight.data - before, torch.as_tensor(update.delta_weight(np.float32)))
+    assert torch.equal(model.lm_head.weight.data, before)
+    both = Adapter({"embed_tokens": update, "lm_head": LowRank(*factors(5, 2))})
+    with pytest.raises(AdapterError, match="two sites of the adapter are one weight"):
+        both.apply_to(model)

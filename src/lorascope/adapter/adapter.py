@@ -132,6 +132,9 @@ class Adapter(Mapping[str, Update]):
     def apply_to(self, model: Any, *, component: str = "", layout: Layout | None = None) -> Application:
         """Add ΔW to the weights of a PyTorch model, in place; the result takes it out again, exactly.
 
+        A weight that several modules share changes in all of them, as when PEFT merges: the head of a model whose
+        embedding is tied to it moves with the embedding.
+
         Args:
             model: a ``torch.nn.Module``; each site must name a submodule with a ``weight`` of fitting shape.
             component: a prefix that the site names have and the model's module paths have not, such as

@@ -164,16 +164,23 @@ def _delta_at(place: _Place, update: Update, site: str, dtype: DTypeLike) -> NDA
         raise
 
 
+def _unwrapped(module: Any) -> Any:
+    """The layer itself, where PEFT has put layers of its own around it."""
+    while hasattr(inner := getattr(module, "base_layer", None), "named_modules"):
+        module = inner
+    return module
+
+
 def _place_of(modules: Mapping[str, Any], paths: Paths, site: str, prefix: str) -> _Place:
     path, part = path_and_part(site[len(prefix) :] if prefix and site.startswith(prefix) else site)
     found = paths.find(path)
     if len(found) > 1:
         raise AdapterError("several layers of the model fit this site", key=site, found=", ".join(found[:3]))
-    module = modules[found[0]] if found else None
+    module = _unwrapped(modules[found[0]]) if found else None
     if module is not None and hasattr(module, "weight"):
         return _Place(module, module.weight, part)
     above, _, name = path.rpartition(".")  # a fused parameter is named itself, not by a module
-    owners = [modules[one] for one in paths.find(above)] if module is None and part is not None else []
+    owners = [_unwrapped(modules[one]) for one in paths.find(above)] if module is None and part is not None else []
     if len(owners) == 1 and hasattr(getattr(owners[0], name, None), "dtype"):
         return _Place(owners[0], getattr(owners[0], name), part)
     like = alike(path, modules)

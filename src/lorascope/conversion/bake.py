@@ -174,8 +174,10 @@ def _changes(
                 )
             changes.setdefault(str(name), []).append(_Change(site, update, factor, is_bias=False))
             bias = checkpoint.bias_of(site)
-            if path_and_part(site)[1] is not None:
-                if update.bias is not None:
+            part = path_and_part(site)[1]
+            if part is not None:
+                beside = None if bias is None or part.end is None else part.of(checkpoint.tensors[bias], site)
+                if update.bias is not None or update.delta_bias(np.float32, base=beside) is not None:
                     raise AdapterError("a part of a weight has no bias of its own", key=site)
             elif bias is not None:
                 stored = checkpoint.tensors[bias]
