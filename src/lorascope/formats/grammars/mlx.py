@@ -22,7 +22,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Layer, LowRank, Note, Provenance, Update
@@ -31,6 +30,7 @@ from lorascope.formats.config_file import mapping, text_or_none
 from lorascope.formats.contents import Contents
 from lorascope.formats.dtypes import cast_to
 from lorascope.formats.embedding_names import is_embedding
+from lorascope.formats.folding import stacked_experts, times
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Scale
@@ -227,7 +227,7 @@ def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArr
     experts: dict[str, dict[int, tuple[NDArray[Any], NDArray[Any]]]] = {}
     for site, update in updates.items():
         A = update.A if dtype is None else cast_to(update.A, dtype)
-        B = _rescaled(update.B, update.scale / scale, update.B.dtype if dtype is None else dtype)
+        B = times(update.B, update.scale / scale, dtype)
         if match := _EXPERT.fullmatch(site):
             experts.setdefault(match["path"], {})[int(match["expert"])] = (A, B)
             continue
@@ -237,7 +237,7 @@ def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArr
             magnitude = whole.stored["magnitude"].reshape(-1)
             tensors[f"{site}.m"] = magnitude if dtype is None else cast_to(magnitude, dtype)
     for site, factors in experts.items():
-        tensors[f"{site}.lora_a"], tensors[f"{site}.lora_b"] = _stacked(site, factors)
+        tensors[f"{site}.lora_a"], tensors[f"{site}.lora_b"] = stacked_experts(site, factors)
     config: dict[str, Any] = {
         "fine_tune_type": _fine_tune_type(adapter),
         "num_layers": -1,
@@ -278,26 +278,6 @@ def _fine_tune_type(adapter: Adapter) -> str:
     if len(kinds) > 1:
         raise AdapterError("MLX states once for all sites whether they are LoRA or DoRA, and here they differ")
     return "dora" if True in kinds else "lora"
-
-
-def _rescaled(B: NDArray[Any], ratio: float, dtype: DTypeLike) -> NDArray[Any]:
-    if ratio == 1.0:
-        return cast_to(B, dtype)
-    with np.errstate(over="ignore"):
-        return cast_to(B.astype(np.float64) * ratio, dtype)
-
-
-def _stacked(site: str, factors: Mapping[int, tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    pairs = [factors[index] for index in sorted(factors)]
-    shapes = {(A.shape, B.shape, A.dtype, B.dtype) for A, B in pairs}
-    if sorted(factors) != list(range(len(factors))) or len(shapes) > 1:
-        raise AdapterError(
-            "MLX keeps all experts of a layer in one tensor, and these do not fit together",
-            key=site,
-            expected="experts 0 … n of one shape, rank and dtype",
-            found=f"{len(factors)} experts, {len(shapes)} shapes, the last number {max(factors)}",
-        )
-    return np.stack([A for A, _ in pairs]), np.stack([B for _, B in pairs])
 
 
 def _module_key(site: str) -> str:
