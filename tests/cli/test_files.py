@@ -167,3 +167,30 @@ def test_bake_says_what_it_left_out_and_takes_an_answer(tmp_path: Path) -> None:
     assert done.returncode == 0 and "pytorch_model.bin" in objects(done.stdout)[0]["notes"][0]
     baked = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert baked["c_proj.weight"].tolist() == [[1, 2], [10, 20]]
+
+
+def test_convert_to_gguf_asks_for_the_base(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 2), (2, 6)))
+    names = ("q_proj", "k_proj", "v_proj")
+    sites = {f"model.layers.0.self_attn.{name}": LowRank(B, A, 2.0 if name != "v_proj" else 0.3) for name in names}
+    formats.write(Adapter(sites), tmp_path / "a")
+    target = tmp_path / "a.gguf"
+    done = run("convert", tmp_path / "a", target, "--to", "gguf")
+    assert done.returncode == 2 and "--base" in done.stderr and "--architecture" in done.stderr
+    done = run("convert", tmp_path / "a", target, "--to", "gguf", "--architecture", "llama")
+    assert done.returncode == 2 and "--kv-heads" in done.stderr
+    done = run("convert", tmp_path / "a", target, "--to", "gguf", "--base", tmp_path / "missing")
+    assert done.returncode == 2 and "missing" in done.stderr and "Traceback" not in done.stderr
+
+    options = ("--architecture", "llama", "--heads", 4, "--kv-heads", 2)
+    done = run("convert", tmp_path / "a", target, "--to", "gguf", *options)
+    assert done.returncode == 0, done.stderr
+    assert "the scale of 1 sites was multiplied into a factor: model.layers.0.self_attn.v_proj" in done.stdout
+    (tmp_path / "base").mkdir()
+    config = {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    for base in (tmp_path / "base", tmp_path / "base" / "config.json"):
+        done = run("convert", tmp_path / "a", tmp_path / "b.gguf", "--to", "gguf", "--base", base, "--json")
+        assert objects(done.stdout)[0]["folded"] == ["model.layers.0.self_attn.v_proj"], done.stderr
+        assert (tmp_path / "b.gguf").read_bytes() == target.read_bytes()

@@ -17,67 +17,66 @@ from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.conversion import convert, relative_error
 from lorascope.errors import AdapterError
+from written_formats import BASE, PAIRS, WRITTEN, adapter_of, names_for, target_in
 
-WRITTEN = [member.name for member in formats.formats() if "lora" in member.writes]
-FOLDERS = ("peft", "mlx")
 EPS = float(np.finfo(np.float64).eps)
-PAIRS = [(first, second) for first in WRITTEN for second in WRITTEN if first != second]
-
-
-def target_in(folder: str | Path, format: str, name: str) -> Path:
-    return Path(folder) / (name if format in FOLDERS else f"{name}.safetensors")
 
 
 @st.composite
-def adapters(draw: Any) -> Adapter:
+def adapters(draw: Any, names: list[str]) -> Adapter:
     """Plain adapters as trainers make them: module paths of real models, ranks and scales that differ by site."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     stored = draw(st.sampled_from([np.float32, np.float16, np.float64]))
     sites: dict[str, LowRank] = {}
-    for index in range(draw(st.integers(1, 3))):
+    for name in names[: draw(st.integers(1, 3))]:
         out, in_ = draw(st.integers(1, 9)), draw(st.integers(1, 9))
         rank = draw(st.sampled_from([1, 2, 3, 5, 8, 64]))
-        sites[f"model.layers.{index}.self_attn.q_proj"] = LowRank(
+        sites[name] = LowRank(
             rng.standard_normal((out, rank)).astype(stored),
             rng.standard_normal((rank, in_)).astype(stored),
             scale=draw(st.sampled_from([1.0, 2.0, 0.5, 0.3, 20.0])),
         )
-    return Adapter(sites)
+    return adapter_of(sites)
 
 
-def tolerance(adapter: Adapter) -> float:
-    """A scale that the target cannot state is folded into a factor: one rounding in the stored dtype.
+def tolerance(*adapters: Adapter) -> float:
+    """A scale that a target cannot state is folded into a factor: one rounding in the coarsest dtype that is stored.
 
     Measuring it costs rounding too, eps · Σ|B||A| in float64, which at rank 64 and with cancellation is the 64.
     """
-    unit = max(float(np.finfo(update.B.dtype).eps) for update in adapter.values())  # type: ignore[attr-defined]
-    return 2 * unit + 64 * EPS
+    stored = [tensor.dtype for adapter in adapters for update in adapter.values() for tensor in update.stored.values()]
+    return 2 * max(float(np.finfo(dtype).eps) for dtype in stored) + 64 * EPS
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
 @settings(max_examples=15)
-@given(adapter=adapters())
-def test_there_and_back_keeps_sites_and_updates(first: str, second: str, adapter: Adapter) -> None:
+@given(data=st.data())
+def test_there_and_back_keeps_sites_and_updates(first: str, second: str, data: st.DataObject) -> None:
+    members = WRITTEN[first], WRITTEN[second]
+    adapter = data.draw(adapters(names_for(*members)))
     with tempfile.TemporaryDirectory() as folder:
-        one, two, back = (target_in(folder, fmt, name) for fmt, name in ((first, "a"), (second, "b"), (first, "c")))
+        one, two, back = (
+            target_in(folder, WRITTEN[fmt], fmt + end) for fmt, end in ((first, "a"), (second, "b"), (first, "c"))
+        )
         formats.write(adapter, one, format=first)
         source = formats.read(one)
-        there = convert(one, two, to=second)
-        assert there.relative_error <= tolerance(adapter)
+        there = convert(one, two, to=second, base_config=BASE)
+        bound = tolerance(source, formats.read(two))
+        assert there.relative_error <= bound
         assert there.lost == ()
-        convert(two, back, to=first)
+        convert(two, back, to=first, base_config=BASE)
         again = formats.read(back)
         assert set(again) == set(source)
         for site, update in source.items():
-            assert relative_error(update, again[site]) <= 2 * tolerance(adapter)
+            assert relative_error(update, again[site]) <= 2 * bound
 
 
 @pytest.mark.parametrize("format", WRITTEN)
 def test_its_own_format_is_written_bit_for_bit(format: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    site = "model.layers.0.self_attn.q_proj"
-    adapter = Adapter({site: LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 3)), scale=0.5)})
-    one, two = target_in(tmp_path, format, "a"), target_in(tmp_path, format, "b")
+    site = names_for(WRITTEN[format])[0]
+    adapter = adapter_of({site: LowRank(rng.standard_normal((4, 2)), rng.standard_normal((2, 3)), scale=0.5)})
+    one, two = (target_in(tmp_path, WRITTEN[format], name) for name in "ab")
     formats.write(adapter, one, format=format)
     report = convert(one, two, to=format, source_format=format)
     assert report.is_identical and report.relative_error == 0 and report.lost == report.dropped == ()

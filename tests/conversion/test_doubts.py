@@ -16,9 +16,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.conversion import bake, convert
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats import Format
-
-WRITTEN = [member for member in formats.formats() if "lora" in member.writes]
-SITE = "text_model.encoder.layers.0.self_attn.q_proj"
+from written_formats import WRITTEN, adapter_of, names_for, target_in
 
 
 def plain(seed: int = 0, scale: float = 4.0, dtype: Any = np.float32) -> LowRank:
@@ -26,24 +24,22 @@ def plain(seed: int = 0, scale: float = 4.0, dtype: Any = np.float32) -> LowRank
     return LowRank(rng.standard_normal((6, 2)).astype(dtype), rng.standard_normal((2, 4)).astype(dtype), scale)
 
 
-def target_in(folder: Path, member: Format, name: str) -> Path:
-    return folder / (name if member.is_folder else f"{name}.safetensors")
-
-
-@pytest.mark.parametrize("member", WRITTEN, ids=lambda member: member.name)
+@pytest.mark.parametrize("member", WRITTEN.values(), ids=lambda member: member.name)
 def test_stripped_metadata_never_change_the_update(member: Format, tmp_path: Path) -> None:
     one, two = target_in(tmp_path, member, "a"), target_in(tmp_path, member, "b")
-    formats.write(Adapter({SITE: plain()}), one, format=member.name)
+    site = names_for(member)[0]
+    formats.write(adapter_of({site: plain()}), one, format=member.name)
     report = convert(one, two, to=member.name, source_format=member.name, is_metadata_kept=False)
     again = formats.read(two, format=member.name)
-    assert report.relative_error == 0 and list(again) == [SITE]
+    assert report.relative_error == 0 and list(again) == [site]
     assert set(again.provenance.metadata) <= member.needed_metadata
 
 
-@pytest.mark.parametrize("member", WRITTEN, ids=lambda member: member.name)
+@pytest.mark.parametrize("member", WRITTEN.values(), ids=lambda member: member.name)
 def test_the_name_of_the_base_is_written_or_reported(member: Format, tmp_path: Path) -> None:
     one, two = target_in(tmp_path, member, "a"), target_in(tmp_path, member, "b")
-    formats.write(Adapter({SITE: plain()}), one, format=member.name)
+    site = names_for(member)[0]
+    formats.write(adapter_of({site: plain()}), one, format=member.name)
     report = convert(one, two, to=member.name, source_format=member.name, base_name="owner/base")
     if member.base_field is None:
         assert [loss.what for loss in report.dropped] == ["base model owner/base"]

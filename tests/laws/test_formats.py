@@ -20,12 +20,10 @@ from lorascope.conversion.loss import error_of, ratio, rounding_bound
 from lorascope.formats import Format
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
+from written_formats import BASE, PAIRS, WRITTEN, adapter_of, names_for, target_in
 
-WRITTEN = {member.name: member for member in formats.formats() if "lora" in member.writes}
-PAIRS = [(first, second) for first in WRITTEN for second in WRITTEN if first != second]
 CONVOLUTIONS = ("peft", "diffusers", "kohya", "lycoris")
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2")
-NAMES = [f"text_model.encoder.layers.{layer}.self_attn.{end}" for layer in (0, 11) for end in ("q_proj", "v_proj")]
 
 
 def factor(draw: Any, *shape: int, dtype: str) -> np.ndarray:
@@ -61,18 +59,15 @@ def updates(draw: Any, kind: str, dtype: str, has_convolutions: bool) -> Update:
 
 
 @st.composite
-def adapters(draw: Any, member: Format, kind: str | None = None, has_convolutions: bool | None = None) -> Adapter:
-    """An adapter that the format holds: one kind (PEFT has one for all sites), layers and scales that differ."""
+def adapters(draw: Any, *members: Format, kind: str | None = None, has_convolutions: bool | None = None) -> Adapter:
+    """An adapter that the formats hold: one kind (PEFT has one for all sites), layers and scales that differ."""
+    member = members[0]
     # a LoKr in PEFT's own factorisation of the shape: tests/oracles/test_peft_types.py
     chosen = kind or draw(st.sampled_from([one for one in member.writes if (member.name, one) != ("peft", "lokr")]))
     dtype = draw(st.sampled_from(DTYPES))
     can = member.name in CONVOLUTIONS if has_convolutions is None else has_convolutions
-    names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))
-    return Adapter({name: draw(updates(chosen, dtype, can)) for name in names})
-
-
-def target_in(folder: str, member: Format, name: str) -> Path:
-    return Path(folder) / (name if member.is_folder else f"{name}.safetensors")
+    names = draw(st.lists(st.sampled_from(names_for(*members)), min_size=1, max_size=3, unique=True))
+    return adapter_of({name: draw(updates(chosen, dtype, can)) for name in names})
 
 
 def assert_same(found: Adapter, expected: Adapter) -> None:
@@ -111,12 +106,12 @@ def test_there_and_back_keeps_sites_and_updates(first: str, second: str, data: s
     one, two = WRITTEN[first], WRITTEN[second]
     can = first in CONVOLUTIONS and second in CONVOLUTIONS
     kind = data.draw(st.sampled_from(sorted({"lora", "dora", "loha"} & set(one.writes) & set(two.writes))))
-    adapter = data.draw(adapters(one, kind, can))
+    adapter = data.draw(adapters(one, two, kind=kind, has_convolutions=can))
     with tempfile.TemporaryDirectory() as folder:
         source, there, back = (target_in(folder, *pair) for pair in ((one, "a"), (two, "b"), (one, "c")))
         formats.write(adapter, source, format=first)
-        assert convert(source, there, to=second, source_format=first).lost == ()
-        assert convert(there, back, to=first, source_format=second).lost == ()
+        assert convert(source, there, to=second, source_format=first, base_config=BASE).lost == ()
+        assert convert(there, back, to=first, source_format=second, base_config=BASE).lost == ()
         assert_same(formats.read(back, format=first), formats.read(source, format=first))
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lorascope import formats
-from lorascope.formats.grammars import gguf as grammar
+from lorascope.adapter import Adapter, LowRank
+from lorascope.conversion import convert, relative_error
+from lorascope.formats.gguf_names import BLOCK_NAMES, MODEL_TYPES
 
 gguf = pytest.importorskip("gguf")
 
@@ -86,11 +88,64 @@ def test_the_rows_of_a_llama_are_those_of_the_published_model(tmp_path: Path) ->
         np.testing.assert_array_equal(adapter[f"model.layers.1.self_attn.{name}_proj"].stored["B"], B)
 
 
-@pytest.mark.parametrize("architecture", sorted(grammar._BLOCK_NAMES))
+@pytest.mark.parametrize("architecture", sorted(BLOCK_NAMES))
 def test_the_names_are_those_of_the_library(architecture: str) -> None:
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[architecture], 3)
-    for ours, module in grammar._BLOCK_NAMES[architecture].items():
+    for ours, module in BLOCK_NAMES[architecture].items():
         assert names.get_name(f"model.layers.2.{module}") == f"blk.2.{ours}"
     assert names.get_name("model.embed_tokens") == "token_embd"
     assert names.get_name("lm_head") in ("output", None)  # None where it is tied to the embedding
+
+
+def test_model_types_stand_for_architectures_of_the_library() -> None:
+    assert set(MODEL_TYPES.values()) <= set(gguf.MODEL_ARCH_NAMES.values())
+
+
+@pytest.mark.parametrize("uses_rslora", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_library_finds_in_our_files_what_llama_cpp_computes_with(
+    dtype: str, uses_rslora: bool, tmp_path: Path
+) -> None:
+    """alpha / columns of lora_b · lora_b · lora_a is ΔW in llama.cpp's order of rows, whatever PEFT's patterns say."""
+    config = {"model_type": "mistral", "num_attention_heads": 6, "num_key_value_heads": 2}
+    shapes = {"q_proj": (OUT, 8), "k_proj": (32, 8), "v_proj": (32, 4), "o_proj": (IN, 8)}
+    sites = {
+        f"model.layers.1.self_attn.{name}": LowRank(
+            RNG.standard_normal((out, rank)).astype(dtype),
+            RNG.standard_normal((rank, IN)).astype(dtype),
+            16 / (rank**0.5 if uses_rslora else 8) * (3.0 if name == "v_proj" else 1.0),
+        )
+        for name, (out, rank) in shapes.items()
+    }
+    formats.write(Adapter(dict(sites)), tmp_path / "peft")
+    report = convert(tmp_path / "peft", tmp_path / "a.gguf", to="gguf", base_config=config)
+    assert report.lost == () and report.relative_error <= 2.0**-22
+    assert report.folded == ("model.layers.1.self_attn.v_proj",)
+
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    values = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    assert (values["general.type"], values["adapter.type"], values["general.architecture"]) == (
+        "adapter",
+        "lora",
+        "llama",
+    )
+    assert reader.fields["adapter.lora.alpha"].types == [gguf.GGUFValueType.FLOAT32]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert set(tensors) == {f"{names.get_name(site)}.weight.lora_{half}" for site in sites for half in "ab"}
+    heads = {"q_proj": 6, "k_proj": 2}
+    for site, update in sites.items():
+        a, b = (tensors[f"{names.get_name(site)}.weight.lora_{half}"] for half in "ab")
+        (out, in_), rank = update.shape, update.rank
+        assert (list(a.shape), list(b.shape)) == ([in_, rank], [rank, out])  # ggml's order of dimensions
+        computed = values["adapter.lora.alpha"] / b.shape[0] * b.data.astype(np.float64) @ a.data.astype(np.float64)
+        expected = update.delta_weight(np.float64)
+        if (name := site.rpartition(".")[2]) in heads:
+            expected = permuted(expected, heads[name])
+        np.testing.assert_allclose(computed, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
+
+    convert(tmp_path / "a.gguf", tmp_path / "back", to="peft")
+    back = formats.read(tmp_path / "back")
+    assert set(back) == set(sites)
+    assert max(relative_error(update, back[site]) for site, update in sites.items()) <= 2.0**-22

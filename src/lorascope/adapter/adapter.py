@@ -54,6 +54,8 @@ class Provenance:
         metadata: the metadata inside the weights file, or empty.
         is_relative_to_base: False where the initialisation changed the base weights (PiSSA, OLoRA, CorDA,
             LoRA-GA, LoftQ), so that ΔW is not relative to the published base.
+        base_config: what is known of the base model's own ``config.json`` (``model_type``, numbers of heads), which
+            few adapters state; formats that name or order tensors by it need it.
     """
 
     format: str = "memory"
@@ -65,6 +67,7 @@ class Provenance:
     config_text: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     is_relative_to_base: bool = True
+    base_config: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass(frozen=True, eq=False)

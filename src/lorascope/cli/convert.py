@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,24 @@ def convert(
     base_name: Annotated[
         str | None, typer.Option(help="Name of the base model to write.", show_default="as stated")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of the base model, or its config.json: GGUF needs the architecture and numbers of heads.",
+            show_default=False,
+        ),
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="model_type of the base model.", show_default="that of --base")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of the base model.", show_default="those of --base")
+    ] = None,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Key and value heads of the base model.", show_default="those of --base, or --heads"),
+    ] = None,
     strip_metadata: Annotated[
         bool, typer.Option("--strip-metadata", help="Leave out the metadata inside the file.")
     ] = False,
@@ -66,7 +84,26 @@ def convert(
         dtype=dtype,
         is_scale_folded=fold_scale,
         base_name=base_name,
+        base_config=_base_config(
+            base, model_type=architecture, num_attention_heads=heads, num_key_value_heads=kv_heads
+        ),
         is_metadata_kept=not strip_metadata,
         is_loss_allowed=allow_loss,
     )
     print_json(report.as_dict()) if as_json else losses_as_text(report, console())
+
+
+def _base_config(base: str | None, **given: Any) -> dict[str, Any]:
+    """What config.json at ``base`` says, and what was given in its place."""
+    from pathlib import Path
+
+    from lorascope.formats.config_file import read_config
+    from lorascope.formats.gguf_names import text_config
+    from lorascope.formats.interpretation import placed
+
+    config: dict[str, Any] = {}
+    if base is not None:
+        with placed(base):
+            path = Path(base)
+            config = text_config(read_config(path / "config.json" if path.is_dir() else path)[0])
+    return config | {key: value for key, value in given.items() if value is not None}

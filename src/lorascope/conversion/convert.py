@@ -9,6 +9,7 @@ takes its place: a conversion that moved ΔW by more than the rounding of its dt
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ def convert(
     dtype: DTypeLike | None = None,
     is_scale_folded: bool = False,
     base_name: str | None = None,
+    base_config: Mapping[str, Any] | None = None,
     is_metadata_kept: bool = True,
     is_loss_allowed: bool = False,
 ) -> LossReport:
@@ -51,6 +53,8 @@ def convert(
         dtype: of the factors written, such as ``"float16"``; as stored if None.
         is_scale_folded: multiply the scale into B, so that alpha equals the rank everywhere.
         base_name: the base model's name to write, where the format has a place for it.
+        base_config: what is known of the base model's ``config.json``. GGUF files are written from its ``model_type``
+            and, where q and k of llama-type models are adapted, its numbers of heads.
         is_metadata_kept: whether metadata go with the tensors where the format is the same; metadata that the tensors
             cannot be understood without always do.
         is_loss_allowed: write what can be written, and report the rest, instead of refusing.
@@ -72,7 +76,10 @@ def convert(
     if isinstance(source, Adapter):
         adapter, name = source, str(source.provenance.path or "memory")
     else:
-        adapter, name = formats.read(source, format=source_format, scale=scale, mapping=mapping), os.fspath(source)
+        adapter = formats.read(source, format=source_format, scale=scale, mapping=mapping, base_config=base_config)
+        name = os.fspath(source)
+    if base_config:
+        adapter = replace(adapter, provenance=replace(adapter.provenance, base_config=base_config))
     is_same = adapter.provenance.format == to
     plan = _Plan(adapter, is_loss_allowed)
     if not is_same or kind is not None or is_scale_folded:
@@ -250,12 +257,18 @@ def _report(
         is_identical=_is_identical(adapter, written),
         sites=len(written),
         expanded=tuple(plan.expanded),
+        folded=tuple(site for site in errors if _is_rescaled(adapter[site].scale, written[site].scale)),
         dropped=tuple(plan.dropped),
         lost=tuple(plan.lost),
         relative_error=total,
         worst_site=worst if worst is not None and ratio(*errors[worst]) > 0 else None,
         worst_error=0.0 if worst is None else ratio(*errors[worst]),
     )
+
+
+def _is_rescaled(before: float, after: float) -> bool:
+    """Whether two scales differ by more than the rounding of an alpha that is stored as float32."""
+    return not math.isclose(before, after, rel_tol=2 * float(np.finfo(np.float32).eps))
 
 
 def _changed_fields(adapter: Adapter, written: Adapter, known: set[str]) -> list[Loss]:

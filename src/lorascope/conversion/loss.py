@@ -35,6 +35,7 @@ class LossReport:
         is_identical: whether every tensor was written bit for bit under its own name.
         sites: how many sites the result has.
         expanded: sites whose structure was worked out to plain factors, exactly but for rounding.
+        folded: sites whose scale the target does not state, or states otherwise: it was multiplied into a factor.
         dropped: bookkeeping that the target has no place for (metadata, fields of the configuration).
         lost: what changes the finetune or the file's tensors; only with ``is_loss_allowed``.
         relative_error: over all sites that both files have and whose ΔW is known without the base.
@@ -48,6 +49,7 @@ class LossReport:
     is_identical: bool
     sites: int
     expanded: tuple[str, ...] = ()
+    folded: tuple[str, ...] = ()
     dropped: tuple[Loss, ...] = ()
     lost: tuple[Loss, ...] = ()
     relative_error: float = 0.0

@@ -46,6 +46,7 @@ def read(
     format: str | None = None,
     scale: float | None = None,
     mapping: Mapping[str, Any] | None = None,
+    base_config: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """The adapter at a path, in a folder, or on the hub (``owner/name[@revision][:subfolder]``).
 
@@ -58,6 +59,8 @@ def read(
         mapping: which tensors of the file make which site, for files whose names no format knows; see
             ``from_tensors``, which also takes dictionaries of arrays.
         scale: the scale of the sites whose scale the file does not state (loralib, MLX without its configuration).
+        base_config: what is known of the base model's ``config.json``; GGUF files need its numbers of heads, which
+            few of them state, to name q and k of llama-type models.
 
     Raises:
         AdapterError: where it is not an adapter that can be read exactly; it says what was found instead.
@@ -75,7 +78,7 @@ def read(
         adapter = from_tensors(location, mapping)
         return adapter if scale is None else with_given_scale(adapter, scale)
     with placed(location):
-        contents = contents_of(location)
+        contents = replace(contents_of(location), base_config=dict(base_config or {}))
         adapter = interpreted(contents, format)
     if scale is not None:
         adapter = with_given_scale(adapter, scale)

@@ -17,7 +17,7 @@ Tensors = Mapping[str, NDArray[Any]]
 class TensorFile:
     """The tensors of one weights file in the dtype of the file, and the strings stored beside them.
 
-    ``container`` is ``safetensors``, ``pickle`` or ``npz``. The tensors of a pickled list are called ``[0]``,
+    ``container`` is ``safetensors``, ``pickle``, ``npz`` or ``gguf``. The tensors of a pickled list are called ``[0]``,
     ``[1]``, and so on.
     """
 
@@ -31,6 +31,7 @@ class Contents:
     """All that a key grammar may look at: tensors, metadata, configuration and where they came from.
 
     ``config`` is None where no configuration lies beside the weights; ``config_text`` is it letter by letter.
+    ``base_config`` is what the caller knows of the base model's ``config.json``; no reader looks for it.
     """
 
     tensors: Tensors
@@ -39,3 +40,4 @@ class Contents:
     config_text: str | None = None
     path: Path | None = None
     container: str = "safetensors"
+    base_config: Mapping[str, Any] = field(default_factory=dict[str, Any])

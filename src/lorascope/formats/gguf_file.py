@@ -67,11 +67,25 @@ def read_gguf(path: Path) -> TensorFile:
         size = os.fstat(stream.fileno()).st_size
         data = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) if size > _WHOLE_FILE else stream.read(size)
     try:
-        metadata, tensors = _parsed(_Cursor(data, len(data)))
+        fields, stored, tensors = _parsed(_Cursor(data, len(data)))
     except AdapterError as error:
         error.file = error.file or str(path)
         raise
-    return TensorFile(tensors, metadata, "gguf")
+    return TensorFile(tensors, GGUFFields(fields, stored, data), "gguf")
+
+
+class GGUFFields(dict[str, str]):
+    """The fields of a file as text, and what text does not tell, for a lossless write-back.
+
+    Args:
+        fields: key → strings as they are, other values as JSON.
+        stored: key → the bytes of type and value.
+        image: the whole file.
+    """
+
+    def __init__(self, fields: Mapping[str, str], stored: Mapping[str, bytes], image: mmap.mmap | bytes) -> None:
+        super().__init__(fields)
+        self.stored, self.image = stored, image
 
 
 class _Cursor:
@@ -141,7 +155,7 @@ class _Info:
         return count // 32 * _BLOCK.itemsize
 
 
-def _parsed(cursor: _Cursor) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
+def _parsed(cursor: _Cursor) -> tuple[dict[str, str], dict[str, bytes], dict[str, NDArray[Any]]]:
     cursor.take(4, "the magic")
     version = cursor.number("<u4", "the version")
     if version & 0xFFFF == 0 and version:
@@ -151,10 +165,11 @@ def _parsed(cursor: _Cursor) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
     tensor_count = cursor.count(24, "the number of tensors")
     field_count = cursor.count(13, "the number of fields")
     fields: dict[str, Any] = {}
-    for key, value in _fields(cursor, field_count):
+    stored: dict[str, bytes] = {}
+    for key, value, encoded in _fields(cursor, field_count):
         if key in fields:
             raise AdapterError("two fields have the same name", key=key)
-        fields[key] = value
+        fields[key], stored[key] = value, encoded
     infos = _infos(cursor, tensor_count)
     alignment = fields.get("general.alignment", _DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -179,17 +194,20 @@ def _parsed(cursor: _Cursor) -> tuple[dict[str, str], dict[str, NDArray[Any]]]:
             )
         tensors[info.name] = _array(cursor.data, info, start + reach, size)
         reach = _aligned(reach + size, alignment)
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}, tensors
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in fields.items()}
+    return texts, stored, tensors
 
 
 def _aligned(place: int, alignment: int) -> int:
     return -(-place // alignment) * alignment
 
 
-def _fields(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any]]:
+def _fields(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any, bytes]]:
     for _ in range(count):
         key = cursor.text("the name of a field")
-        yield key, _value(cursor, int(cursor.number("<u4", "a field")), key)
+        start = cursor.place
+        value = _value(cursor, int(cursor.number("<u4", "a field")), key)
+        yield key, value, bytes(cursor.data[start : cursor.place])
 
 
 def _value(cursor: _Cursor, kind: int, key: str) -> Any:

@@ -47,6 +47,7 @@ class Format:
         is_folder: whether ``write`` makes a folder; else a file.
         base_field: the field of the configuration that names the base model, None where the files have none.
         needed_metadata: metadata without which the file would mean something else.
+        site_examples: names of sites that ``write`` has a place for, where it has not for every name.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Format:
     is_folder: bool = False
     base_field: str | None = None
     needed_metadata: frozenset[str] = frozenset()
+    site_examples: tuple[str, ...] = ()
 
 
 GRAMMARS: Family[tuple[Format, ...]] = Family(

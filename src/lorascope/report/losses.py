@@ -26,6 +26,9 @@ def losses_as_text(report: LossReport, console: Console) -> None:
         console.print(f"relative error of ΔW: {report.relative_error:.3g}{where}", soft_wrap=True)
     if report.expanded:
         console.print(f"{len(report.expanded)} sites were worked out to plain factors")
+    if report.folded:
+        shown = ", ".join(safe(site) for site in report.folded[:3]) + ", …" * (len(report.folded) > 3)
+        console.print(f"the scale of {len(report.folded)} sites was multiplied into a factor: {shown}", soft_wrap=True)
     for title, losses, style in (("dropped", report.dropped, "dim"), ("lost", report.lost, "yellow")):
         for loss in losses[:_SHOWN]:
             console.print(Text(f"{title}: {safe(loss.what)}: {safe(loss.why)}", style), soft_wrap=True)

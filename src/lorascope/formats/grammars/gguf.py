@@ -4,11 +4,11 @@
     token_embd          lora_a [count, rank], that is transposed
     scale = alpha/rank, or 1 where ``adapter.lora.alpha`` is 0 or missing
 
-Sites get the base model's own module names where the architecture is one of the llama-like ones in ``_NAMES``; others
-keep GGUF's. The converter puts the rows of q and k of llama-type models into another order for its rotary embedding,
-and B's rows with them. That is undone where the file states the numbers of heads; files of the converter do not, so
-there q and k keep their GGUF names. The converter drops what GGUF has no field for: an rsLoRA adapter, or one with
-patterns of alpha, has another scale in GGUF than in the PEFT folder it was made from, and nothing in the file tells.
+Sites get the base model's own module names where the architecture is one of those in ``gguf_names``; others keep
+GGUF's. The converter puts the rows of q and k of llama-type models into another order, and B's rows with them. That is
+undone where the numbers of heads are given or the file states them; files of the converter do not, so there q and k
+keep their GGUF names. The converter drops what GGUF has no field for: an rsLoRA adapter, or one with patterns of alpha,
+has another scale in GGUF than in the PEFT folder it was made from, and nothing in the file tells. ``gguf_form`` writes.
 
 Source: https://github.com/ggml-org/llama.cpp, convert_lora_to_gguf.py, src/llama-adapter.cpp (``get_scale`` in
 src/llama-adapter.h), and gguf-py/gguf/tensor_mapping.py for the names.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -27,35 +28,14 @@ from lorascope.adapter import Adapter, Layer, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import checked_alpha
 from lorascope.formats.contents import Contents
+from lorascope.formats.gguf_form import ALORA_TOKENS, BASE_NAME, NEEDED, write_gguf_adapter
+from lorascope.formats.gguf_names import EMBEDDING, BaseShape, unpermuted
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import STATED, Evidence, Format
 
 _PAIR = re.compile(r"(?P<tensor>.+)\.lora_(?P<half>[ab])", re.DOTALL)
-_BLOCK = re.compile(r"blk\.(?P<block>\d{1,6})\.(?P<name>[a-z_]+)")
-_NAMES: Mapping[str, str] = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_FUSED_NAMES: Mapping[str, str] = {
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_up": "mlp.gate_up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_PLAIN = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "command-r", "olmo2", "stablelm")
-_PERMUTED = ("llama", "granite", "smollm3")
-_BLOCK_NAMES: Mapping[str, Mapping[str, str]] = {
-    **dict.fromkeys(_PLAIN + _PERMUTED, _NAMES),
-    "phi3": _FUSED_NAMES,
-}
-_OUTER_NAMES: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 
 
 def recognise_gguf(contents: Contents) -> Evidence | None:
@@ -86,14 +66,13 @@ def read_gguf_adapter(contents: Contents) -> Adapter:
         else:
             leftover_keys.append(key)
     alpha = _alpha(fields)
-    names = _Names(fields)
+    names = _Names(fields, contents.base_config)
     sites: dict[str, Update] = {}
     for tensor, (key_b, key_a) in halves.checked().items():
         name = names(tensor)
-        layer: Layer = "embedding" if tensor == "token_embd" else "linear"
+        layer: Layer = "embedding" if tensor == EMBEDDING else "linear"
         for site, down, up in _factors(name, tensor, contents.tensors[key_a], contents.tensors[key_b]):
-            rows = _unpermuted(site, up, names.heads[tensor]) if tensor in names.heads else up
-            factors, keys = {"A": down, "B": rows}, {"A": key_a, "B": key_b}
+            factors, keys = {"A": down, "B": names.published(site, tensor, up)}, {"A": key_a, "B": key_b}
             parts = Parts(site, factors, keys, lambda rank: _scale(alpha, rank), layer)
             sites[site] = built("lora", parts)
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
@@ -103,8 +82,9 @@ def read_gguf_adapter(contents: Contents) -> Adapter:
             format="gguf",
             kind="lora",
             path=contents.path,
-            base_model=fields.get("general.base_model.0.name") or None,
+            base_model=fields.get(BASE_NAME) or None,
             metadata=fields,
+            base_config=names.base.as_config(),
         ),
         leftovers=leftovers,
         notes=(*names.notes(), *_variants(fields), *leftover_notes(leftovers, {})),
@@ -128,40 +108,51 @@ def _value(fields: Mapping[str, str], key: str, default: Any) -> Any:
 
 
 def _variants(fields: Mapping[str, str]) -> list[Note]:
-    if "adapter.alora.invocation_tokens" not in fields:
+    if ALORA_TOKENS not in fields:
         return []
-    text = "adapter.alora.invocation_tokens: activated LoRA: it acts only after its invocation tokens"
+    text = f"{ALORA_TOKENS}: activated LoRA: it acts only after its invocation tokens"
     return [Note("config-variant", text)]
 
 
 class _Names:
     """The module names of an architecture, and where the rows of B are to be put back."""
 
-    def __init__(self, fields: Mapping[str, str]) -> None:
-        self.architecture = fields.get("general.architecture", "")
-        prefix = f"{self.architecture}.attention.head_count"
-        heads = _value(fields, prefix, None)
-        self._heads = {"attn_q": heads, "attn_k": _value(fields, f"{prefix}_kv", heads)}
-        self._is_known = all(type(count) is int and count > 0 for count in self._heads.values())
-        self.heads: dict[str, int] = {}
+    def __init__(self, fields: Mapping[str, str], given: Mapping[str, Any]) -> None:
+        architecture = fields.get("general.architecture", "")
+        prefix = f"{architecture}.attention.head_count"
+        stated = {
+            "num_attention_heads": _value(fields, prefix, None),
+            "num_key_value_heads": _value(fields, f"{prefix}_kv", None),
+        }
+        self.base = replace(BaseShape.of(stated), architecture=architecture)
+        known = BaseShape.of(given)
+        if known.architecture and known.architecture != architecture:
+            raise AdapterError(
+                "the base model that was given is of another architecture than the file",
+                key="general.architecture",
+                expected=known.architecture,
+                found=ascii(architecture)[:80],
+            )
+        if not self.base.heads:
+            self.base = replace(self.base, heads=known.heads)
         self._kept: list[str] = []
         self._unknown: list[str] = []
 
     def __call__(self, tensor: str) -> str:
         """The site's name for a tensor of the file, without ``.weight``."""
-        names = _BLOCK_NAMES.get(self.architecture)
-        if names is not None and tensor in _OUTER_NAMES:
-            return _OUTER_NAMES[tensor]
-        match = _BLOCK.fullmatch(tensor)
-        if names is None or match is None or match["name"] not in names:
+        site = self.base.site_of(tensor)
+        if site is None:
             self._unknown.append(tensor)
             return tensor
-        if self.architecture in _PERMUTED and match["name"] in self._heads:
-            if not self._is_known:
-                self._kept.append(tensor)
-                return tensor
-            self.heads[tensor] = self._heads[match["name"]]
-        return f"model.layers.{match['block']}.{names[match['name']]}"
+        if self.base.is_permuted(tensor) and self.base.heads_of(tensor) is None:
+            self._kept.append(tensor)
+            return tensor
+        return site
+
+    def published(self, site: str, tensor: str, B: NDArray[Any]) -> NDArray[Any]:
+        """B with its rows as the published model has them, where the site has its name."""
+        heads = self.base.heads_of(tensor)
+        return B if heads is None or not self.base.is_permuted(tensor) else unpermuted(B, heads, site)
 
     def notes(self) -> list[Note]:
         """What keeps GGUF's names, and why."""
@@ -180,7 +171,7 @@ def _factors(name: str, tensor: str, A: NDArray[Any], B: NDArray[Any]) -> list[t
     """(site, A [rank, in], B [out, rank]); one entry for each expert."""
     is_cut = A.ndim == 1 and B.ndim == 2 and B.shape[1] == 1  # ggml drops axes of length 1 at the end
     if A.ndim == B.ndim == 2 or is_cut:
-        return [(name, A.T if tensor == "token_embd" else A.reshape(1, -1) if is_cut else A, B)]
+        return [(name, A.T if tensor == EMBEDDING else A.reshape(1, -1) if is_cut else A, B)]
     if A.ndim != 3 or B.ndim != 3 or A.shape[0] != B.shape[0] or not A.size:
         raise AdapterError(
             "the two factors do not make a product",
@@ -191,19 +182,6 @@ def _factors(name: str, tensor: str, A: NDArray[Any], B: NDArray[Any]) -> list[t
     return [(f"{name}[{expert}]", down, up) for expert, (down, up) in enumerate(zip(A, B, strict=True))]
 
 
-def _unpermuted(site: str, B: NDArray[Any], heads: int) -> NDArray[Any]:
-    """B with its rows as published: the inverse of ``LlamaModel.permute`` of llama.cpp's converter."""
-    rows = B.shape[0]
-    if rows % (2 * heads):
-        raise AdapterError(
-            "the rows of lora_b cannot be cut into the heads that the file states",
-            key=site,
-            expected=f"a multiple of {2 * heads}",
-            found=rows,
-        )
-    return B.reshape(heads, rows // heads // 2, 2, -1).swapaxes(1, 2).reshape(B.shape)
-
-
 FORMATS = (
     Format(
         name="gguf",
@@ -211,7 +189,15 @@ FORMATS = (
         reference="https://github.com/ggml-org/llama.cpp",
         recognise=recognise_gguf,
         read=read_gguf_adapter,
+        write=write_gguf_adapter,
+        base_field=BASE_NAME,
+        needed_metadata=NEEDED,
+        site_examples=(
+            *(f"model.layers.{layer}.self_attn.{name}" for layer in (0, 11) for name in ("q_proj", "v_proj")),
+            "model.layers.1.mlp.down_proj",
+        ),
         kinds=("lora",),
+        writes=("lora",),
         files="`.gguf` adapters of llama.cpp: F32, F16, BF16, F64, Q8_0",
     ),
 )

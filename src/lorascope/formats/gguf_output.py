@@ -1,0 +1,108 @@
+"""Writing GGUF files, version 3, little-endian; ``gguf_file`` says how they are laid out.
+
+Tensors are written in the types that llama.cpp multiplies by, F32, F16 and BF16, and in F64.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from lorascope.errors import AdapterError
+from lorascope.formats.contents import Tensors
+from lorascope.formats.output_file import replaced_file
+from lorascope.formats.safetensors_file import is_placeholder
+
+Field = str | int | float | Sequence[int] | bytes
+"""The value of a field: a string, a uint32, a float32, an array of uint32, or the bytes of type and value as stored."""
+
+TYPES: Mapping[str, int] = {"float32": 0, "float16": 1, "float64": 28, "bfloat16": 30}
+"""dtype → GGML type, of the tensors that are written."""
+
+_ALIGNMENT = 32
+_MAX_NAME = 64
+_UINT32, _FLOAT32, _STRING, _ARRAY = 4, 6, 8, 9
+
+
+def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Tensors) -> None:
+    """Write fields and tensors to a GGUF file, whole or not at all.
+
+    Args:
+        path: the file.
+        fields: key → value; the alignment is the default one and has no field.
+        tensors: name → array of at most 4 axes in one of ``TYPES``.
+
+    Raises:
+        AdapterError: where a tensor is one that GGUF has no place for, or has no values.
+        OutputError: where the file cannot be written; nothing is left behind.
+
+    >>> import tempfile, numpy as np
+    >>> from lorascope.formats.gguf_file import read_gguf
+    >>> path = Path(tempfile.mkdtemp()) / "a.gguf"
+    >>> write_gguf(path, {"general.type": "adapter"}, {"x": np.ones((2, 3), np.float16)})
+    >>> read_gguf(path).tensors["x"].shape
+    (2, 3)
+    """
+    for name, tensor in tensors.items():
+        _check(name, tensor)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    head += b"".join(_text(key) + _encoded(value) for key, value in fields.items())
+    offset = 0
+    for name, tensor in tensors.items():
+        shape = tensor.shape[::-1]
+        head += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, TYPES[tensor.dtype.name], offset)
+        offset += tensor.nbytes + _gap(tensor.nbytes)
+    with replaced_file(path) as temporary, temporary.open("wb") as stream:
+        _write_aligned(stream, head)
+        for tensor in tensors.values():
+            _write_aligned(stream, _little_endian(tensor).tobytes())
+
+
+def _check(name: str, tensor: NDArray[Any]) -> None:
+    if is_placeholder(tensor):
+        raise AdapterError(
+            "the values were not fetched: only headers were read", key=name, hint="read the adapter in full"
+        )
+    if len(name.encode("utf-8")) >= _MAX_NAME:
+        raise AdapterError("too long a name for a tensor of GGUF", key=name, expected=f"under {_MAX_NAME} bytes")
+    if tensor.ndim > 4 or tensor.dtype.name not in TYPES:
+        raise AdapterError(
+            "GGUF has no place for this tensor",
+            key=name,
+            expected=f"at most 4 axes of {', '.join(TYPES)}",
+            found=f"{tensor.dtype.name} {list(tensor.shape)}",
+        )
+
+
+def _encoded(value: Field) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return struct.pack("<I", _STRING) + _text(value)
+    if isinstance(value, int):
+        return struct.pack("<II", _UINT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", _FLOAT32, value)
+    return struct.pack(f"<IIQ{len(value)}I", _ARRAY, _UINT32, len(value), *value)
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode("utf-8")
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _gap(size: int) -> int:
+    return -size % _ALIGNMENT
+
+
+def _write_aligned(stream: BinaryIO, data: bytes) -> None:
+    stream.write(data)
+    stream.write(b"\0" * _gap(len(data)))
+
+
+def _little_endian(tensor: NDArray[Any]) -> NDArray[Any]:
+    return tensor.astype(tensor.dtype.newbyteorder("<")) if tensor.dtype.byteorder == ">" else tensor

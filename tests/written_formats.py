@@ -1,0 +1,36 @@
+"""The formats that are written, and adapters that two of them have a place for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lorascope import formats
+from lorascope.adapter import Adapter, Provenance, Update
+from lorascope.formats import Format
+
+WRITTEN = {member.name: member for member in formats.formats() if "lora" in member.writes}
+BASE = {"model_type": "qwen2"}
+"""What is said of the base model; formats that do not ask for it pass over it."""
+
+_NAMES = [f"text_model.encoder.layers.{layer}.self_attn.{end}" for layer in (0, 11) for end in ("q_proj", "v_proj")]
+
+
+def names_for(*members: Format) -> list[str]:
+    """Names of sites that all of the formats have a place for."""
+    limited = [set(member.site_examples) for member in members if member.site_examples]
+    return sorted(set.intersection(*limited)) if limited else _NAMES
+
+
+PAIRS = [(one, two) for one in WRITTEN for two in WRITTEN if one != two and names_for(WRITTEN[one], WRITTEN[two])]
+"""Two formats that have a name of a site in common."""
+
+
+def adapter_of(sites: Mapping[str, Update]) -> Adapter:
+    """An adapter whose base model is known."""
+    return Adapter(sites, Provenance(base_config=BASE))
+
+
+def target_in(folder: str | Path, member: Format, name: str) -> Path:
+    """Where ``member`` writes to; containers are told by their bytes and not by their names."""
+    return Path(folder) / (name if member.is_folder else f"{name}.safetensors")
