@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,12 @@ from lorascope import formats
 from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.formats import Format
 
-WRITTEN = {member.name: member for member in formats.formats() if "lora" in member.writes}
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+WRITTEN = {
+    member.name: member
+    for member in formats.formats()
+    if "lora" in member.writes and (HAS_TORCH or member.suffix != ".pt")
+}
 BASE = {"model_type": "qwen2"}
 """What is said of the base model; formats that do not ask for it pass over it."""
 
@@ -32,5 +38,5 @@ def adapter_of(sites: Mapping[str, Update]) -> Adapter:
 
 
 def target_in(folder: str | Path, member: Format, name: str) -> Path:
-    """Where ``member`` writes to; containers are told by their bytes and not by their names."""
-    return Path(folder) / (name if member.is_folder else f"{name}.safetensors")
+    """Where ``member`` writes to."""
+    return Path(folder) / (name if member.is_folder else name + member.suffix)

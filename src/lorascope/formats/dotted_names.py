@@ -50,3 +50,25 @@ def dotted_sites(names: Iterable[str], metadata: Mapping[str, str]) -> dict[str,
     sites = {name: flat.get(name) or site_of(name) for name in names}
     taken = Counter([*sites.values(), *(name for name, site in sites.items() if site != name)])
     return {name: site if taken[site] == 1 else name for name, site in sites.items()}
+
+
+def name_of(site: str) -> str | None:
+    """The dotted name under which ComfyUI finds a site; None where it finds none. The law: ``site_of`` undoes it.
+
+    Layers of diffusers' transformers keep their names, which ComfyUI knows too. Those of the U-Net it finds under the
+    names of kohya files.
+
+    >>> name_of("transformer.single_blocks.0.linear1"), name_of("transformer.transformer_blocks.0.attn.to_q")
+    ('diffusion_model.single_blocks.0.linear1', 'transformer.transformer_blocks.0.attn.to_q')
+    >>> name_of("unet.conv_in") is None
+    True
+    """
+    component, _, path = site.partition(".")
+    if component == "transformer":
+        name = site if "transformer_blocks" in path else DENOISER + path
+    elif site.startswith((DENOISER, "text_encoders.")):
+        name = site
+    else:
+        prefixes = {component: prefix for prefix, component in _PREFIXES.items()}
+        name = prefixes.get(f"{component}.", "") + path if f"{component}." in prefixes else ""
+    return name if path and site_of(name) == site else None

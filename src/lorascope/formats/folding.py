@@ -27,6 +27,24 @@ def times(tensor: NDArray[Any], factor: float, dtype: DTypeLike | None = None) -
         return cast_to(tensor.astype(np.float64) * factor, kind)
 
 
+def widened_times(tensor: NDArray[Any], factor: float) -> NDArray[Any]:
+    """The product in the dtype of the tensor where it is exact there, else in float32 or, of float64, rounded once.
+
+    >>> one = np.ones(1, np.float16)
+    >>> widened_times(one, 0.5).dtype.name, widened_times(one, 0.3).dtype.name, widened_times(one, 1e6).dtype.name
+    ('float16', 'float32', 'float32')
+
+    Raises:
+        AdapterError: where a product is too large for float32.
+    """
+    wide = tensor.astype(np.float64) * factor
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(tensor.dtype)
+    if tensor.dtype == np.float64 or bool((narrow.astype(np.float64) == wide).all()):
+        return narrow
+    return cast_to(wide, np.float32)
+
+
 def unscaled(update: LowRank, dtype: DTypeLike | None = None) -> LowRank:
     """The same update with scale 1, its factors and bias in ``dtype`` or, if None, as stored.
 

@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
-from lorascope.formats.folding import stacked_experts, times
+from lorascope.formats.folding import stacked_experts, times, widened_times
 from lorascope.formats.gguf_file import GGUFFields
 from lorascope.formats.gguf_names import BLOCK_NAMES, EMBEDDING, PERMUTED, BaseShape, permuted
 from lorascope.formats.gguf_output import Field, write_gguf
@@ -168,13 +168,7 @@ def _scaled(update: LowRank, alpha: float, dtype: DTypeLike | None) -> NDArray[A
     ratio = update.scale * update.rank / alpha
     if abs(ratio - 1.0) <= _FLOAT32_EPS:  # the rounding of alpha itself, which llama.cpp computes with in float32
         return _cast(update.B, dtype)
-    if dtype is not None:
-        return times(update.B, ratio, dtype)
-    B = _cast(update.B, None)
-    wide = times(B, ratio, np.float64)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(B.dtype)
-    return narrow if bool((narrow.astype(np.float64) == wide).all()) else cast_to(wide, np.float32)
+    return times(update.B, ratio, dtype) if dtype is not None else widened_times(_cast(update.B, None), ratio)
 
 
 def _cast(tensor: NDArray[Any], dtype: DTypeLike | None) -> NDArray[Any]:

@@ -139,7 +139,7 @@ def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
     names = names_of(adapter)
     tensors: dict[str, NDArray[Any]] = {}
     for site, update in adapter.items():
-        for suffix, tensor in _parts(update, site).items():
+        for suffix, tensor in site_tensors(update, site).items():
             key = f"{names[site]}.{suffix}"
             tensors[key] = tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
     kept = {key: text for key, text in adapter.provenance.metadata.items() if is_own and key != SITES_KEY}
@@ -149,15 +149,19 @@ def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
     write_safetensors(path, tensors, kept | ({SITES_KEY: listed(moved)} if moved else {}))
 
 
-def _parts(update: Update, site: str) -> dict[str, NDArray[Any]]:
-    """Suffix → tensor."""
+def site_tensors(update: Update, site: str) -> dict[str, NDArray[Any]]:
+    """Suffix → tensor, alpha among them, of a kind in ``WRITES``.
+
+    Raises:
+        AdapterError: naming the site, where the family has no place for the update.
+    """
     kind = update.kind
     if update.is_transposed or update.layer == "embedding":
         raise AdapterError("kohya files have no embeddings and no transposed layers", key=site)
     if update.bias is not None and kind != "full":
         raise AdapterError("kohya files have no bias beside a LoRA", key=site)
     if isinstance(update, DoRA):
-        return {**_parts(update.inner, site), "dora_scale": _dora_scale(update)}
+        return {**site_tensors(update.inner, site), "dora_scale": _dora_scale(update)}
     if isinstance(update, LowRank):
         up, down = convolution_factors(padded(update))
         return _scaled({"lora_down.weight": down, "lora_up.weight": up}, padded(update), "lora_up.weight")

@@ -45,6 +45,7 @@ class Format:
         writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
         files: what the files look like, in a few words.
         is_folder: whether ``write`` makes a folder; else a file.
+        suffix: of the file that ``write`` makes.
         base_field: the field of the configuration that names the base model, None where the files have none.
         needed_metadata: metadata without which the file would mean something else.
         site_examples: names of sites that ``write`` has a place for, where it has not for every name.
@@ -60,6 +61,7 @@ class Format:
     writes: tuple[str, ...] = ()
     files: str = ""
     is_folder: bool = False
+    suffix: str = ".safetensors"
     base_field: str | None = None
     needed_metadata: frozenset[str] = frozenset()
     site_examples: tuple[str, ...] = ()

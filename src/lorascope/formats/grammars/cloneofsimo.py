@@ -6,26 +6,42 @@ The layers are numbered in the order in which the trainer walked through the mod
 ``unet:0`` … and, in a list, ``0000`` … Beside them lie learned token embeddings, ``<s1>``. A file of tokens alone is
 told as such.
 
+Only sites with such numbers are written: which layer a number stands for depends on the classes of modules that the
+trainer replaced. Their names are metadata that the library asks for; where they are not known, they are its defaults.
+
 Source: https://github.com/cloneofsimo/lora, lora_diffusion/lora.py.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents, Tensors
+from lorascope.formats.folding import unscaled
 from lorascope.formats.notes import leftover_notes
-from lorascope.formats.pairs import Halves
+from lorascope.formats.pairs import Halves, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.pickle_output import SUFFIXES, write_pickle
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
-from lorascope.formats.unedited_file import unedited
+from lorascope.formats.unscaled_file import Keys, numbered, plain_update, write_unscaled
 
+_SITE = re.compile(r"(?P<component>[^:]+):(?P<number>\d+)", re.DOTALL)
 _FACTOR = re.compile(r"(?P<site>[^:]+:\d+):(?P<half>up|down)", re.DOTALL)
+_NUMBER = re.compile(r"\d{4,}")
 _ITEM = re.compile(r"\[(?P<index>\d+)\]")
 _TOKEN = re.compile(r"<[^<>]+>", re.DOTALL)
+_CLASSES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("CrossAttention", "Attention", "GEGLU"),
+    "text_encoder": ("CLIPAttention",),
+}
 _NUMBERED = Note("numbered-sites", "sites are numbered in the trainer's order of the layers; the file names none")
 
 
@@ -104,6 +120,72 @@ def _adapter(
     )
 
 
+def write_cloneofsimo(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write one file with names, numbers and ranks, as ``write_unscaled``.
+
+    Raises:
+        AdapterError: where a site is no number of a component, or a number is missing.
+        OutputError: where the file cannot be written.
+    """
+    own: Mapping[str, str] = adapter.provenance.metadata if adapter.provenance.format == "cloneofsimo" else {}
+
+    def metadata_of(sites: Mapping[str, Update]) -> dict[str, str]:
+        numbered(sites, lambda site: (site.rpartition(":")[0], int(site.rpartition(":")[2])))
+        components = {site.rpartition(":")[0] for site in sites}
+        classes = {name: json.dumps(_CLASSES[name]) for name in sorted(components & set(_CLASSES)) if name not in own}
+        return classes | {f"{site}:rank": str(max(update.rank, 1)) for site, update in sites.items()}
+
+    write_unscaled(
+        adapter,
+        path,
+        dtype,
+        format="cloneofsimo",
+        keys_of=_keys,
+        has_convolutions=True,
+        metadata_of=metadata_of,
+    )
+
+
+def _keys(site: str, update: Update) -> Keys:
+    if not _SITE.fullmatch(site):
+        raise AdapterError(
+            "cloneofsimo's files number their layers in the order of the trainer and have no names",
+            key=site,
+            expected="a site such as unet:0",
+        )
+    return Keys(f"{site}:up", f"{site}:down")
+
+
+def write_list(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write a pickled list: up, down, up, down … with the scale in up.
+
+    Raises:
+        AdapterError: where a site is no number, a number is missing, or the suffix is none of PyTorch's.
+        MissingExtraError: where PyTorch is not installed.
+        OutputError: where the file cannot be written.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise AdapterError(
+            "a list of tensors is a pickled file, which PyTorch tells by its suffix",
+            expected=", ".join(SUFFIXES),
+            found=path.suffix or "none",
+        )
+    if adapter.original is not None and adapter.provenance.format == "cloneofsimo-list" and dtype is None:
+        write_pickle(path, list(adapter.original.values()))
+        return
+    if not adapter:
+        raise AdapterError("an adapter without sites cannot be written to this format")
+    for site in adapter:
+        if not _NUMBER.fullmatch(site):
+            raise AdapterError("a list of tensors has numbers and no names", key=site, expected="a site such as 0000")
+    numbered(adapter.sites, lambda site: ("", int(site)))
+    tensors: list[NDArray[Any]] = []
+    for site in sorted(adapter, key=int):
+        plain = plain_update(site, adapter[site], has_convolutions=True)
+        tensors += convolution_factors(unscaled(plain, dtype))
+    write_pickle(path, tensors)
+
+
 FORMATS = (
     Format(
         name="cloneofsimo",
@@ -111,8 +193,13 @@ FORMATS = (
         reference="https://github.com/cloneofsimo/lora",
         recognise=recognise_cloneofsimo,
         read=read_cloneofsimo,
-        write=unedited("cloneofsimo"),
+        write=write_cloneofsimo,
         kinds=("lora",),
+        writes=("lora",),
+        needed_metadata=frozenset(
+            {*_CLASSES, *(f"{name}:{number}:rank" for name in _CLASSES for number in range(1000))}
+        ),
+        site_examples=("unet:0", "text_encoder:0"),
         files="`unet:0:up`/`unet:0:down`, with learned tokens",
     ),
     Format(
@@ -121,7 +208,11 @@ FORMATS = (
         reference="https://github.com/cloneofsimo/lora",
         recognise=recognise_list,
         read=read_list,
+        write=write_list,
+        suffix=".pt",
         kinds=("lora",),
+        writes=("lora",),
+        site_examples=("0000",),
         files="`.pt` lists: up, down, up, down …",
     ),
 )

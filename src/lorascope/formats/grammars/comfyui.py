@@ -14,16 +14,21 @@ Source: https://github.com/comfyanonymous/ComfyUI, comfy/lora.py and comfy/weigh
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
-from lorascope.formats.dotted_names import DENOISER, dotted_sites
-from lorascope.formats.kohya_file import site_notes
+from lorascope.formats.dotted_names import DENOISER, dotted_sites, name_of
+from lorascope.formats.dtypes import cast_to
+from lorascope.formats.kohya_file import WRITES, site_notes, site_tensors
 from lorascope.formats.kohya_sites import DOTTED_SUFFIXES, Builder, grouped, kind_of, split_key
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.unedited_file import unedited
+from lorascope.formats.safetensors_file import write_safetensors
 
 _OWN = re.compile(
     r"\.(lora_(up|down)\.weight|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|w_norm|diff|diff_b|on_input|set_weight)$"
@@ -86,6 +91,37 @@ def read_dotted(contents: Contents, format: str) -> Adapter:
     )
 
 
+def write_comfyui(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write one file with ``lora_up``, ``lora_down`` and ``alpha`` after the full names of the layers.
+
+    alpha = scale · dim at every site. An unedited adapter of this format is written as it was.
+
+    Raises:
+        AdapterError: where a site is of a kind that such files have not, or ComfyUI knows no layer of its name.
+        OutputError: where the file cannot be written.
+    """
+    is_own = adapter.provenance.format == "comfyui"
+    metadata = dict(adapter.provenance.metadata) if is_own else {}
+    if adapter.original is not None and is_own and dtype is None:
+        write_safetensors(path, adapter.original, metadata)
+        return
+    if not adapter:
+        raise AdapterError("an adapter without sites cannot be written to this format")
+    tensors: dict[str, NDArray[Any]] = {}
+    for site, update in adapter.items():
+        name = name_of(site)
+        if name is None:
+            raise AdapterError(
+                "ComfyUI's generic keys have no name for this site",
+                key=site,
+                expected="a layer of a transformer under its own names, or of text_encoder, text_encoder_2 or _3",
+                hint="layers of a U-Net it reads from kohya files: write those",
+            )
+        for suffix, tensor in site_tensors(update, site).items():
+            tensors[f"{name}.{suffix}"] = tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
+    write_safetensors(path, tensors | (dict(adapter.leftovers) if is_own else {}), metadata)
+
+
 FORMATS = (
     Format(
         name="comfyui",
@@ -93,7 +129,13 @@ FORMATS = (
         reference="https://github.com/comfyanonymous/ComfyUI",
         recognise=recognise_comfyui,
         read=read_comfyui,
-        write=unedited("comfyui"),
+        write=write_comfyui,
+        writes=WRITES,
+        site_examples=(
+            "transformer.double_blocks.0.img_attn.qkv",
+            "transformer.transformer_blocks.3.attn.to_q",
+            *(f"text_encoder.text_model.encoder.layers.{layer}.self_attn.q_proj" for layer in (0, 11)),
+        ),
         kinds=(
             "lora",
             "locon",

@@ -190,6 +190,7 @@ FORMATS = (
         recognise=recognise_gguf,
         read=read_gguf_adapter,
         write=write_gguf_adapter,
+        suffix=".gguf",
         base_field=BASE_NAME,
         needed_metadata=NEEDED,
         site_examples=(

@@ -10,6 +10,10 @@ rows of the layer they change is not in the file. A convolution is known only wh
 factors are those of the reshaped product, of rank k² · rank. The scale is lora_alpha/rank with lora_alpha chosen in
 the training script; without it lora_alpha is taken as 1, the library's default.
 
+Files that are written have the scale in B for that default (in float32 where the product is not exact in the dtype of
+B), so that a model built without lora_alpha and loaded with ``load_state_dict(strict=False)`` has it right, and state
+the alpha of 1 beside each site, which the library passes over.
+
 Source: https://github.com/microsoft/LoRA, loralib/layers.py.
 """
 
@@ -17,23 +21,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Layer, LowRank, Note, Provenance, Update
 from lorascope.adapter.widening import check_room
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents, Tensors
+from lorascope.formats.dtypes import cast_to
 from lorascope.formats.embedding_names import is_embedding
+from lorascope.formats.folding import times, widened_times
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.peft_fields import padded
+from lorascope.formats.pickle_output import SUFFIXES, write_pickle
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
+from lorascope.formats.safetensors_file import write_safetensors
 from lorascope.formats.scalars import stated_alpha
-from lorascope.formats.unedited_file import unedited
 
+_GROUP = re.compile(r"(?P<site>.+)\.#(?P<group>\d{1,6})", re.DOTALL)
 _FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])", re.DOTALL)
 
 
@@ -168,6 +178,89 @@ def _convolution(
     )
 
 
+def write_loralib(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write a state dict: with ``torch.save`` where the suffix is one of PyTorch's, else as safetensors.
+
+    The parts of a merged layer, ``<site>.#0`` …, become one layer again. An unedited adapter of this format is written
+    as it was.
+
+    Raises:
+        AdapterError: where loralib has no layer of that kind, or a file would not tell which it is.
+        MissingExtraError: for a pickled file without PyTorch.
+        OutputError: where the file cannot be written.
+    """
+    is_own = adapter.provenance.format == "loralib"
+    leftovers = dict(adapter.leftovers) if is_own else {}
+    if adapter.original is not None and is_own and dtype is None:
+        tensors = dict(adapter.original)
+    elif not adapter:
+        raise AdapterError("an adapter without sites cannot be written to this format")
+    else:
+        tensors = _written(adapter, leftovers, dtype, is_own=is_own) | leftovers
+    if path.suffix.lower() in SUFFIXES:
+        write_pickle(path, tensors)
+    else:
+        write_safetensors(path, tensors, adapter.provenance.metadata if is_own else None)
+
+
+def _written(adapter: Adapter, leftovers: Tensors, dtype: DTypeLike | None, *, is_own: bool) -> dict[str, NDArray[Any]]:
+    layers: dict[str, dict[int, LowRank]] = {}
+    for site, update in adapter.items():
+        match = _GROUP.fullmatch(site)
+        name, group = (site, -1) if match is None else (match["site"], int(match["group"]))
+        layers.setdefault(name, {})[group] = _plain(site, name, update, leftovers)
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, groups in layers.items():
+        updates = [groups[group] for group in sorted(groups)]
+        if (
+            sorted(groups) not in ([-1], list(range(max(len(groups), 2))))
+            or len({(one.shape, one.rank) for one in updates}) > 1
+        ):
+            raise AdapterError(
+                "the parts of a merged layer do not fit together",
+                key=name,
+                expected="parts #0 … #n of one shape and rank",
+                found=f"{len(groups)} parts",
+            )
+        # the library divides its default lora_alpha of 1 by the rank
+        factors = [one.scale * one.rank for one in updates]
+        Bs = [
+            widened_times(one.B, factor) if dtype is None else times(one.B, factor, dtype)
+            for one, factor in zip(updates, factors, strict=True)
+        ]
+        As = [one.A if dtype is None else cast_to(one.A, dtype) for one in updates]
+        tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = np.concatenate(As), np.concatenate(Bs)
+        if not (is_own and all(one.alpha is None for one in updates)):  # an assumption is not made a statement
+            tensors[f"{name}.alpha"] = np.array(1.0, np.float32)
+    return tensors
+
+
+def _plain(site: str, name: str, update: Update, leftovers: Tensors) -> LowRank:
+    """The update, where a loralib file tells its layer; what tells it is a name or a weight in the file."""
+    if not isinstance(update, LowRank):
+        raise AdapterError("loralib files hold only LoRA", key=site, found=update.kind)
+    if update.bias is not None:
+        raise AdapterError("loralib has no bias beside a LoRA", key=site)
+    if update.layer not in ("linear", "embedding"):
+        raise AdapterError(
+            "loralib factors a convolution in another way, of another rank",
+            key=site,
+            expected="linear, embedding",
+            found=update.layer,
+        )
+    is_rows = is_embedding(site) and site == name
+    weight = leftovers.get(f"{name}.weight")
+    is_turned = weight is not None and _is_transposed(weight.shape, *update.shape, 1 if site == name else 2)
+    if (update.layer == "embedding") != is_rows or update.is_transposed != (is_rows or is_turned):
+        raise AdapterError(
+            "a loralib file tells embeddings by name and transposed layers by their weights, and tells wrong here",
+            key=site,
+            expected="an embedding under a name of one, or a layer stored as [out, in]",
+            found=f"{'transposed ' * update.is_transposed}{update.layer}",
+        )
+    return padded(update)
+
+
 FORMATS = (
     Format(
         name="loralib",
@@ -175,8 +268,9 @@ FORMATS = (
         reference="https://github.com/microsoft/LoRA",
         recognise=recognise_loralib,
         read=read_loralib,
-        write=unedited("loralib"),
+        write=write_loralib,
         kinds=("lora",),
+        writes=("lora",),
         files="`<site>.lora_A`/`.lora_B`: linear, merged, convolution, embedding; also ComfyUI's mochi names",
     ),
 )

@@ -11,16 +11,22 @@ Source: https://github.com/MathieuNlp/Sam_LoRA, src/lora.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
+from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.unedited_file import unedited
+from lorascope.formats.unscaled_file import Keys, numbered, write_unscaled
 
 _FACTOR = re.compile(r"w_(?P<half>[ab])_(?P<site>\d{3,6})")
+_SITE = re.compile(r"\d{3,6}")
 _PARTS = Note("fused-parts", "site i is q (i even) or v (i odd) of the fused qkv of block i/2 of the image encoder")
 
 
@@ -53,6 +59,31 @@ def read_sam_lora(contents: Contents) -> Adapter:
     )
 
 
+def write_sam_lora(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write one file, as ``write_unscaled``.
+
+    Raises:
+        AdapterError: where a site is no number, or a number is missing.
+        OutputError: where the file cannot be written.
+    """
+
+    def metadata_of(sites: Mapping[str, Update]) -> dict[str, str]:
+        numbered(sites, lambda site: ("", int(site)))
+        return {}
+
+    write_unscaled(adapter, path, dtype, format="sam-lora", keys_of=_keys, metadata_of=metadata_of)
+
+
+def _keys(site: str, update: Update) -> Keys:
+    if not _SITE.fullmatch(site):
+        raise AdapterError(
+            "Sam_LoRA's files number q and v of the blocks of one model and have no other names",
+            key=site,
+            expected="a site such as 000",
+        )
+    return Keys(f"w_b_{site}", f"w_a_{site}")
+
+
 FORMATS = (
     Format(
         name="sam-lora",
@@ -60,8 +91,10 @@ FORMATS = (
         reference="https://github.com/MathieuNlp/Sam_LoRA",
         recognise=recognise_sam_lora,
         read=read_sam_lora,
-        write=unedited("sam-lora"),
+        write=write_sam_lora,
         kinds=("lora",),
+        writes=("lora",),
+        site_examples=("000",),
         files="`w_a_000`/`w_b_000`",
     ),
 )

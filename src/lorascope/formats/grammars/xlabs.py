@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+
+from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.errors import AdapterError
@@ -28,7 +31,7 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.unedited_file import unedited
+from lorascope.formats.unscaled_file import Keys, write_unscaled
 
 _XLABS = re.compile(
     r"(?:diffusion_model\.)?(?P<stream>double|single)_blocks\.(?P<block>\d+)\.processor"
@@ -42,6 +45,10 @@ _LAYERS: Mapping[tuple[str, str, str], str] = {
     ("single", "qkv", ""): "linear1",
     ("single", "proj", ""): "linear2",
 }
+_XLABS_SITE = re.compile(
+    r"transformer\.(?P<stream>double|single)_blocks\.(?P<block>\d+)\.(?P<layer>[a-z_]+(?:\.[a-z]+|\d)?)"
+    r"(?P<part>\[0:(?P<rows>\d+)\])?"
+)
 _CONTROL = re.compile(
     r"(?P<site>(?:double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)(?:\.\w+)*)"
     r"\.(?:lora_(?P<half>[AB])\.(?P<what>weight|bias)|(?P<scale>scale))"
@@ -147,6 +154,62 @@ def _adapter(sites: Mapping[str, Update], left: list[str], contents: Contents, f
     )
 
 
+def write_xlabs(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write one file of attention processors, as ``write_unscaled``.
+
+    Raises:
+        AdapterError: where a site is none of the layers that have a processor.
+        OutputError: where the file cannot be written.
+    """
+    write_unscaled(adapter, path, dtype, format="xlabs", keys_of=_xlabs_keys)
+
+
+def _xlabs_keys(site: str, update: Update) -> Keys:
+    match = _XLABS_SITE.fullmatch(site)
+    layers = {(stream, layer): (name, side) for (stream, name, side), layer in _LAYERS.items()}
+    found = None if match is None else layers.get((match["stream"], match["layer"]))
+    is_part = match is not None and match["part"] is not None
+    rows = int(match["rows"]) if match is not None and is_part else None
+    if (
+        match is None
+        or found is None
+        or is_part != (match["layer"] == "linear1")
+        or rows not in (None, update.shape[0])
+    ):
+        raise AdapterError(
+            "XLabs' files have only the attention layers of Flux blocks, and of linear1 the rows of q, k and v",
+            key=site,
+            expected="a site such as transformer.double_blocks.0.img_attn.qkv or transformer.single_blocks.0.linear2",
+        )
+    start = f"{match['stream']}_blocks.{match['block']}.processor.{found[0]}_lora{found[1]}"
+    return Keys(f"{start}.up.weight", f"{start}.down.weight")
+
+
+def write_bfl_control(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+    """Write one control LoRA, as ``write_unscaled``.
+
+    Raises:
+        AdapterError: where a site is no layer of Flux under the names of Black Forest Labs.
+        OutputError: where the file cannot be written.
+    """
+    write_unscaled(adapter, path, dtype, format="bfl-control", keys_of=_control_keys)
+
+
+def _control_keys(site: str, update: Update) -> Keys:
+    path = site.removeprefix("transformer.")
+    is_norm = update.kind == "replaced"
+    key = f"{path}.scale" if is_norm else f"{path}.lora_B.weight"
+    if path == site or not _CONTROL.fullmatch(key) or (is_norm and not _NORM.fullmatch(path)):
+        raise AdapterError(
+            "a control LoRA has only layers of Flux under the names of Black Forest Labs, and norms of q and k",
+            key=site,
+            expected="a site such as transformer.double_blocks.0.img_attn.qkv",
+        )
+    return Keys(f"{path}.lora_B.weight", f"{path}.lora_A.weight", f"{path}.lora_B.bias", f"{path}.scale")
+
+
+_BLOCKS = ("transformer.double_blocks.0.img_attn.qkv", "transformer.double_blocks.7.txt_attn.proj")
+
 FORMATS = (
     Format(
         name="xlabs",
@@ -154,7 +217,9 @@ FORMATS = (
         reference="https://github.com/XLabs-AI/x-flux",
         recognise=recognise_xlabs,
         read=read_xlabs,
-        write=unedited("xlabs"),
+        write=write_xlabs,
+        writes=("lora",),
+        site_examples=(*_BLOCKS, "transformer.single_blocks.3.linear2"),
         files="`double_blocks.N.processor.qkv_lora1.down.weight`",
     ),
     Format(
@@ -163,8 +228,10 @@ FORMATS = (
         reference="https://github.com/black-forest-labs/flux",
         recognise=recognise_bfl_control,
         read=read_bfl_control,
-        write=unedited("bfl-control"),
+        write=write_bfl_control,
         kinds=("lora", "replaced"),
+        writes=("lora", "replaced"),
+        site_examples=(*_BLOCKS, "transformer.double_blocks.0.img_attn.norm.query_norm"),
         files="`double_blocks.N.img_attn.qkv.lora_A.weight`, `.lora_B.bias`, norms whole",
     ),
 )
