@@ -78,7 +78,7 @@ def formats() -> tuple[Format, ...]:
     """All registered formats, by name.
 
     >>> [format.name for format in formats() if "dora" in format.writes]
-    ['diffusers', 'kohya', 'lycoris', 'mlx', 'peft']
+    ['comfyui', 'diffusers', 'kohya', 'lycoris', 'mlx', 'peft']
     """
     members = [member for listed in GRAMMARS for member in listed]
     names = [member.name for member in members]
