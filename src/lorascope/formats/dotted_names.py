@@ -69,6 +69,8 @@ def name_of(site: str) -> str | None:
     elif site.startswith((DENOISER, "text_encoders.")):
         name = site
     else:
-        prefixes = {component: prefix for prefix, component in _PREFIXES.items()}
-        name = prefixes.get(f"{component}.", "") + path if f"{component}." in prefixes else ""
+        prefix = next((prefix for prefix, known in _PREFIXES.items() if known == f"{component}."), None)
+        # the second text encoder of some pipelines is a T5, which is no CLIP-G
+        is_clip = path.startswith(("text_model.", "text_projection"))
+        name = prefix + path if prefix and is_clip == ("clip" in prefix) else ""
     return name if path and site_of(name) == site else None
