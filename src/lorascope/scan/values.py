@@ -95,10 +95,17 @@ def _notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]
             wide[0] if len(wide) == 1 else None,
         )
     dtypes = Counter(update.dtype for update in adapter.values())
-    if len(dtypes) > 1:
+    if len(dtypes) > 1 or any(_has_unlike_factors(update) for update in adapter.values()):
+        what = "the sites are" if len(dtypes) > 1 else "the factors of a site are"
         text = ", ".join(f"{dtype} at {count}" for dtype, count in dtypes.most_common())
-        yield Note("mixed-dtypes", f"the sites are stored in several dtypes: {text}")
+        yield Note("mixed-dtypes", f"{what} stored in several dtypes: {text}")
     yield from _dominant({name: norm for name, norm in norms.items() if norm is not None})
+
+
+def _has_unlike_factors(update: Update) -> bool:
+    """Whether B and A differ; tables of integers and magnitudes have a dtype of their own by right."""
+    pair = getattr(update, "inner", update)
+    return isinstance(pair, LowRank) and pair.B.dtype != pair.A.dtype
 
 
 def _is_untrained_inside(update: Update) -> bool:
