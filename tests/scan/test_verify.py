@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -81,6 +83,13 @@ def test_values_that_were_never_trained_or_could_be_smaller(tmp_path: Path) -> N
     assert codes(verify(mixed)) == [("mixed-dtypes", "warning")]
 
 
+def test_factors_of_one_site_in_two_dtypes(tmp_path: Path) -> None:
+    half = [replace(sound(), B=sound(dtype=np.float16).B) for _ in range(2)]
+    (finding,) = verify(written(tmp_path, q=half[0], v=half[1]))  # all sites alike
+    assert (finding.code, finding.severity) == ("mixed-dtypes", "warning")
+    assert finding.text.endswith("float16/float32 at 2")
+
+
 def test_files_that_do_not_load(tmp_path: Path) -> None:
     pointer = tmp_path / "pointer.safetensors"
     pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n")
@@ -122,6 +131,47 @@ def test_sites_are_checked_against_the_base(tmp_path: Path, base: Checkpoint) ->
         ("base-missing", "error", "model.layers.9.q"),
     ]
     assert "[7, 5]" in findings[0].text and "[6, 5]" in findings[0].text
+
+
+def based(folder: Path, **tensors: Any) -> Checkpoint:
+    folder.mkdir()
+    safetensors.numpy.save_file(
+        {name.replace("__", "."): one for name, one in tensors.items()}, folder / "m.safetensors"
+    )
+    return Checkpoint.open(folder)
+
+
+def test_a_quantised_base_is_a_warning_whatever_the_packing(tmp_path: Path) -> None:
+    adapter = written(tmp_path, a__q=sound(), a__v=sound())
+    whole = np.zeros((6, 5), np.float32)
+    scale = np.ones(6, np.float32)
+    weights: dict[str, dict[str, Any]] = {
+        "int8": {"a__q__weight": whole.astype(np.int8)},
+        "float8": {"a__q__weight": whole.astype(ml_dtypes.float8_e4m3fn)},
+        "scaled": {"a__q__weight": whole, "a__q__weight_scale": scale},
+        "bnb4": {"a__q__weight": np.zeros((15, 1), np.uint8), "a__q__weight__absmax": scale},
+        "mlx": {"a__q__weight": np.zeros((6, 1), np.uint32), "a__q__scales": scale},
+        "gptq": {"a__q__qweight": np.zeros((1, 6), np.int32), "a__q__scales": scale},
+    }
+    for name, tensors in weights.items():
+        base = based(tmp_path / name, **tensors, a__v__weight=whole)
+        (finding,) = verify(adapter, base=base)
+        assert (finding.code, finding.severity, finding.site) == ("base-quantised", "warning", "a.q"), name
+    wrong = based(tmp_path / "wrong", a__q__weight=np.zeros((7, 5), np.int8), a__v__weight=whole)
+    assert codes(verify(adapter, base=wrong)) == [("base-shape", "error"), ("base-quantised", "warning")]
+
+
+def test_a_bias_that_the_base_has_not_is_an_error(tmp_path: Path) -> None:
+    update = replace(sound(), bias=np.ones(6, np.float32))
+    adapter = written(tmp_path, a__q=update)
+    weight, bias = np.zeros((6, 5), np.float32), np.zeros(6, np.float32)
+    base = based(tmp_path / "without", a__q__weight=weight)
+    assert [(one.code, one.severity, one.site) for one in verify(adapter, base=base)] == [("base-bias", "error", "a.q")]
+    assert verify(adapter, base=based(tmp_path / "with", a__q__weight=weight, a__q__bias=bias)) == []
+    saved = written(tmp_path / "saved", a__q=sound())
+    edited(saved, bias="all")
+    retensored(saved, **{"base_model.model.a.q.base_layer.bias": bias})
+    assert codes(verify(saved, base=base)) == [("base-bias", "error"), ("saved-biases", "note")]
 
 
 def test_savers_drop_and_add_wrappers_in_front_of_names(tmp_path: Path, base: Checkpoint) -> None:

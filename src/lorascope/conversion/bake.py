@@ -25,7 +25,7 @@ from lorascope.adapter.widening import as_matrix
 from lorascope.conversion.carried import carry_over
 from lorascope.conversion.tied_heads import tied_heads
 from lorascope.errors import AdapterError, OutputError
-from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.checkpoint import Checkpoint, is_addable
 from lorascope.formats.output_file import replaced_file, written_folder
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
@@ -218,7 +218,7 @@ def _check_layout(site: str, update: Update, spot: Spot) -> None:
 
 def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
     weight = checkpoint.weight(site)
-    if not _is_addable(weight) or checkpoint.is_quantised(site):
+    if checkpoint.is_quantised(site):
         raise AdapterError(
             "the base weight is quantised, so nothing can be added to it exactly",
             file=adapter.provenance.path,
@@ -226,10 +226,6 @@ def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
             found=weight.dtype.name,
             hint="bake into the unquantised base",
         )
-
-
-def _is_addable(weight: NDArray[Any]) -> bool:
-    return is_floating(weight) and weight.dtype.itemsize > 1
 
 
 def _prefixes(checkpoint: Checkpoint, adapter: Adapter) -> set[tuple[str, str]]:
@@ -254,7 +250,7 @@ def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: 
         name = next((one for one in sorted(names) if one in checkpoint.tensors), None)
         stored = None if name is None else checkpoint.tensors[name]
         is_fitting = stored is not None and stored.shape == tensor.shape and is_floating(tensor)
-        if name is not None and stored is not None and is_fitting and _is_addable(stored):
+        if name is not None and stored is not None and is_fitting and is_addable(stored):
             found[name] = _cast(tensor, stored.dtype, name)
         elif not is_loss_allowed:
             raise AdapterError(

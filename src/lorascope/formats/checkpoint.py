@@ -35,9 +35,12 @@ from lorascope.formats.base_facts import (
 )
 from lorascope.formats.config_file import mapping, read_config
 from lorascope.formats.contents import Tensors
+from lorascope.formats.pairs import is_floating
 from lorascope.formats.safetensors_file import read_safetensors
 
 _MAX_INDEX = 64 << 20  # bytes: an index names every tensor of the base
+_MAX_PARTS = 32  # of a tensor's name that are looked at as module names
+_PACKED = ("qweight", "weight_packed")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,26 @@ class Checkpoint:
         except AdapterError:
             return False
 
+    def has_module(self, name: str) -> bool:
+        """Whether a module of the base has this name, or one that ends in it after a dot.
+
+        >>> import numpy as np
+        >>> base = Checkpoint(Path("base"), {}, {"model.layers.0.q_proj.weight": np.ones((2, 2))}, {}, {})
+        >>> base.has_module("q_proj"), base.has_module("layers.0"), base.has_module("proj")
+        (True, True, False)
+        """
+        return name in self._modules
+
+    @cached_property
+    def _modules(self) -> set[str]:
+        """Every run of parts of a tensor's name that ends before its last part."""
+        found: set[str] = set()
+        for name in self.tensors:
+            parts = name.split(".", _MAX_PARTS)
+            for end in range(1, len(parts)):
+                found.update(".".join(parts[start:end]) for start in range(end))
+        return found
+
     def check_places(self, adapter: Mapping[str, Any]) -> None:
         """Check that no two sites of an adapter are one weight, or overlapping parts of one.
 
@@ -138,10 +161,24 @@ class Checkpoint:
             taken.setdefault(name, []).append((site, part))
 
     def is_quantised(self, site: str) -> bool:
-        """Whether the base says that the numbers of this weight are not the weight: a scale lies beside them."""
-        name = self.name_of(site) or ""
+        """Whether the numbers of this weight are not the weight, so that nothing can be added to them.
+
+        They are integers or of 8 bits, or a scale lies beside them.
+        """
+        name = self.name_of(site)
+        if name is None:
+            return self.packed_name_of(site) is not None
+        weight = self.tensors[name]
         beside = (name + "_scale", name + "_scale_inv", name + ".absmax", name.removesuffix("weight") + "scales")
-        return any(one in self.tensors for one in beside)
+        return not is_addable(weight) or any(one in self.tensors for one in beside)
+
+    def packed_name_of(self, site: str) -> str | None:
+        """The name under which a quantiser keeps the weight of a site packed (GPTQ, AWQ, compressed-tensors), or None.
+
+        Raises:
+            AdapterError: where several names fit equally well.
+        """
+        return next((name for ending in _PACKED if (name := self.name_of(site, ending)) is not None), None)
 
     def weight(self, site: str) -> NDArray[Any]:
         """The base weight of a site, the part of it where the site names a part, as a view.
@@ -217,6 +254,11 @@ class Checkpoint:
             expected="a module path of the base",
             hint=hint,
         )
+
+
+def is_addable(weight: NDArray[Any]) -> bool:
+    """Whether the numbers of a tensor are what they stand for, so that others can be added to them."""
+    return is_floating(weight) and weight.dtype.itemsize > 1
 
 
 def _weights_files(path: Path) -> Iterator[tuple[Path, str]]:

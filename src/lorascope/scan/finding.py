@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from lorascope.errors import LorascopeError
+
 Severity = Literal["error", "warning", "note"]
 """An error makes the adapter unusable as it is; a warning can make it wrong; a note is a fact."""
 
@@ -30,3 +32,13 @@ class Finding:
     def as_dict(self) -> dict[str, Any]:
         """The finding as a JSON object."""
         return asdict(self)
+
+
+def explained(error: LorascopeError) -> str:
+    """What an error says, in one sentence: with what was expected and found, without file, place and hint.
+
+    >>> explained(LorascopeError("the rank is wrong", expected=4, found=8))
+    'the rank is wrong (expected 4, found 8)'
+    """
+    compared = [f"{name} {value}" for name, value in (("expected", error.expected), ("found", error.found)) if value]
+    return error.what + (f" ({', '.join(compared)})" if compared else "")

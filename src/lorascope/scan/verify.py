@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, Note, Update
-from lorascope.adapter.layout import Spot, doubtful, fitting
 from lorascope.adapter.spectra import singular_values
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.pairs import is_floating
-from lorascope.scan.finding import Finding, Severity
+from lorascope.scan.against_base import base_findings
+from lorascope.scan.finding import Finding, Severity, explained
+from lorascope.scan.promises import broken_promises
 from lorascope.scan.values import norms_of, value_notes
 
 SEVERITIES: Mapping[str, Severity] = {
@@ -79,17 +80,13 @@ def verify(
     try:
         adapter = location if isinstance(location, Adapter) else formats.read(location, format=format)
     except LorascopeError as error:
-        return [Finding(error.code or "unreadable", "error", _text(error), error.key, error.hint)]
-    findings = [*_of_notes(adapter.notes), *_of_values(adapter)]
-    if base is not None:
-        findings += _against(adapter, base if isinstance(base, Checkpoint) else Checkpoint.open(base))
+        return [Finding(error.code or "unreadable", "error", explained(error), error.key, error.hint)]
+    checkpoint = base if base is None or isinstance(base, Checkpoint) else Checkpoint.open(base)
+    findings = [*_of_notes(adapter.notes), *_of_values(adapter), *broken_promises(adapter, checkpoint)]
+    if checkpoint is not None:
+        findings += base_findings(adapter, checkpoint)
     order = ("error", "warning", "note")
     return sorted(findings, key=lambda finding: order.index(finding.severity))
-
-
-def _text(error: LorascopeError) -> str:
-    compared = [f"{name} {value}" for name, value in (("expected", error.expected), ("found", error.found)) if value]
-    return error.what + (f" ({', '.join(compared)})" if compared else "")
 
 
 def _of_notes(notes: tuple[Note, ...] | list[Note]) -> Iterator[Finding]:
@@ -119,7 +116,7 @@ def _of_values(adapter: Adapter) -> list[Finding]:
             norms |= norms_of(one, spectra)
         except AdapterError as error:
             del sound[site]
-            findings.append(Finding("out-of-range", "error", _text(error), site, error.hint))
+            findings.append(Finding("out-of-range", "error", explained(error), site, error.hint))
     findings += _of_notes(list(value_notes(adapter.with_sites(sound), spectra, norms)))
     for key, tensor in adapter.leftovers.items():
         if bad := _count_non_finite(tensor):
@@ -141,45 +138,3 @@ def _count_non_finite(tensor: NDArray[Any]) -> int:
         return 0
     wide = tensor if tensor.dtype.itemsize >= 4 else tensor.astype(np.float32)
     return int(tensor.size - np.isfinite(wide).sum())
-
-
-def _against(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
-    missing: list[str] = []
-    known = {site: update for site, update in adapter.items() if base.has(site)}
-    try:
-        base.check_places(known)
-    except AdapterError as error:
-        yield Finding("base-ambiguous", "error", _text(error), error.key, error.hint)
-    spots: dict[str, Spot] = {}
-    for site, update in adapter.items():
-        try:
-            name = base.name_of(site)
-            if name is None:
-                missing.append(site)
-                continue
-            spot = base.spot(site)
-        except AdapterError as error:
-            yield Finding("base-ambiguous", "error", _text(error), site, error.hint)
-            continue
-        spots[site] = spot
-        if not fitting(update, spot):
-            yield Finding(
-                "base-shape",
-                "error",
-                f"the update is for a weight of shape {_shape(update.base_shape)}, the base has {list(spot.shape)}",
-                site,
-                "is this the base that the adapter was made for?",
-            )
-    for site in doubtful({site: adapter[site] for site in spots}, spots):
-        text = "the weight fits either way round, and neither the adapter nor the base tells which way it is stored"
-        yield Finding("base-layout", "warning", text, site, "put config.json beside the base's weights")
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        text = f"the base has no {', '.join(missing[:3])}{more}: {len(missing)} of {len(adapter)} sites"
-        yield Finding(
-            "base-missing", "error", text, missing[0] if len(missing) == 1 else None, "is this the right base?"
-        )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "[" + ", ".join("?" if axis < 0 else str(axis) for axis in shape) + "]"

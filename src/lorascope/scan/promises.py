@@ -1,0 +1,113 @@
+"""What the configuration promises and the file does not hold: adapted modules and modules saved whole.
+
+Only what is certain is said. A name in ``target_modules`` is matched as PEFT matches it, as the whole module path or
+its last parts. Lists are shared between models, so that a name may be one that the
+model never had: with the base at hand it is told which; without it the finding is a warning, and a note for a saved
+module beside others that are there (PEFT itself adds ``classifier`` and ``score`` to every list of a classifier).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from lorascope.adapter import Adapter
+from lorascope.adapter.site import path_and_part
+from lorascope.formats.checkpoint import Checkpoint
+from lorascope.scan.finding import Finding, Severity
+
+TARGETS_MISSING = "targets-missing"
+SAVED_MISSING = "saved-modules-missing"
+
+MAX_PARTS = 32
+"""A name of more parts is not judged: no module lies that deep, and the configuration is not trusted."""
+
+_LOST = "get the whole file again, or save the adapter again; what is missing stays as the base has it"
+
+
+def broken_promises(adapter: Adapter, base: Checkpoint | None = None) -> Iterator[Finding]:
+    """The findings about a PEFT configuration that names what the file does not hold.
+
+    >>> import numpy as np
+    >>> from lorascope.adapter import LowRank, Provenance
+    >>> provenance = Provenance(format="peft", config={"target_modules": ["q_proj", "v_proj"]})
+    >>> sites = {"layers.0.q_proj": LowRank(np.ones((2, 1)), np.ones((1, 2)))}
+    >>> [finding.text for finding in broken_promises(Adapter(sites, provenance))]
+    ['target_modules names v_proj, and the file has no such site']
+    """
+    if adapter.provenance.format != "peft":
+        return
+    config = adapter.provenance.config
+    if missing := _targets_without_sites(adapter, config):
+        known = _known_to(base, missing)
+        # with a choice of layers the base may have the module in none of those chosen
+        certain: Severity = "error" if config.get("layers_to_transform") is None else "warning"
+        yield _finding(TARGETS_MISSING, "target_modules", "site", missing, known, "warning", certain)
+    listed = _names(config.get("modules_to_save"))
+    saved = [f"{key.removeprefix('base_model.model.')}." for key in adapter.leftovers]
+    if missing := [name for name in listed if not any(f"{name}." in key for key in saved)]:
+        severity: Severity = "note" if len(missing) < len(listed) else "warning"
+        yield _finding(SAVED_MISSING, "modules_to_save", "tensors", missing, _known_to(base, missing), severity)
+
+
+def _targets_without_sites(adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
+    excluded = config.get("exclude_modules")
+    if isinstance(excluded, str):  # a pattern may take away any of the modules
+        return []
+    tails = {tail for path in {path_and_part(site)[0] for site in adapter} for tail in _tails(path)}
+    taken_away = _names(excluded)
+    return [
+        name
+        for name in _names(config.get("target_modules"))
+        if name.count(".") < MAX_PARTS
+        and name not in tails
+        and not any(_is_of(name, one) or _is_of(one, name) for one in taken_away)
+    ]
+
+
+def _tails(path: str) -> Iterator[str]:
+    """The path and what is left of it without its first parts, as far as a name can be matched."""
+    parts = path.rsplit(".", MAX_PARTS)
+    for start in range(len(parts)):
+        yield ".".join(parts[start:])
+
+
+def _is_of(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}")
+
+
+def _names(value: object) -> list[str]:
+    """The names of a list; a text is a pattern or a word such as ``all-linear`` and names nothing."""
+    if not isinstance(value, list):
+        return []
+    return list(dict.fromkeys(name for name in cast("list[Any]", value) if isinstance(name, str) and name))
+
+
+def _known_to(base: Checkpoint | None, names: Iterable[str]) -> list[str] | None:
+    """Those of the names that are modules of the base, None where there is no base to ask."""
+    if base is None:
+        return None
+    return [name for name in names if base.has_module(name)]
+
+
+def _finding(
+    code: str,
+    field: str,
+    what: str,
+    missing: list[str],
+    known: list[str] | None,
+    severity: Severity,
+    certain: Severity = "error",
+) -> Finding:
+    if known is None:
+        text = f"{field} names {_listed(missing)}, and the file has no such {what}"
+        return Finding(code, severity, text, hint="verify --base tells whether the model has them")
+    if known:
+        text = f"{field} names {_listed(known)}, which the base has, and the file has no such {what}"
+        return Finding(code, certain, text, hint=_LOST)
+    text = f"{field} names {_listed(missing)}, which neither the file nor the base has"
+    return Finding(code, "note", text)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name[:120] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
