@@ -83,6 +83,31 @@ def test_values_that_were_never_trained_or_could_be_smaller(tmp_path: Path) -> N
     assert codes(verify(mixed)) == [("mixed-dtypes", "warning")]
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("out", "in_", "rank", "true"), [(6, 5, 4, 3), (300, 200, 8, 5), (1024, 512, 64, 20)])
+def test_columns_that_depend_on_others_up_to_rounding(
+    tmp_path: Path, dtype: Any, out: int, in_: int, rank: int, true: int
+) -> None:
+    mix = RNG.standard_normal((true, rank))
+    for name, B, A in (  # dependent columns of B, dependent rows of A, and a gauge that is far from balanced
+        ("B", RNG.standard_normal((out, true)) @ mix, RNG.standard_normal((rank, in_))),
+        ("A", RNG.standard_normal((out, rank)), mix.T @ RNG.standard_normal((true, in_))),
+        ("uneven", 64.0 * RNG.standard_normal((out, true)) @ mix, RNG.standard_normal((rank, in_)) / 1024),
+    ):
+        update = LowRank(B.astype(np.float32).astype(dtype), A.astype(dtype), scale=2.0)
+        (finding,) = verify(written(tmp_path / name, q=update, v=sound(out, in_, rank, dtype)))
+        assert (finding.code, finding.site) == ("rank-deficient", "q"), name
+        assert finding.text.endswith(f"effective rank {true} of {min(rank, in_)}"), name
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_small_directions_above_rounding_are_no_finding(tmp_path: Path, dtype: Any) -> None:
+    sizes = np.geomspace(1, 20 * float(np.finfo(dtype).eps), 8)
+    B = np.linalg.qr(RNG.standard_normal((300, 8)))[0] * sizes
+    A = np.linalg.qr(RNG.standard_normal((200, 8)))[0].T
+    assert verify(written(tmp_path, q=LowRank(B.astype(dtype), A.astype(dtype)))) == []
+
+
 def test_factors_of_one_site_in_two_dtypes(tmp_path: Path) -> None:
     half = [replace(sound(), B=sound(dtype=np.float16).B) for _ in range(2)]
     (finding,) = verify(written(tmp_path, q=half[0], v=half[1]))  # all sites alike

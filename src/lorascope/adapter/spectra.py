@@ -1,12 +1,22 @@
-"""The singular values of every site of an adapter: sites of equal shape and rank together, in float64."""
+"""The singular values of every site of an adapter: sites of equal shape and rank together, in float64.
+
+The stored factors are rounded: a direction whose singular value is no larger than what rounding makes of zero says
+nothing. With eps_B, eps_A the spacings of the stored dtypes, and float32 sums over the rank before,
+
+    rounding = |scale| · ‖B‖₂ · ‖A‖₂ · (e + √rank · min(e, eps of float32))        e = (eps_B + eps_A)/2
+
+Independent errors of relative size up to eps/2 (eps/√12 on average) make a matrix of spectral norm about
+eps/√12 · (largest column + largest row), so that e alone is some four times what storing leaves behind.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeVar
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar, cast
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,20 +30,41 @@ T = TypeVar("T")
 _STACK = 1 << 22  # numbers of one factor that are stacked at a time: 32 MiB in float64
 
 
-def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
-    """Site → the min(out, in, rank) singular values of ΔW, descending, in float64.
+_EPS32 = float(np.finfo(np.float32).eps)
+
+
+class Spectrum(NamedTuple):
+    """The singular values of one ΔW, and what of them is rounding.
+
+    Args:
+        values: the min(out, in, rank) singular values, descending, in float64.
+        rounding: values up to this one are no larger than what rounding makes of zero; that of the stored factors
+            counts where a value may be that small, and where ΔW is a product of two.
+    """
+
+    values: NDArray[np.float64]
+    rounding: float = 0.0
+
+    @property
+    def effective_rank(self) -> int:
+        """How many directions of ΔW are more than rounding."""
+        return int((self.values > self.rounding).sum())
+
+
+def spectra_of(adapter: Adapter) -> dict[str, Spectrum]:
+    """Site → the singular values of ΔW.
 
     B = Q_B R_B and Aᵀ = Q_A R_A, so those of ΔW are those of the small core scale · R_B R_Aᵀ; plain low-rank sites of
     equal shape and rank are computed together. Sites whose values are not known, or cannot be had in bounded time,
     are left out.
     """
     groups: dict[tuple[tuple[int, int], int], list[str]] = {}
-    result: dict[str, NDArray[np.float64]] = {}
+    result: dict[str, Spectrum] = {}
     for name, update in adapter.items():
         if isinstance(update, LowRank):
             groups.setdefault((update.shape, update.rank), []).append(name)
         elif update.needs in ("nothing", "dense room") and (found := _spectrum(adapter, name)) is not None:
-            result[name] = found
+            result[name] = Spectrum(found)
     for ((out, in_), rank), names in groups.items():
         step = max(_STACK // max(max(out, in_) * rank, 1), 1)
         for begin in range(0, len(names), step):
@@ -42,7 +73,8 @@ def singular_values(adapter: Adapter) -> dict[str, NDArray[np.float64]]:
             B = np.stack([factor.B for factor in factors])
             A = np.stack([factor.A for factor in factors])
             scales = np.array([factor.scale for factor in factors])
-            result |= _named(adapter, chunk, B, A, scales)
+            units = np.array([_unit(adapter[name], rank) for name in chunk])
+            result |= _named(adapter, chunk, B, A, scales, units)
     return {name: result[name] for name in adapter if name in result}
 
 
@@ -55,21 +87,31 @@ def _spectrum(adapter: Adapter, name: str) -> NDArray[np.float64] | None:
         raise
 
 
-def _named(
-    adapter: Adapter, names: list[str], B: NDArray[Any], A: NDArray[Any], scales: NDArray[Any]
-) -> dict[str, NDArray[np.float64]]:
+def _unit(update: Any, rank: int) -> float:
+    """The relative rounding of a product of stored factors."""
+    e = (_eps(update.B.dtype) + _eps(update.A.dtype)) / 2
+    return e + math.sqrt(rank) * min(e, _EPS32)
+
+
+@cache
+def _eps(dtype: np.dtype[Any]) -> float:
+    information = cast("Any", ml_dtypes).finfo(dtype)  # its annotations are not complete
+    return float(information.eps)
+
+
+def _named(adapter: Adapter, names: list[str], *stacks: NDArray[Any]) -> dict[str, Spectrum]:
     """The spectra of a stack of sites by name; where one is out of range, the error names its site."""
     try:
-        return dict(zip(names, _spectra(B, A, scales), strict=True))
+        return dict(zip(names, _spectra(*stacks), strict=True))
     except AdapterError:
         for index, name in enumerate(names):
-            at_site(adapter, name, partial(_spectra, *(stack[index : index + 1] for stack in (B, A, scales))))
+            at_site(adapter, name, partial(_spectra, *(stack[index : index + 1] for stack in stacks)))
         raise
 
 
-def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any]) -> NDArray[np.float64]:
+def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any], unit: NDArray[Any]) -> list[Spectrum]:
     if B.shape[-1] == 0:
-        return np.zeros((len(B), 0))
+        return [Spectrum(np.zeros(0))] * len(B)
     left: Any = np.linalg.qr(B, mode="r")
     right: Any = np.linalg.qr(A.swapaxes(-1, -2), mode="r")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -79,7 +121,23 @@ def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any]) -> NDArray[n
     values = np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
     if not np.isfinite(values).all() or not np.isfinite(values[..., :1] * math.sqrt(values.shape[-1])).all():
         raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
-    return values
+    own = values[:, 0] * max(B.shape[1], A.shape[2]) * np.finfo(np.float64).eps  # that of QR and SVD
+    floors = np.maximum(_rounding(left, right, np.abs(scale) * unit, values[:, -1]), own)
+    return [Spectrum(*pair) for pair in zip(values, floors.tolist(), strict=True)]
+
+
+def _rounding(
+    left: NDArray[Any], right: NDArray[Any], unit: NDArray[Any], smallest: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """unit · ‖B‖₂ · ‖A‖₂ from the triangles of both, where the smallest value may be below it, else 0."""
+    with np.errstate(over="ignore"):
+        bound = unit * np.linalg.norm(left, axis=(1, 2)) * np.linalg.norm(right, axis=(1, 2))  # Frobenius ≥ spectral
+    floors = np.zeros(len(unit))
+    small = np.flatnonzero(smallest <= bound)
+    if small.size:
+        norms = [np.linalg.svd(triangles[small], compute_uv=False)[:, 0] for triangles in (left, right)]
+        floors[small] = unit[small] * norms[0] * norms[1]
+    return floors
 
 
 def _factors(adapter: Adapter, name: str) -> Factors:

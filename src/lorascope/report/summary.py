@@ -12,11 +12,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lorascope.adapter import Adapter, Update
-from lorascope.adapter.spectra import singular_values
+from lorascope.adapter.spectra import Spectrum, spectra_of
 from lorascope.errors import AdapterError
 from lorascope.scan.values import norms_of, value_notes
 
@@ -40,7 +37,7 @@ def summarise(adapter: Adapter, *, has_values: bool = True) -> dict[str, Any]:
     >>> summary["norm"], summary["sites"][0]["stable_rank"], summary["sites"][0]["singular_values"]
     (10.0, 1.0, [10.0])
     """
-    spectra = singular_values(adapter) if has_values else {}
+    spectra = spectra_of(adapter) if has_values else {}
     norms = norms_of(adapter, spectra) if has_values else dict.fromkeys(adapter)
     provenance = adapter.provenance
     sites = [_site(name, update, norms[name], spectra.get(name)) for name, update in adapter.items()]
@@ -61,8 +58,9 @@ def summarise(adapter: Adapter, *, has_values: bool = True) -> dict[str, Any]:
     }
 
 
-def _site(name: str, update: Update, norm: float | None, spectrum: NDArray[np.float64] | None) -> dict[str, Any]:
-    top = float(spectrum[0]) if spectrum is not None and spectrum.size else 0.0
+def _site(name: str, update: Update, norm: float | None, spectrum: Spectrum | None) -> dict[str, Any]:
+    values = None if spectrum is None else spectrum.values[:TOP].tolist()
+    top = values[0] if values else 0.0
     return {
         "name": name,
         "kind": update.kind,
@@ -75,7 +73,7 @@ def _site(name: str, update: Update, norm: float | None, spectrum: NDArray[np.fl
         "needs": update.needs,
         "norm": norm,
         "stable_rank": (norm / top) ** 2 if top and norm is not None else None,
-        "singular_values": None if spectrum is None else [float(value) for value in spectrum[:TOP]],
+        "singular_values": values,
         "dtype": update.dtype,
     }
 

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Iterator, Mapping
 
 from lorascope.adapter import Adapter, LowRank, Note, Update
-from lorascope.adapter.spectra import at_site
+from lorascope.adapter.spectra import Spectrum, at_site
 from lorascope.adapter.structured import dense_norm
 from lorascope.errors import AdapterError
 
 DOMINANT_SHARE = 0.5
 """A site with more than this share of ‖ΔW‖² is worth a note, where there are four sites or more."""
 
-Spectra = Mapping[str, NDArray[np.float64]]
+Spectra = Mapping[str, Spectrum]
 """Site → singular values of ΔW, for the sites where they are known."""
 
 
@@ -30,9 +27,9 @@ def norms_of(adapter: Adapter, spectra: Spectra) -> dict[str, float | None]:
     return {name: _norm(adapter, name, spectra.get(name)) for name in adapter}
 
 
-def _norm(adapter: Adapter, name: str, spectrum: NDArray[np.float64] | None) -> float | None:
+def _norm(adapter: Adapter, name: str, spectrum: Spectrum | None) -> float | None:
     if spectrum is not None:
-        return dense_norm(spectrum)
+        return dense_norm(spectrum.values)
     update = adapter[name]
     if update.needs in ("base shape", "base weight"):
         return None
@@ -80,12 +77,16 @@ def _notes(adapter: Adapter, spectra: Spectra, norms: Mapping[str, float | None]
             untrained[0] if len(untrained) == 1 else None,
         )
     plain = [name for name in spectra if name not in zero and isinstance(adapter[name], LowRank)]
-    deficient = [name for name in plain if _is_deficient(adapter[name], spectra[name])]
+    possible = {name: min(adapter[name].rank, *adapter[name].shape) for name in plain}
+    deficient = {name: rank for name in plain if (rank := spectra[name].effective_rank) < possible[name]}
     if deficient:
+        ranks = _range(deficient.values())
         yield Note(
             "rank-deficient",
-            f"ΔW has a lower rank than its factors could hold at {_sites(deficient, adapter)}",
-            deficient[0] if len(deficient) == 1 else None,
+            f"ΔW has a lower rank than its factors could hold at {_sites(list(deficient), adapter)}: "
+            f"effective rank {ranks} of {_range(possible[name] for name in deficient)}",
+            next(iter(deficient)) if len(deficient) == 1 else None,
+            tuple(deficient),
         )
     wide = [name for name, update in adapter.items() if isinstance(update, LowRank) and update.rank > min(update.shape)]
     if wide:
@@ -122,10 +123,9 @@ def _dominant(norms: dict[str, float]) -> Iterator[Note]:
         yield Note("dominant-site", f"one site of {len(norms)} has {share:.0%} of ‖ΔW‖²", name)
 
 
-def _is_deficient(update: Update, spectrum: NDArray[np.float64]) -> bool:
-    # values are exact in float64, so only the rounding of QR and SVD separates a zero direction from zero
-    threshold = float(spectrum[0]) * max(update.shape) * np.finfo(np.float64).eps
-    return int((spectrum > threshold).sum()) < min(update.rank, *update.shape)
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _sites(names: list[str], adapter: Adapter) -> str:

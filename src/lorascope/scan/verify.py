@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, Note, Update
-from lorascope.adapter.spectra import singular_values
+from lorascope.adapter.spectra import Spectrum, spectra_of
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.pairs import is_floating
@@ -107,22 +107,35 @@ def _of_values(adapter: Adapter) -> list[Finding]:
         for site, (role, count, size) in damaged.items()
     ]
     sound = {site: update for site, update in adapter.items() if site not in damaged}
-    spectra: dict[str, NDArray[np.float64]] = {}
-    norms: dict[str, float | None] = {}
-    for site in list(sound):
-        one = adapter.with_sites({site: sound[site]})
-        try:
-            spectra |= singular_values(one)
-            norms |= norms_of(one, spectra)
-        except AdapterError as error:
-            del sound[site]
-            findings.append(Finding("out-of-range", "error", explained(error), site, error.hint))
+    spectra, norms, failed = _measured(adapter.with_sites(sound))
+    for site, error in failed.items():
+        del sound[site]
+        findings.append(Finding("out-of-range", "error", explained(error), site, error.hint))
     findings += _of_notes(list(value_notes(adapter.with_sites(sound), spectra, norms)))
     for key, tensor in adapter.leftovers.items():
         if bad := _count_non_finite(tensor):
             text = f"{bad} of {tensor.size} values are NaN or infinite in the saved tensor {key}"
             findings.append(Finding("non-finite", "error", text))
     return findings
+
+
+def _measured(
+    adapter: Adapter,
+) -> tuple[dict[str, Spectrum], dict[str, float | None], dict[str, AdapterError]]:
+    """Spectra and norms, and the errors of the sites that have none: one bad site does not hide another."""
+    try:
+        spectra = spectra_of(adapter)
+        return spectra, norms_of(adapter, spectra), {}
+    except AdapterError:  # one by one, since that of all ends at the first
+        spectra, norms, failed = {}, {}, dict[str, AdapterError]()
+    for site, update in adapter.items():
+        one = Adapter({site: update}, adapter.provenance)
+        try:
+            spectra |= spectra_of(one)
+            norms |= norms_of(one, spectra)
+        except AdapterError as error:
+            failed[site] = error
+    return spectra, norms, failed
 
 
 def _non_finite(update: Update) -> tuple[str, int, int] | None:
