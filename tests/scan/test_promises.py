@@ -61,6 +61,15 @@ def test_a_listed_name_without_a_site_is_found(tmp_path: Path) -> None:
     assert "k_proj, proj," in finding.text and "q_proj" not in finding.text.replace("k_proj", "")
 
 
+def test_a_list_for_several_models_is_no_warning(tmp_path: Path) -> None:
+    gpt2 = "transformer.h.0.attn.c_attn"
+    assert found(written(tmp_path, gpt2, target_modules=["c_attn", "q_proj", "v_proj"])) == [
+        ("targets-missing", "note")
+    ]
+    adapter = written(tmp_path / "lost", gpt2, target_modules=["c_attn", "q_proj", "down_proj"])
+    assert found(adapter) == [("targets-missing", "warning")]
+
+
 def test_names_that_the_configuration_takes_away_again_are_not_missing(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"target_modules": ["q_proj", "v_proj", "k_proj"], "exclude_modules": ["layers.1.k_proj"]}
     assert found(written(tmp_path / "list", *SITES, **fields)) == []

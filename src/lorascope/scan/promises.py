@@ -1,9 +1,10 @@
 """What the configuration promises and the file does not hold: adapted modules and modules saved whole.
 
 Only what is certain is said. A name in ``target_modules`` is matched as PEFT matches it, as the whole module path or
-its last parts. Lists are shared between models, so that a name may be one that the
-model never had: with the base at hand it is told which; without it the finding is a warning, and a note for a saved
-module beside others that are there (PEFT itself adds ``classifier`` and ``score`` to every list of a classifier).
+its last parts. Lists are shared between models, so that a name may be one that the model never had. With the base at
+hand it is told which. Without it the finding is a warning; it is a note where the file has the same layer under another
+model's name (a GPT-2 has ``c_attn`` and no ``q_proj``), and for a saved module beside others that are there (PEFT
+itself adds ``classifier`` and ``score`` to the list of every classifier).
 """
 
 from __future__ import annotations
@@ -22,6 +23,21 @@ SAVED_MISSING = "saved-modules-missing"
 MAX_PARTS = 32
 """A name of more parts is not judged: no module lies that deep, and the configuration is not trusted."""
 
+_FUSED_QKV = frozenset(
+    {"c_attn", "query_key_value", "Wqkv", "W_pack", "qkv_proj", "qkv", "to_qkv", "in_proj", "att_proj"}
+)
+_UNGATED = frozenset({"fc1", "fc_in", "c_fc", "lin1", "dense_h_to_4h"})
+_SPELLINGS = (
+    _FUSED_QKV | {"q_proj", "query", "to_q", "wq", "q_lin", "q"},
+    _FUSED_QKV | {"k_proj", "key", "to_k", "wk", "k_lin", "k"},
+    _FUSED_QKV | {"v_proj", "value", "to_v", "wv", "v_lin", "v"},
+    frozenset({"o_proj", "out_proj", "dense", "c_proj", "wo", "to_out.0", "out_lin", "o"}),
+    _UNGATED | {"gate_proj", "gate_up_proj", "w1", "wi_0"},
+    _UNGATED | {"up_proj", "gate_up_proj", "w3", "wi", "wi_1"},
+    frozenset({"down_proj", "fc2", "fc_out", "w2", "wo", "lin2", "dense_4h_to_h"}),
+)
+"""Names that models give one and the same layer, a layer that holds it and others included."""
+
 _LOST = "get the whole file again, or save the adapter again; what is missing stays as the base has it"
 
 
@@ -38,23 +54,30 @@ def broken_promises(adapter: Adapter, base: Checkpoint | None = None) -> Iterato
     if adapter.provenance.format != "peft":
         return
     config = adapter.provenance.config
-    if missing := _targets_without_sites(adapter, config):
+    tails = {tail for path in {path_and_part(site)[0] for site in adapter} for tail in _tails(path)}
+    if missing := _targets_without_sites(tails, config):
         known = _known_to(base, missing)
         # with a choice of layers the base may have the module in none of those chosen
         certain: Severity = "error" if config.get("layers_to_transform") is None else "warning"
-        yield _finding(TARGETS_MISSING, "target_modules", "site", missing, known, "warning", certain)
+        is_explained = all(_has_other_name(tails, name) for name in missing)
+        severity: Severity = "note" if is_explained else "warning"
+        yield _finding(TARGETS_MISSING, "target_modules", "site", missing, known, severity, certain)
     listed = _names(config.get("modules_to_save"))
     saved = [f"{key.removeprefix('base_model.model.')}." for key in adapter.leftovers]
     if missing := [name for name in listed if not any(f"{name}." in key for key in saved)]:
-        severity: Severity = "note" if len(missing) < len(listed) else "warning"
+        severity = "note" if len(missing) < len(listed) else "warning"
         yield _finding(SAVED_MISSING, "modules_to_save", "tensors", missing, _known_to(base, missing), severity)
 
 
-def _targets_without_sites(adapter: Adapter, config: Mapping[str, Any]) -> list[str]:
+def _has_other_name(tails: set[str], name: str) -> bool:
+    """Whether the file has the layer that a name means under the name of another model."""
+    return any(name in spellings and not tails.isdisjoint(spellings) for spellings in _SPELLINGS)
+
+
+def _targets_without_sites(tails: set[str], config: Mapping[str, Any]) -> list[str]:
     excluded = config.get("exclude_modules")
     if isinstance(excluded, str):  # a pattern may take away any of the modules
         return []
-    tails = {tail for path in {path_and_part(site)[0] for site in adapter} for tail in _tails(path)}
     taken_away = _names(excluded)
     return [
         name
