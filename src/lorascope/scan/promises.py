@@ -23,6 +23,9 @@ SAVED_MISSING = "saved-modules-missing"
 MAX_PARTS = 32
 """A name of more parts is not judged: no module lies that deep, and the configuration is not trusted."""
 
+MAX_SAVED = 64
+"""Names of saved modules that are looked for; each is compared with every saved tensor."""
+
 _FUSED_QKV = frozenset(
     {"c_attn", "query_key_value", "Wqkv", "W_pack", "qkv_proj", "qkv", "to_qkv", "in_proj", "att_proj"}
 )
@@ -62,7 +65,7 @@ def broken_promises(adapter: Adapter, base: Checkpoint | None = None) -> Iterato
         is_explained = all(_has_other_name(tails, name) for name in missing)
         severity: Severity = "note" if is_explained else "warning"
         yield _finding(TARGETS_MISSING, "target_modules", "site", missing, known, severity, certain)
-    listed = _names(config.get("modules_to_save"))
+    listed = _names(config.get("modules_to_save"))[:MAX_SAVED]
     saved = [f"{key.removeprefix('base_model.model.')}." for key in adapter.leftovers]
     if missing := [name for name in listed if not any(f"{name}." in key for key in saved)]:
         severity = "note" if len(missing) < len(listed) else "warning"
@@ -78,13 +81,15 @@ def _targets_without_sites(tails: set[str], config: Mapping[str, Any]) -> list[s
     excluded = config.get("exclude_modules")
     if isinstance(excluded, str):  # a pattern may take away any of the modules
         return []
-    taken_away = _names(excluded)
+    taken_away = set(_names(excluded))
+    within = {tail for name in taken_away for tail in _tails(name)}
     return [
         name
         for name in _names(config.get("target_modules"))
         if name.count(".") < MAX_PARTS
         and name not in tails
-        and not any(_is_of(name, one) or _is_of(one, name) for one in taken_away)
+        and name not in within
+        and taken_away.isdisjoint(_tails(name))
     ]
 
 
@@ -93,10 +98,6 @@ def _tails(path: str) -> Iterator[str]:
     parts = path.rsplit(".", MAX_PARTS)
     for start in range(len(parts)):
         yield ".".join(parts[start:])
-
-
-def _is_of(path: str, name: str) -> bool:
-    return path == name or path.endswith(f".{name}")
 
 
 def _names(value: object) -> list[str]:
