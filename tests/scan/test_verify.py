@@ -14,6 +14,8 @@ import safetensors.numpy
 
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
+from lorascope.conversion import convert
+from lorascope.errors import AdapterError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.scan import verify
 
@@ -72,6 +74,38 @@ def test_a_changed_base_is_a_warning(tmp_path: Path) -> None:
         edited(adapter, init_lora_weights=name)
         (finding,) = verify(adapter)
         assert (finding.code, finding.severity) == ("mutated-base", "warning") and name in finding.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named", "is_doubt"),
+    [
+        ("{", '{"lora_alpha": 64,', "lora_alpha", True),
+        ("{", '{"alpha_pattern": {"q": 3},', "alpha_pattern", True),
+        ('"alpha_pattern": {}', '"alpha_pattern": {"q": 1, "q": 2}', "alpha_pattern.q", True),
+        ("{", '{"task_type": "X",', "task_type", False),
+        ("{", '{"r": 2,', "r more than once, always", False),
+    ],
+)
+def test_a_field_that_is_there_twice(tmp_path: Path, old: str, new: str, named: str, *, is_doubt: bool) -> None:
+    adapter = written(tmp_path, q=sound())
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace(old, new, 1))
+    (finding,) = verify(adapter)
+    assert (finding.code, finding.severity) == ("repeated-fields", "warning") and named in finding.text
+    assert [note.is_doubt for note in formats.read(adapter).notes] == [is_doubt]
+    if is_doubt:
+        with pytest.raises(AdapterError, match="more than once"):
+            convert(adapter, tmp_path / "out.safetensors", to="kohya")
+
+
+def test_a_field_that_is_there_twice_in_the_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    formats.write(Adapter({"unet.q": sound()}), path, format="diffusers")
+    text = formats.read(path).provenance.metadata["lora_adapter_metadata"]
+    twice = '{"unet.lora_alpha": 64,' + text.lstrip()[1:]
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"lora_adapter_metadata": twice})
+    (finding,) = verify(path)
+    assert finding.code == "repeated-fields" and formats.read(path).notes[0].is_doubt
 
 
 def test_values_that_were_never_trained_or_could_be_smaller(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +41,47 @@ def read_config(path: Path, *, limit: int = MAX_CONFIG) -> tuple[dict[str, Any],
             "the configuration is not a JSON object", file=path, found=type(cast("object", value)).__name__
         )
     return cast("dict[str, Any]", value), text
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its keys were there more than once, and whether with unlike values."""
+
+    repeated: Mapping[str, bool] = {}
+
+    @classmethod
+    def of(cls, pairs: list[tuple[str, Any]]) -> _Object:
+        value = cls(pairs)
+        if len(value) < len(pairs):
+            texts: dict[str, set[str]] = {}
+            counts = Counter(key for key, _ in pairs)
+            for key, one in pairs:
+                if counts[key] > 1:
+                    texts.setdefault(key, set()).add(json.dumps(one, sort_keys=True))
+            value.repeated = {key: len(found) > 1 for key, found in texts.items()}
+        return value
+
+
+def repeated_fields(text: str) -> dict[str, bool]:
+    """The fields that a JSON object has more than once, by path, and whether their values differ.
+
+    Parsers keep the last one in silence, some the first.
+
+    Args:
+        text: JSON that ``read_config`` has taken.
+
+    >>> repeated_fields('{"r": 8, "alpha_pattern": {"q": 1, "q": 2}, "r": 8}')
+    {'r': False, 'alpha_pattern.q': True}
+    """
+    found: dict[str, bool] = {}
+    open_values: list[tuple[str, Any]] = [("", json.loads(text, object_pairs_hook=_Object.of))]
+    while open_values:
+        path, value = open_values.pop()
+        if isinstance(value, _Object):
+            found |= {path + key: differ for key, differ in value.repeated.items()}
+            open_values += ((f"{path}{key}.", inner) for key, inner in value.items() if isinstance(inner, dict | list))
+        elif isinstance(value, list):
+            open_values += ((path, inner) for inner in cast("list[Any]", value) if isinstance(inner, dict | list))
+    return found
 
 
 def positive_integer(config: Mapping[str, Any], key: str, default: int | None) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from lorascope.adapter import Adapter
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.contents import Contents
+from lorascope.formats.notes import repeated_notes
 from lorascope.formats.registry import STATED, Evidence, format_named, formats, recognised
 
 
@@ -37,7 +38,11 @@ def interpreted(contents: Contents, format: str | None = None) -> Adapter:
     except AdapterError as error:
         error.file = error.file or (contents.path and str(contents.path))
         raise
-    return replace(adapter, provenance=replace(adapter.provenance, evidence=evidence.reason))
+    return replace(
+        adapter,
+        provenance=replace(adapter.provenance, evidence=evidence.reason),
+        notes=(*adapter.notes, *repeated_notes(contents.config_text)),
+    )
 
 
 @contextmanager

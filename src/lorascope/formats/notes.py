@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from lorascope.adapter import Note
+from lorascope.formats.config_file import repeated_fields
 
 
 def assumed_scale_note(sites: Sequence[str], why: str, *, is_unknown: bool = False) -> Note:
@@ -20,6 +21,37 @@ def assumed_scale_note(sites: Sequence[str], why: str, *, is_unknown: bool = Fal
     code, word = ("scale-unknown", "unknown") if is_unknown else ("scale-assumed", "assumed")
     site = sites[0] if len(sites) == 1 else None
     return Note(code, f"scale {word} at {where}: {why}", site, tuple(sites), is_doubt=is_unknown)
+
+
+DECIDING = frozenset(
+    """
+    r lora_alpha alpha rank_pattern alpha_pattern use_rslora init_r randlora_alpha scaling lora_parameters peft_type
+    fine_tune_type use_dora fan_in_fan_out init_lora_weights target_parameters
+    """.split()  # noqa: SIM905 (a column of sixteen quoted names is harder to read)
+)
+"""Fields of a configuration that decide what the tensors mean, scales above all."""
+
+
+def repeated_notes(text: str | None, where: str = "the configuration") -> list[Note]:
+    """The note that fields stand more than once in JSON, where the last one was taken.
+
+    It is a doubt where the values differ and decide what the tensors mean.
+
+    Args:
+        text: the JSON, None for none.
+        where: what it is the text of.
+
+    >>> [(note.text, note.is_doubt) for note in repeated_notes('{"r": 8, "r": 16}')]
+    [('the configuration states r more than once, with unlike values: the last was taken', True)]
+    """
+    fields = {} if text is None else repeated_fields(text)
+    if not fields:
+        return []
+    unlike = [name for name, differ in fields.items() if differ]
+    parts = {part for name in unlike for part in name.split(".")}  # a component may stand before the field
+    values = "with unlike values: the last was taken" if unlike else "always with the same value"
+    said = f"{where} states {_listed(unlike or list(fields))} more than once, {values}"
+    return [Note("repeated-fields", said, is_doubt=not parts.isdisjoint(DECIDING))]
 
 
 def leftover_notes(keys: Iterable[str], config: Mapping[str, Any]) -> list[Note]:

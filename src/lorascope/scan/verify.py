@@ -38,6 +38,7 @@ SEVERITIES: Mapping[str, Severity] = {
     "fused-blocks": "warning",
     "mutated-base": "warning",
     "config-variant": "warning",
+    "repeated-fields": "warning",
     "unknown-keys": "warning",
     "zero-sites": "warning",
     "rank-deficient": "warning",
@@ -52,6 +53,7 @@ _HINTS: Mapping[str, str] = {
     "scale-unknown": "give it: --scale, or read(path, scale=…)",
     "scale-assumed": "compare with the training script; convert --fold-scale writes the scale into the factors",
     "mutated-base": "convert it with PEFT's path_initial_model_for_weight_conversion, or keep the changed base with it",
+    "repeated-fields": "leave one of each in the file; programs differ in which they take",
     "zero-sites": "these sites were never trained, or were saved before training",
     "rank-deficient": "a smaller rank holds the same update: resize it",
 }

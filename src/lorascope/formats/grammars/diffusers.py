@@ -27,12 +27,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
+from lorascope.adapter import Adapter, LowRank, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents, Tensors
 from lorascope.formats.dtypes import cast_to
-from lorascope.formats.notes import assumed_scale_note, leftover_notes
+from lorascope.formats.notes import assumed_scale_note, leftover_notes, repeated_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Half, Halves, Scale, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
@@ -127,7 +127,7 @@ def read_diffusers(contents: Contents) -> Adapter:
     sites: dict[str, Update] = {}
     for site, keys in pairs.items():
         sites[site] = _update(site, contents.tensors, {"B": keys[0], "A": keys[1], **extras.get(site, {})}, rule)
-    notes: list[Note] = []
+    notes = repeated_notes(contents.metadata.get(_METADATA), f"the metadata {_METADATA}")
     if rule.assumed:
         notes.append(assumed_scale_note(rule.assumed, "no alpha in the file: scale 1"))
     if rule.defaulted:
