@@ -33,7 +33,7 @@ def test_loralib_without_its_alpha(tmp_path: Path) -> None:
     adapter = read(tmp_path, {"l.q.lora_A": A, "l.q.lora_B": B, "score.weight": B})
     update = adapter["l.q"]
     assert (adapter.provenance.format, update.scale, update.alpha) == ("loralib", 0.5, None)
-    assert [note.code for note in adapter.notes] == ["scale-unknown", "unknown-keys"]
+    assert [note.code for note in adapter.notes] == ["scale-unknown", "saved-layers"]
     assert "scale unknown" in adapter.notes[0].text
     np.testing.assert_allclose(update.delta_weight(np.float64), 0.5 * B @ A)
 

@@ -165,6 +165,55 @@ def test_files_that_do_not_load(tmp_path: Path) -> None:
     assert codes(verify(twice))[0][1] == "error"
 
 
+@pytest.mark.parametrize(
+    ("style", "severity"),
+    [
+        ("unet.b.attn1.processor.to_q_lora.{}.weight", "note"),
+        ("unet.b.to_q.lora.{}.weight", "note"),
+        ("unet.b.to_q.lora_{}.weight", "warning"),  # may have lost its metadata
+    ],
+)
+def test_no_alpha_is_alpha_equal_rank_in_the_older_diffusers_files(tmp_path: Path, style: str, severity: str) -> None:
+    halves = ("B", "A") if style.endswith("lora_{}.weight") and "processor" not in style else ("up", "down")
+    update = sound()
+    tensors = {style.format(half): value for half, value in zip(halves, (update.B, update.A), strict=True)}
+    safetensors.numpy.save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    assert codes(verify(tmp_path)) == [("scale-assumed", severity)]
+
+
+def test_parts_whose_rows_the_format_defines_are_a_note(tmp_path: Path) -> None:
+    update = sound()
+    safetensors.numpy.save_file({"w_a_000": update.A, "w_b_000": update.B}, tmp_path / "lora.safetensors")
+    assert codes(verify(tmp_path / "lora.safetensors")) == [("fused-parts", "note")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity"),
+    [
+        ({"peft_version": "0.18.0"}, "note"),
+        ({}, "note"),  # a configuration without a version is older
+        ({"peft_version": "0.19.0", "base_model_name_or_path": "Qwen/Qwen3-30B-A3B"}, "note"),
+        ({"peft_version": "0.19.0", "base_model_name_or_path": "openai/gpt-oss-20b"}, "note"),
+        ({"peft_version": "0.19.0"}, "warning"),
+        ({"peft_version": "0.19.0", "base_model_name_or_path": "unsloth/Qwen3-30B-A3B"}, "warning"),
+        ({"auto_mapping": {"unsloth_fixed": True}}, "warning"),
+    ],
+)
+def test_the_layout_of_experts_is_a_warning_only_where_it_is_open(
+    tmp_path: Path, fields: dict[str, Any], severity: str
+) -> None:
+    tensors = {
+        "base_model.model.l.experts.lora_A.weight": RNG.standard_normal((6, 4)).astype(np.float32),
+        "base_model.model.l.experts.lora_B.weight": RNG.standard_normal((5, 6)).astype(np.float32),
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_parameters": ["experts.down_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | fields))
+    (finding,) = verify(tmp_path)
+    assert (finding.code, finding.severity) == ("expert-layout", severity)
+    assert ("Unsloth" in finding.text) == ("unsloth" in json.dumps(fields))
+
+
 @pytest.fixture
 def base(tmp_path: Path) -> Checkpoint:
     (tmp_path / "base").mkdir()
@@ -241,3 +290,23 @@ def test_savers_drop_and_add_wrappers_in_front_of_names(tmp_path: Path, base: Ch
     tensors = {f"{wrapper}.q.weight": np.zeros((6, 5), np.float32) for wrapper in ("model", "bert")}
     safetensors.numpy.save_file(tensors, tmp_path / "two.safetensors")
     assert codes(verify(tmp_path / "b", base=tmp_path / "two.safetensors")) == [("base-ambiguous", "error")]
+
+
+def test_what_cannot_make_an_adapter_wrong_is_a_note(tmp_path: Path) -> None:
+    wide = LowRank(RNG.standard_normal((3, 5)).astype(np.float32), RNG.standard_normal((5, 3)).astype(np.float32))
+    assert codes(verify(written(tmp_path / "wide", q=wide))) == [("rank-above-shape", "note")]
+    strong = replace(sound(), scale=100.0)
+    uneven = {"q": strong, "k": sound(), "v": sound(), "o": sound()}
+    assert codes(verify(written(tmp_path / "uneven", **uneven))) == [("dominant-site", "note")]
+    harmless = written(tmp_path / "harmless", q=sound())
+    edited(harmless, monteclora_config={"x": 1})
+    assert codes(verify(harmless)) == [("config-variant", "note")]
+    edited(harmless, alora_invocation_tokens=[1], monteclora_config=None)
+    assert codes(verify(harmless)) == [("config-variant", "warning")]
+
+
+def test_a_head_beside_loralib_factors_is_a_saved_layer(tmp_path: Path) -> None:
+    update = sound()
+    tensors = {"l.q.lora_A": update.A, "l.q.lora_B": update.B, "classifier.weight": np.ones((2, 3), np.float32)}
+    safetensors.numpy.save_file(tensors, tmp_path / "lora.safetensors")
+    assert codes(verify(tmp_path / "lora.safetensors")) == [("scale-unknown", "warning"), ("saved-layers", "note")]

@@ -30,6 +30,7 @@ class Note:
         sites: all sites that it is about, where the reader knows them.
         is_doubt: whether the update that was read may be another one than was trained, so that nothing should be
             made of it before someone has looked: an unknown scale, rows in an unknown order.
+        is_decided: whether what was taken follows from the format by its definition, so that there is nothing to ask.
     """
 
     code: str
@@ -37,6 +38,7 @@ class Note:
     site: str | None = None
     sites: tuple[str, ...] = ()
     is_doubt: bool = False
+    is_decided: bool = False
 
 
 @dataclass(frozen=True)

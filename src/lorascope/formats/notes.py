@@ -9,18 +9,19 @@ from lorascope.adapter import Note
 from lorascope.formats.config_file import repeated_fields
 
 
-def assumed_scale_note(sites: Sequence[str], why: str, *, is_unknown: bool = False) -> Note:
+def assumed_scale_note(sites: Sequence[str], why: str, *, is_unknown: bool = False, is_decided: bool = False) -> Note:
     """The note that the scale of some sites is not in the file.
 
     Args:
         sites: the sites.
         why: what was taken instead.
         is_unknown: whether what was taken is a guess, and not what all programs take in such a file.
+        is_decided: whether the format has no other scale, so that none was taken for granted.
     """
     where = f"{len(sites)} sites" if len(sites) > 1 else sites[0]
     code, word = ("scale-unknown", "unknown") if is_unknown else ("scale-assumed", "assumed")
     site = sites[0] if len(sites) == 1 else None
-    return Note(code, f"scale {word} at {where}: {why}", site, tuple(sites), is_doubt=is_unknown)
+    return Note(code, f"scale {word} at {where}: {why}", site, tuple(sites), is_doubt=is_unknown, is_decided=is_decided)
 
 
 DECIDING = frozenset(
@@ -54,8 +55,13 @@ def repeated_notes(text: str | None, where: str = "the configuration") -> list[N
     return [Note("repeated-fields", said, is_doubt=not parts.isdisjoint(DECIDING))]
 
 
-def leftover_notes(keys: Iterable[str], config: Mapping[str, Any]) -> list[Note]:
+def leftover_notes(keys: Iterable[str], config: Mapping[str, Any], *, has_whole_layers: bool = False) -> list[Note]:
     """One note for each kind of tensor that belongs to no site.
+
+    Args:
+        keys: their names.
+        config: the configuration, which may say which modules were saved whole.
+        has_whole_layers: whether the trainer saves everything that was trained under the model's own names.
 
     >>> [note.code for note in leftover_notes(["score.weight", "x"], {"modules_to_save": ["score"]})]
     ['saved-modules', 'unknown-keys']
@@ -76,7 +82,11 @@ def leftover_notes(keys: Iterable[str], config: Mapping[str, Any]) -> list[Note]
             code = "saved-tokens"
         elif path[-1] == "bias" and (has_biases or path[-2:-1] == ["base_layer"]):
             code = "saved-biases"
-        elif path[-2:-1] == ["base_layer"] or path[-2:] in (["lm_head", "weight"], ["embed_tokens", "weight"]):
+        elif (
+            (has_whole_layers and path[-1] in ("weight", "bias"))
+            or path[-2:-1] == ["base_layer"]
+            or path[-2:] in (["lm_head", "weight"], ["embed_tokens", "weight"])
+        ):
             code = "saved-layers"
         else:
             code = "unknown-keys"

@@ -61,6 +61,8 @@ class FusedParameters:
         is_transposed: whether PEFT took the experts as [in, out].
         layout: "fixed", or "open" where that is a guess, which the base decides.
         why: what it was told by.
+        is_decided: whether version or base tell it, and nothing says that the file was written in another order.
+        is_of_unsloth: whether Unsloth trained it.
     """
 
     targets: tuple[str, ...]
@@ -68,6 +70,8 @@ class FusedParameters:
     is_transposed: bool
     layout: Literal["open", "unknown", "fixed"]
     why: str
+    is_decided: bool = True
+    is_of_unsloth: bool = False
     _matrices: set[str] = field(default_factory=set[str])
     _named: list[str] = field(default_factory=list[str])
     _nameless: list[str] = field(default_factory=list[str])
@@ -92,7 +96,10 @@ class FusedParameters:
             is_transposed, why = True, "told by the name of the base model"
         else:
             is_transposed, why = False, "PEFT's default"
-        return cls(tuple(dict.fromkeys(listed)), rule, is_transposed, layout, why)
+        is_of_unsloth = _is_of_unsloth(config)
+        is_told = layout == "fixed" or (layout == "open" and base is not None)
+        targets = tuple(dict.fromkeys(listed))
+        return cls(targets, rule, is_transposed, layout, why, is_told and not is_of_unsloth, is_of_unsloth)
 
     def module_of(self, site: str, rows: int) -> str | None:
         """The module whose parameter a site is, None of a plain layer.
@@ -179,10 +186,12 @@ class FusedParameters:
         if self._named:
             layout = f"{'[in, out]' if self.is_transposed else '[out, in]'} ({self.why}"
             layout += ")" if self.layout == "fixed" else "; the base decides)"
+            order = "; Unsloth wrote B expert by expert until 2026-09, and the file does not tell"
             yield Note(
                 "expert-layout",
                 f"experts of {_listed(self._named)}: the base is taken to store each as {layout}, and B as PEFT writes "
-                "it; Unsloth wrote B expert by expert until 2026-09, and the file does not tell",
+                f"it{order * self.is_of_unsloth}",
+                is_decided=self.is_decided,
             )
         if self._nested:
             yield Note(
@@ -215,6 +224,12 @@ def _is_of_development(version: Any) -> bool:
     """Whether a version is one between two releases: 0.18.2.dev0 may lie before or after the change that 0.19 has."""
     match = _VERSION.match(version) if isinstance(version, str) else None
     return match is not None and (int(match[1]), int(match[2])) == (0, 18) and match["dev"] is not None
+
+
+def _is_of_unsloth(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration bears Unsloth's mark: a base of theirs, or the field that they add."""
+    base, added = text_or_none(config, "base_model_name_or_path"), config.get("auto_mapping")
+    return (base is not None and "unsloth" in base.lower()) or (isinstance(added, dict) and "unsloth_fixed" in added)
 
 
 def _listed(names: list[str]) -> str:

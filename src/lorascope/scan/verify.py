@@ -25,28 +25,19 @@ from lorascope.scan.promises import broken_promises
 from lorascope.scan.values import norms_of, value_notes
 
 SEVERITIES: Mapping[str, Severity] = {
-    "config-missing": "warning",
     "scale-assumed": "warning",
-    "scale-unknown": "warning",
-    "permuted-rows": "warning",
     "fused-parts": "warning",
-    "reshaped-base": "warning",
-    "grouped-convolution": "warning",
     "expert-names": "warning",
     "expert-layout": "warning",
     "untrained": "warning",
     "fused-blocks": "warning",
-    "mutated-base": "warning",
-    "config-variant": "warning",
     "repeated-fields": "warning",
     "unknown-keys": "warning",
     "zero-sites": "warning",
     "rank-deficient": "warning",
-    "rank-above-shape": "warning",
     "mixed-dtypes": "warning",
-    "dominant-site": "warning",
 }
-"""Notes that are more than facts; all others are notes."""
+"""Notes that are more than facts where the format leaves them open; of all others only the doubts are."""
 
 _HINTS: Mapping[str, str] = {
     "config-missing": "put the adapter_config.json of the adapter beside its weights",
@@ -55,7 +46,7 @@ _HINTS: Mapping[str, str] = {
     "mutated-base": "convert it with PEFT's path_initial_model_for_weight_conversion, or keep the changed base with it",
     "repeated-fields": "leave one of each in the file; programs differ in which they take",
     "zero-sites": "these sites were never trained, or were saved before training",
-    "rank-deficient": "a smaller rank holds the same update: resize it",
+    "rank-deficient": "a smaller rank would hold the same update",
 }
 
 
@@ -93,7 +84,9 @@ def verify(
 
 def _of_notes(notes: tuple[Note, ...] | list[Note]) -> Iterator[Finding]:
     for note in notes:
-        yield Finding(note.code, SEVERITIES.get(note.code, "note"), note.text, note.site, _HINTS.get(note.code))
+        severity = "note" if note.is_decided else SEVERITIES.get(note.code, "warning" if note.is_doubt else "note")
+        hint = None if note.is_decided else _HINTS.get(note.code)
+        yield Finding(note.code, severity, note.text, note.site, hint)
 
 
 def _of_values(adapter: Adapter) -> list[Finding]:

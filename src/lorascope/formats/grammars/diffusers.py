@@ -128,8 +128,12 @@ def read_diffusers(contents: Contents) -> Adapter:
     for site, keys in pairs.items():
         sites[site] = _update(site, contents.tensors, {"B": keys[0], "A": keys[1], **extras.get(site, {})}, rule)
     notes = repeated_notes(contents.metadata.get(_METADATA), f"the metadata {_METADATA}")
-    if rule.assumed:
-        notes.append(assumed_scale_note(rule.assumed, "no alpha in the file: scale 1"))
+    # grammars a and b have no other place for alpha; a file of c may have lost its metadata
+    old = [site for site in rule.assumed if not _PEFT_STYLE.fullmatch(pairs[site][0])]
+    if old:
+        notes.append(assumed_scale_note(old, "no alpha in the file, which is alpha = rank: scale 1", is_decided=True))
+    if assumed := [site for site in rule.assumed if site not in set(old)]:
+        notes.append(assumed_scale_note(assumed, "no alpha in the file: scale 1"))
     if rule.defaulted:
         why = f"the metadata state no lora_alpha: PEFT's default {PEFT_ALPHA:g}"
         notes.append(assumed_scale_note(rule.defaulted, why))

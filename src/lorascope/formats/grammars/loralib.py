@@ -89,7 +89,7 @@ def read_loralib(contents: Contents) -> Adapter:
         sites=sites,
         provenance=Provenance(format="loralib", kind="lora", path=contents.path, metadata=contents.metadata),
         leftovers=leftovers,
-        notes=(*_notes(assumed, merged), *leftover_notes(leftovers, {})),
+        notes=(*_notes(assumed, merged), *leftover_notes(leftovers, {}, has_whole_layers=True)),
     )
 
 

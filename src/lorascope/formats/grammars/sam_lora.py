@@ -27,7 +27,11 @@ from lorascope.formats.unscaled_file import Keys, numbered, write_unscaled
 
 _FACTOR = re.compile(r"w_(?P<half>[ab])_(?P<site>\d{3,6})")
 _SITE = re.compile(r"\d{3,6}")
-_PARTS = Note("fused-parts", "site i is q (i even) or v (i odd) of the fused qkv of block i/2 of the image encoder")
+_PARTS = Note(
+    "fused-parts",
+    "site i is q (i even) or v (i odd) of the fused qkv of block i/2 of the image encoder",
+    is_decided=True,
+)
 
 
 def recognise_sam_lora(contents: Contents) -> Evidence | None:
