@@ -203,3 +203,93 @@ def test_the_cache_is_used_offline_and_where_it_is_current(hub: str, tmp_path: P
     assert heads(cache, hub, "owner/name", "owner/name") == [[[1.5], []]] * 2
     assert Hub.served["adapter_model.safetensors"] == served
     assert heads(cache, hub, "owner/name", HF_HUB_OFFLINE="1") == [[[1.5], []]]
+
+
+_BASES = """
+import json, sys, lorascope
+from lorascope.formats.remote_checkpoint import open_headers
+for location in json.loads(sys.argv[1]):
+    try:
+        base = open_headers(location)
+        shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
+        print(json.dumps([shapes, base.is_head_tied, [one.code for one in lorascope.verify("adapter", base=base)]]))
+    except lorascope.LorascopeError as error:
+        print(json.dumps([error.file, error.what]))
+"""
+
+
+def shard(*sites: str, shape: tuple[int, int] = (600, 500), dtype: Any = np.float32) -> bytes:
+    return safetensors.numpy.save({f"{site}.weight": np.zeros(shape, dtype) for site in sites})
+
+
+@pytest.fixture
+def base_hub(hub: str, peft_folder: Folder, lora_factors: Callable[..., Any], tmp_path: Path) -> str:
+    """A hub whose repository is a base model, and an adapter for it in the working directory."""
+    peft_folder(lora_factors("model.a.q", "model.b.q", out=600, in_=500)).rename(tmp_path / "cache" / "adapter")
+    index = {"weight_map": {"model.a.q.weight": "model-1.safetensors", "model.b.q.weight": "model-2.safetensors"}}
+    Hub.files = {
+        "config.json": b'{"model_type": "llama", "tie_word_embeddings": true}',
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        "model-1.safetensors": shard("model.a.q"),
+        "model-2.safetensors": shard("model.b.q", "model.b.norm"),  # of another length: that is this hub's ETag
+        "consolidated.safetensors": b"not asked for",
+        "other/model.safetensors": shard("model.a.q", shape=(500, 600)),
+        "int8/model.safetensors": shard("model.a.q", "model.b.q", dtype=np.int8),
+        "pipeline/model_index.json": b"{}",
+        "pipeline/unet/diffusion_pytorch_model.safetensors": shard("q"),
+        "pipeline/vae/diffusion_pytorch_model.safetensors": shard("q"),
+        "holes/model.safetensors.index.json": json.dumps(index).encode(),
+        "holes/model-1.safetensors": shard("model.a.q"),
+        "nothing/README.md": b"",
+    }
+    return hub
+
+
+def test_a_base_is_checked_by_its_headers(base_hub: str, tmp_path: Path) -> None:
+    places = ("", "@v1:other", ":int8", ":pipeline", ":holes", ":nothing", "@nope")
+    found = heads(tmp_path / "cache", base_hub, *(f"owner/name{place}" for place in places), code=_BASES)
+    shape = [600, 500]
+    names = ("model.a.q", "model.b.q", "model.b.norm")
+    assert found[0] == [{f"{name}.weight": shape for name in names}, True, []]
+    assert found[1][2] == ["base-shape", "base-missing"]
+    assert found[2][2] == ["base-quantised"]
+    assert set(found[3][0]) == {"unet.q.weight", "vae.q.weight"} and found[3][2] == ["base-missing"]
+    assert found[4] == ["owner/name:holes", "a shard of the base model is missing"]
+    assert found[5][1] == "the repository holds no base model in safetensors at this place"
+    assert found[6] == ["owner/name@nope", "the hub has no such revision"]
+    for name, file in Hub.files.items():
+        if name.endswith(".safetensors") and name in Hub.served:
+            assert Hub.served[name] <= 1 << 17 < len(file)  # one piece of each
+    assert "consolidated.safetensors" not in Hub.served
+
+
+def test_a_base_that_cannot_be_read_in_pieces_is_not_downloaded(base_hub: str, tmp_path: Path) -> None:
+    Hub.has_ranges = False
+    found = heads(tmp_path / "cache", base_hub, "owner/name", code=_BASES)
+    assert "cannot be read alone" in found[0][1]
+
+
+def test_a_base_in_the_cache_is_used_offline(base_hub: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert "cannot be reached" in heads(cache, base_hub, "owner/name", code=_BASES, HF_HUB_OFFLINE="1")[0][1]
+    download = """
+import huggingface_hub
+for name in ("config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"):
+    huggingface_hub.hf_hub_download("owner/name", name)
+"""
+    heads(cache, base_hub, code=download)
+    served = dict(Hub.served)
+    assert heads(cache, base_hub, "owner/name", code=_BASES)[0][1:] == [True, []]
+    assert heads(cache, base_hub, "owner/name", code=_BASES, HF_HUB_OFFLINE="1")[0][1:] == [True, []]
+    assert served["model-1.safetensors"] == Hub.served["model-1.safetensors"]
+
+
+def test_verify_takes_a_hub_id_as_base(base_hub: str, tmp_path: Path) -> None:
+    code = """
+import sys
+from lorascope.cli import main
+sys.argv = ["lorascope", "verify", "adapter", "--base", "owner/name@v1", "--json"]
+main()
+"""
+    (value,) = heads(tmp_path / "cache", base_hub, code=code)
+    assert (value["ok"], value["findings"]) == (True, [])

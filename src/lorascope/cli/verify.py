@@ -19,7 +19,9 @@ def verify(
     base: Annotated[
         str | None,
         typer.Option(
-            help="The base model's safetensors weights (folder or file): sites and shapes are checked against them.",
+            metavar="DIR|FILE|HUB-ID",
+            help="The base model's safetensors weights: sites and shapes are checked against them. Of a hub id "
+            "owner/name[@revision] only headers are fetched.",
             show_default=False,
         ),
     ] = None,
@@ -37,11 +39,11 @@ def verify(
     """
     from lorascope.cli.inspect import expanded
     from lorascope.cli.output import console, print_json, track
-    from lorascope.formats.checkpoint import Checkpoint
+    from lorascope.formats.remote_checkpoint import open_headers
     from lorascope.report.findings import findings_as_text
     from lorascope.scan import verify as verify_file
 
-    checkpoint = None if base is None else Checkpoint.open(base)
+    checkpoint = None if base is None else open_headers(base)
     found = expanded(locations)
     worst = 0
     for location in track(found, len(found), "verifying") if len(found) > 1 else found:

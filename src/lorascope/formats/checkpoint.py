@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,14 @@ from lorascope.formats.base_facts import (
     is_conv1d_stored_in_out,
 )
 from lorascope.formats.config_file import mapping, read_config
-from lorascope.formats.contents import Tensors
+from lorascope.formats.contents import TensorFile, Tensors
+from lorascope.formats.interpretation import placed
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.safetensors_file import read_safetensors
 
-_MAX_INDEX = 64 << 20  # bytes: an index names every tensor of the base
+MAX_INDEX = 64 << 20
+"""Bytes of an index, which names every tensor of the base."""
+
 _MAX_PARTS = 32  # of a tensor's name that are looked at as module names
 _PACKED = ("qweight", "weight_packed")
 
@@ -53,6 +56,8 @@ class Checkpoint:
         tensors: name → tensor, a view of its mapped file.
         names: file → the names of its tensors as the file has them.
         metadata: file → the metadata in its header.
+        configs: prefix → the config.json that is, or may be, beside the weights with that prefix.
+        folder: the name of the folder of the weights, which savers may put before the names of sites.
     """
 
     path: Path
@@ -60,6 +65,8 @@ class Checkpoint:
     tensors: Tensors
     names: Mapping[Path, tuple[str, ...]]
     metadata: Mapping[Path, Mapping[str, str]]
+    configs: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    folder: str = ""
 
     @classmethod
     def open(cls, location: str | os.PathLike[str]) -> Checkpoint:
@@ -69,7 +76,8 @@ class Checkpoint:
             AdapterError: where there are no safetensors weights, or two files hold one name.
         """
         path = Path(location)
-        files = dict(_weights_files(path))
+        with placed(path):
+            files = dict(_weights_files(path))
         if not files:
             raise AdapterError(
                 "no base model here",
@@ -78,17 +86,33 @@ class Checkpoint:
                 found="no safetensors files" if path.is_dir() else "no such folder",
                 hint="pickled base models are not read: save them as safetensors",
             )
+        contents = {file: read_safetensors(file) for file in files}
+        configs = {prefix: file.parent / "config.json" for file, prefix in files.items()}
+        return cls.of(path, files, contents, configs, (path if path.is_dir() else path.parent).name)
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        files: Mapping[Path, str],
+        contents: Mapping[Path, TensorFile],
+        configs: Mapping[str, Path],
+        folder: str,
+    ) -> Checkpoint:
+        """The checkpoint that files make, whose prefixes are the values of ``files``.
+
+        Raises:
+            AdapterError: where two files hold one name.
+        """
         tensors: dict[str, NDArray[Any]] = {}
-        names: dict[Path, tuple[str, ...]] = {}
-        metadata: dict[Path, Mapping[str, str]] = {}
         for file, prefix in files.items():
-            content = read_safetensors(file)
-            names[file], metadata[file] = tuple(content.tensors), content.metadata
-            for name, tensor in content.tensors.items():
+            for name, tensor in contents[file].tensors.items():
                 if prefix + name in tensors:
                     raise AdapterError("two files of the base model hold one tensor", file=file, key=name)
                 tensors[prefix + name] = tensor
-        return cls(path, files, tensors, names, metadata)
+        names = {file: tuple(content.tensors) for file, content in contents.items()}
+        metadata = {file: content.metadata for file, content in contents.items()}
+        return cls(path, files, tensors, names, metadata, configs, folder)
 
     def name_of(self, site: str, ending: str = "weight") -> str | None:
         """The name of a site's tensor in this checkpoint, or None; the bracket of a part is left aside.
@@ -107,8 +131,7 @@ class Checkpoint:
 
     @cached_property
     def _paths(self) -> Paths:
-        folder = self.path if self.path.is_dir() else self.path.parent
-        return Paths(self.tensors, {*(prefix.removesuffix(".") for prefix in self.files.values()), folder.name} - {""})
+        return Paths(self.tensors, {*(prefix.removesuffix(".") for prefix in self.files.values()), self.folder} - {""})
 
     def has(self, site: str) -> bool:
         """Whether exactly one weight of the base fits the site's name."""
@@ -235,8 +258,7 @@ class Checkpoint:
 
     @cached_property
     def _facts(self) -> dict[str, BaseFacts]:
-        folders = {prefix: file.parent for file, prefix in self.files.items()}
-        return {prefix: base_facts(folder / "config.json") for prefix, folder in folders.items()}
+        return {prefix: base_facts(config) for prefix, config in self.configs.items()}
 
     def _missing(self, site: str) -> AdapterError:
         path, _ = path_and_part(site)
@@ -265,36 +287,65 @@ def _weights_files(path: Path) -> Iterator[tuple[Path, str]]:
     if path.is_file():
         yield path, ""
         return
-    inside = [] if (path / "model_index.json").is_file() else _safetensors_in(path)
-    if inside:
-        yield from ((file, "") for file in inside)
+    if not path.is_dir():
         return
-    if path.is_dir():
-        for folder in sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")):
-            yield from ((file, f"{folder.name}.") for file in _safetensors_in(folder))
+    names = [file.name for file in path.iterdir() if file.is_file()]
+    names += [f"{file.parent.name}/{file.name}" for file in path.glob("*/*") if file.is_file()]
+    found = weights_names(names, lambda name: _shards_of(path / name))
+    yield from ((path / name, prefix) for name, prefix in found.items())
 
 
-def _safetensors_in(folder: Path) -> list[Path]:
-    """The weights of one folder: the shards that its index names, or the whole model, or all files there are."""
-    if not folder.is_dir():
-        return []
-    files = sorted(file for file in folder.iterdir() if file.suffix == ".safetensors" and file.is_file())
+def weights_names(names: Iterable[str], shards_of: Callable[[str], set[str]]) -> dict[str, str]:
+    """The weights among the files of a model and its subfolders, with the prefix that their tensors' names get.
+
+    Those that an index names, or the whole model, or all files there are; of a pipeline, those of each component.
+
+    Args:
+        names: paths in the model's folder, such as ``unet/config.json``.
+        shards_of: the path of an index → the file names that it lists.
+
+    Raises:
+        AdapterError: where a file that an index names is missing.
+
+    >>> names = ["model.safetensors", "consolidated.safetensors", "onnx/model.safetensors"]
+    >>> weights_names(names, lambda index: set())
+    {'model.safetensors': ''}
+    >>> weights_names(["model_index.json", "unet/x.safetensors", "vae/y.safetensors"], lambda index: set())
+    {'unet/x.safetensors': 'unet.', 'vae/y.safetensors': 'vae.'}
+    """
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if not folder.startswith(".") and "/" not in folder:
+            folders.setdefault(folder, []).append(file)
+    own = folders.pop("", [])
+    inside = [] if "model_index.json" in own else _weights_in(own, shards_of)
+    if inside:
+        return dict.fromkeys(inside, "")
+    return {
+        f"{folder}/{file}": f"{folder}."
+        for folder, files in sorted(folders.items())
+        for file in _weights_in(files, lambda index, folder=folder: shards_of(f"{folder}/{index}"))
+    }
+
+
+def _weights_in(names: Sequence[str], shards_of: Callable[[str], set[str]]) -> list[str]:
+    files = sorted(name for name in names if name.endswith(".safetensors"))
     for stem in ("model", "diffusion_pytorch_model", "pytorch_model"):
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return _shards_of(index, files)
-        if whole := [file for file in files if file.name == f"{stem}.safetensors"]:
-            return whole
-        if shards := [file for file in files if re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", file.name)]:
+        index = f"{stem}.safetensors.index.json"
+        if index in names:
+            listed = shards_of(index)
+            if missing := sorted(name[:100] for name in listed.difference(files)):
+                raise AdapterError("a shard of the base model is missing", key=index, expected=", ".join(missing[:3]))
+            return [file for file in files if file in listed]
+        if f"{stem}.safetensors" in files:
+            return [f"{stem}.safetensors"]
+        if shards := [file for file in files if re.fullmatch(rf"{stem}-\d+-of-\d+\.safetensors", file)]:
             return shards
-    return [file for file in files if not file.name.startswith("adapter_model")]
+    return [file for file in files if not file.startswith("adapter_model")]
 
 
-def _shards_of(index: Path, files: list[Path]) -> list[Path]:
-    """The files of the folder that an index names; names are compared, never opened as paths."""
-    value, _ = read_config(index, limit=_MAX_INDEX)
-    names = set(mapping(value, "weight_map").values())
-    shards = [file for file in files if file.name in names]
-    if missing := sorted(str(name)[:100] for name in names if name not in {file.name for file in files}):
-        raise AdapterError("a shard of the base model is missing", file=index, expected=", ".join(missing[:3]))
-    return shards
+def _shards_of(index: Path) -> set[str]:
+    """The files that an index names; names are compared, never opened as paths."""
+    value, _ = read_config(index, limit=MAX_INDEX)
+    return {str(name) for name in mapping(value, "weight_map").values()}

@@ -90,6 +90,13 @@ def located(hub_id: HubId) -> HubFile | Path:
         return _located(hub_id)
 
 
+def listed_files(hub_id: HubId) -> tuple[list[str], str | None]:
+    """The names of all files of the repository, and the commit that they are of where the hub tells it."""
+    # one request; the client's own listing of files retries for half a minute where there is no connection
+    info = client().HfApi().model_info(hub_id.repo, revision=hub_id.revision, timeout=30)
+    return [sibling.rfilename for sibling in info.siblings or ()], info.sha if isinstance(info.sha, str) else None
+
+
 def client() -> Any:
     """The hub's client; its annotations are not complete."""
     return importlib.import_module("huggingface_hub")
@@ -140,9 +147,7 @@ def _located(hub_id: HubId) -> HubFile | Path:
     from lorascope.formats.source import CONFIG_NAME, chosen_name
 
     try:
-        # one request; the client's own listing of files retries for half a minute where there is no connection
-        info = client().HfApi().model_info(hub_id.repo, revision=hub_id.revision, timeout=30)
-        files: list[str] = [sibling.rfilename for sibling in info.siblings or ()]
+        files, commit = listed_files(hub_id)
     except (OfflineModeIsEnabled, OSError):
         cached = _cached(hub_id)
         if cached is None:
@@ -162,7 +167,6 @@ def _located(hub_id: HubId) -> HubFile | Path:
     config = None
     if CONFIG_NAME in names:
         config = Path(client().hf_hub_download(hub_id.repo, prefix + CONFIG_NAME, revision=hub_id.revision))
-    commit = info.sha if isinstance(info.sha, str) else None
     here = try_to_load_from_cache(hub_id.repo, prefix + name, revision=commit) if commit else None
     return Path(here) if isinstance(here, str) else HubFile(hub_id, prefix + name, commit or hub_id.revision, config)
 

@@ -19,6 +19,7 @@ from lorascope.adapter.spectra import Spectrum, spectra_of
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.pairs import is_floating
+from lorascope.formats.remote_checkpoint import open_headers
 from lorascope.scan.against_base import base_findings
 from lorascope.scan.finding import Finding, Severity, explained
 from lorascope.scan.promises import broken_promises
@@ -60,7 +61,8 @@ def verify(
 
     Args:
         location: a path, a hub id, or an adapter.
-        base: the base model's weights (a folder, a file, or an open ``Checkpoint``), to check sites and shapes against.
+        base: the base model's weights (a folder, a file, a hub id, of which headers alone are fetched, or an open
+            ``Checkpoint``), to check sites and shapes against.
         format: the format of the file, where it leaves that open.
 
     >>> import tempfile
@@ -74,7 +76,7 @@ def verify(
         adapter = location if isinstance(location, Adapter) else formats.read(location, format=format)
     except LorascopeError as error:
         return [Finding(error.code or "unreadable", "error", explained(error), error.key, error.hint)]
-    checkpoint = base if base is None or isinstance(base, Checkpoint) else Checkpoint.open(base)
+    checkpoint = base if base is None or isinstance(base, Checkpoint) else open_headers(base)
     findings = [*_of_notes(adapter.notes), *_of_values(adapter), *broken_promises(adapter, checkpoint)]
     if checkpoint is not None:
         findings += base_findings(adapter, checkpoint)
