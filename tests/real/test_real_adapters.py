@@ -19,6 +19,7 @@ from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.kohya_names import flattened
 from lorascope.formats.source import contents_of
 from lorascope.report import summarise
+from lorascope.scan import verify
 
 ROOT = Path(
     os.environ.get("LORASCOPE_REAL_ADAPTERS") or Path(__file__).resolve().parents[2].parent / "shared" / "adapters"
@@ -153,3 +154,49 @@ def test_no_file_fits_two_formats_equally_well(entry: dict[str, Any]) -> None:
     found = [evidence for member in formats.formats() if (evidence := member.recognise(contents))]
     strongest = max((evidence.strength for evidence in found), default=0)
     assert sum(evidence.strength == strongest for evidence in found) <= 1
+
+
+# what is true of a sound file and worth no more than a note
+FACTS: dict[str, set[str]] = {
+    "sam-lora": {"fused-parts"},
+    "diffusers-attn-procs": {"scale-assumed"},
+    "diffusers-lora-updown": {"scale-assumed"},
+    "cloneofsimo-safetensors": {"numbered-sites", "saved-tokens"},
+    "cloneofsimo-pt-list": {"numbered-sites"},
+    "peft-lora": {"saved-modules", "saved-modules-missing", "rank-above-shape", "targets-missing"},
+    "peft-ia3": {"needs-base"},
+    "loralib": {"saved-layers"},
+}
+
+
+def _defects(entry: dict[str, Any]) -> set[str]:
+    """The errors and warnings that the list says a file deserves: no more, or an author would be told wrong."""
+    if entry["format"] == "git-lfs-pointer":
+        return {"lfs-pointer"}
+    if entry in OTHERS or not entry.get("loads", True):
+        return {"unreadable"}
+    expected: set[str] = set()
+    if entry.get("zero_B_sites") or entry.get("zero_delta_sites"):
+        expected.add("zero-sites")
+    if (entry.get("scale_source") or "").startswith("NOT in the file"):
+        expected.add("scale-unknown")
+    return expected
+
+
+@pytest.mark.parametrize("entry", INDEX["files"], ids=_name)
+def test_verify_finds_what_is_wrong_with_a_real_file_and_no_more(entry: dict[str, Any]) -> None:
+    findings = verify(ROOT / entry["path"])
+    assert {one.code for one in findings if one.severity != "note"} == _defects(entry)
+    assert {one.code for one in findings if one.severity == "note"} <= FACTS.get(entry["format"], set())
+    for one in findings:
+        if one.code == "zero-sites":
+            zero, count = entry.get("zero_B_sites") or entry["zero_delta_sites"], entry["n_sites"]
+            assert ("every site" if zero == count else f"{zero} of {count} sites") in one.text
+
+
+@pytest.mark.parametrize("entry", INDEX["derived_broken"], ids=_name)
+def test_verify_finds_what_is_broken(entry: dict[str, Any]) -> None:
+    findings = verify(ROOT / entry["path"])
+    is_nan = entry["path"].endswith("nan-value.safetensors")
+    assert [(one.code, one.severity) for one in findings][:1] == [("non-finite" if is_nan else "unreadable", "error")]
+    assert len(findings) == (2 if is_nan else 1)  # it lies without its configuration, so that its scale is unknown
