@@ -10,13 +10,13 @@ wins. Source: ``get_pattern_key`` in https://github.com/huggingface/peft, src/pe
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import checked_alpha, checked_rank, flag, mapping, positive_integer
+from lorascope.formats.name_patterns import Budget, NamePatterns
 from lorascope.formats.pairs import Scale
 
 PEFT_ALPHA = 8.0
@@ -25,71 +25,42 @@ PEFT_ALPHA = 8.0
 PEFT_RANK = 8
 """``r`` of PEFT where a configuration does not state it."""
 
-_MAX_PATTERN = 512
-_MAX_REPEATS = 3
-_MAX_STEPS = 1e8
-_ESCAPED = re.compile(r"\\[^1-9]", re.DOTALL)
-_REPEAT = re.compile(r"[*+?{]")
-_REPEATED_GROUP = re.compile(r"\)[*+{]|\\[1-9]")
-
 
 @dataclass(frozen=True)
 class _Patterns:
-    """Regular expressions → values, as PEFT matches them: ``(.*\\.)?(KEY)$`` from the start of the site name."""
+    """Regular expressions → values, as PEFT matches them: the first that matches the end of the site name."""
 
-    entries: tuple[tuple[re.Pattern[str], int, Any], ...]
+    table: NamePatterns
+    values: tuple[Any, ...]
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], key: str) -> _Patterns:
-        entries = mapping(config, key).items()
-        return cls(tuple((*_compiled(pattern, key), value) for pattern, value in entries))
+    def of(cls, config: Mapping[str, Any], key: str, budget: Budget) -> _Patterns:
+        entries = mapping(config, key)
+        return cls(NamePatterns(entries, key, budget=budget), tuple(entries.values()))
 
     def find(self, site: str) -> Any:
-        for pattern, repeats, value in self.entries:
-            _check_length(site, pattern.pattern, repeats)
-            if pattern.match(site):
-                return value
-        return None
+        index = self.table.find(site)
+        return None if index is None else self.values[index]
 
 
-def is_full_match(pattern: str, site: str, key: str) -> bool:
-    """Whether a regular expression of the configuration matches the whole name of a site.
+_asked: dict[str, tuple[Mapping[str, Any], NamePatterns]] = {}
+"""Field → the configuration that was asked last, and its pattern: it is asked once for each site."""
 
-    >>> is_full_match(r".*\\.fc[12]", "layers.0.fc1", "feedforward_modules")
+
+def is_full_match(config: Mapping[str, Any], key: str, site: str) -> bool:
+    """Whether the regular expression ``config[key]`` matches the whole name of a site.
+
+    >>> is_full_match({"feedforward_modules": r".*\\.fc[12]"}, "feedforward_modules", "layers.0.fc1")
     True
 
     Raises:
-        AdapterError: where it is none, or could match for ever.
+        AdapterError: where it is none, or too complex.
     """
-    _, repeats = _compiled(pattern, key)
-    _check_length(site, pattern, repeats)
-    return re.fullmatch(pattern, site) is not None
-
-
-def _check_length(site: str, pattern: str, repeats: int) -> None:
-    if len(site) ** (repeats + 1) > _MAX_STEPS:
-        raise AdapterError(
-            "a pattern is too complex to be matched safely with a site name this long",
-            key=site[:200],
-            found=ascii(pattern)[:120],
-        )
-
-
-def _compiled(pattern: str, key: str) -> tuple[re.Pattern[str], int]:
-    # the configuration is not trusted: nested or many repeats can make matching take for ever
-    bare = _ESCAPED.sub("x", pattern)
-    repeats = len(_REPEAT.findall(bare))
-    if len(pattern) > _MAX_PATTERN or repeats > _MAX_REPEATS or _REPEATED_GROUP.search(bare):
-        raise AdapterError(
-            "a pattern is too complex to be matched safely",
-            key=key,
-            expected=f"at most {_MAX_PATTERN} characters, {_MAX_REPEATS} repeats and no repeated group",
-            found=ascii(pattern)[:120],
-        )
-    try:
-        return re.compile(rf"(.*\.)?({pattern})$"), repeats
-    except (re.error, RecursionError, OverflowError) as error:
-        raise AdapterError("a pattern is no regular expression", key=key, found=ascii(pattern)[:120]) from error
+    asked = _asked.get(key)
+    if asked is None or asked[0] is not config:  # the work that is allowed is that of one file
+        asked = config, NamePatterns([config[key]], key, is_whole=True)
+        _asked[key] = asked
+    return asked[1].find(site) is not None
 
 
 @dataclass(frozen=True)
@@ -109,24 +80,25 @@ class PeftScale:
     alphas: _Patterns
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], alpha_key: str = "lora_alpha") -> PeftScale:
+    def of(cls, config: Mapping[str, Any], alpha_key: str = "lora_alpha", *, budget: Budget | None = None) -> PeftScale:
         """The rule of a configuration; booleans are no integers and alpha must be finite.
 
         Args:
             config: the parsed configuration.
             alpha_key: the field of alpha, which LoHa and LoKr call ``alpha``.
+            budget: the work that patterns may make, where the file has several configurations.
 
         Raises:
             AdapterError: naming the field that is not what it must be.
         """
-        stated = config.get(alpha_key)
+        stated, budget = config.get(alpha_key), budget or Budget()
         return cls(
             rank=positive_integer(config, "r", None),
             alpha=PEFT_ALPHA if stated is None else checked_alpha(stated, alpha_key),
             is_alpha_stated=stated is not None,
             is_rslora=flag(config, "use_rslora"),
-            ranks=_Patterns.of(config, "rank_pattern"),
-            alphas=_Patterns.of(config, "alpha_pattern"),
+            ranks=_Patterns.of(config, "rank_pattern", budget),
+            alphas=_Patterns.of(config, "alpha_pattern", budget),
         )
 
     def stated_rank(self, site: str) -> int | None:

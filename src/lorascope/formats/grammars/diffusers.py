@@ -32,6 +32,7 @@ from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents, Tensors
 from lorascope.formats.dtypes import cast_to
+from lorascope.formats.name_patterns import Budget
 from lorascope.formats.notes import assumed_scale_note, leftover_notes, repeated_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Half, Halves, Scale, convolution_factors
@@ -246,7 +247,10 @@ def _component_rules(contents: Contents) -> dict[str, _Component]:
         configs.setdefault(component, {})[key] = entry
     # the longest component first, so that the one without a name comes last
     order = sorted((name for name, config in configs.items() if "r" in config), key=len, reverse=True)
-    return {name: _Component(PeftScale.of(configs[name]), flag(configs[name], "use_dora")) for name in order}
+    budget = Budget()
+    return {
+        name: _Component(PeftScale.of(configs[name], budget=budget), flag(configs[name], "use_dora")) for name in order
+    }
 
 
 def write_diffusers(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:

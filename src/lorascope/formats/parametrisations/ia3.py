@@ -111,7 +111,7 @@ def _is_feedforward(parts: Parts) -> bool:
     key = "feedforward_modules"
     pattern = parts.options.get(key)
     if isinstance(pattern, str):
-        return is_full_match(pattern, parts.site, key)
+        return is_full_match(parts.options, key, parts.site)
     endings = names(parts.options, key)
     if endings is None:
         raise AdapterError(
