@@ -61,6 +61,12 @@ def test_a_listed_name_without_a_site_is_found(tmp_path: Path) -> None:
     assert "k_proj, proj," in finding.text and "q_proj" not in finding.text.replace("k_proj", "")
 
 
+def test_a_pattern_that_no_site_matches_is_found(tmp_path: Path) -> None:
+    assert found(written(tmp_path, *SITES, target_modules=r".*\.mlp\..*")) == [("targets-missing", "warning")]
+    hostile = written(tmp_path / "hostile", *SITES, target_modules="(.*)*x")
+    assert found(hostile) == []  # not judged
+
+
 def test_a_list_for_several_models_is_no_warning(tmp_path: Path) -> None:
     gpt2 = "transformer.h.0.attn.c_attn"
     assert found(written(tmp_path, gpt2, target_modules=["c_attn", "q_proj", "v_proj"])) == [

@@ -1,10 +1,10 @@
 """What the configuration promises and the file does not hold: adapted modules and modules saved whole.
 
 Only what is certain is said. A name in ``target_modules`` is matched as PEFT matches it, as the whole module path or
-its last parts. Lists are shared between models, so that a name may be one that the model never had. With the base at
-hand it is told which. Without it the finding is a warning; it is a note where the file has the same layer under another
-model's name (a GPT-2 has ``c_attn`` and no ``q_proj``), and for a saved module beside others that are there (PEFT
-itself adds ``classifier`` and ``score`` to the list of every classifier).
+its last parts; a pattern must match one site. Lists are shared between models, so that a name may be one that the model
+never had. With the base at hand it is told which. Without it the finding is a warning; it is a note where the file has
+the same layer under another model's name (a GPT-2 has ``c_attn`` and no ``q_proj``), and for a saved module beside
+others that are there (PEFT itself adds ``classifier`` and ``score`` to the list of every classifier).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import Any, cast
 
 from lorascope.adapter import Adapter
 from lorascope.adapter.site import path_and_part
+from lorascope.errors import AdapterError
 from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.name_patterns import NamePatterns
 from lorascope.scan.finding import Finding, Severity
 
 TARGETS_MISSING = "targets-missing"
@@ -65,6 +67,9 @@ def broken_promises(adapter: Adapter, base: Checkpoint | None = None) -> Iterato
         is_explained = all(_has_other_name(tails, name) for name in missing)
         severity: Severity = "note" if is_explained else "warning"
         yield _finding(TARGETS_MISSING, "target_modules", "site", missing, known, severity, certain)
+    elif _is_pattern_of_other_sites(adapter, config.get("target_modules")):
+        text = "target_modules is a pattern that no site of the file matches, so one of the two is of another adapter"
+        yield Finding(TARGETS_MISSING, "warning", text)
     listed = _names(config.get("modules_to_save"))[:MAX_SAVED]
     saved = [f"{key.removeprefix('base_model.model.')}." for key in adapter.leftovers]
     if missing := [name for name in listed if not any(f"{name}." in key for key in saved)]:
@@ -75,6 +80,18 @@ def broken_promises(adapter: Adapter, base: Checkpoint | None = None) -> Iterato
 def _has_other_name(tails: set[str], name: str) -> bool:
     """Whether the file has the layer that a name means under the name of another model."""
     return any(name in spellings and not tails.isdisjoint(spellings) for spellings in _SPELLINGS)
+
+
+def _is_pattern_of_other_sites(adapter: Adapter, pattern: object) -> bool:
+    """Whether ``target_modules`` is a pattern that matches no site; experts are named by another field."""
+    plain = [site for site in adapter if path_and_part(site)[1] is None]
+    if not isinstance(pattern, str) or pattern == "all-linear" or not plain:
+        return False
+    try:
+        table = NamePatterns([pattern], "target_modules", is_whole=True)
+        return all(table.find(site) is None for site in plain)
+    except AdapterError:  # selection only: a pattern that is too complex takes nothing from the file
+        return False
 
 
 def _targets_without_sites(tails: set[str], config: Mapping[str, Any]) -> list[str]:
