@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lorascope.adapter.adapter import Adapter
 from lorascope.adapter.low_rank import LowRank
-from lorascope.adapter.update import Factors
+from lorascope.adapter.structured import dense_norm
 from lorascope.errors import AdapterError
 
 T = TypeVar("T")
@@ -34,21 +34,18 @@ _EPS32 = float(np.finfo(np.float32).eps)
 
 
 class Spectrum(NamedTuple):
-    """The singular values of one ΔW, and what of them is rounding.
+    """The singular values of one ΔW, and what follows from them.
 
     Args:
         values: the min(out, in, rank) singular values, descending, in float64.
-        rounding: values up to this one are no larger than what rounding makes of zero; that of the stored factors
-            counts where a value may be that small, and where ΔW is a product of two.
+        norm: ‖ΔW‖_F, the root of their squares.
+        effective_rank: how many of them are more than rounding: that of the stored factors, where ΔW is a product of
+            two, else that of the computation.
     """
 
     values: NDArray[np.float64]
-    rounding: float = 0.0
-
-    @property
-    def effective_rank(self) -> int:
-        """How many directions of ΔW are more than rounding."""
-        return int((self.values > self.rounding).sum())
+    norm: float
+    effective_rank: int
 
 
 def spectra_of(adapter: Adapter) -> dict[str, Spectrum]:
@@ -58,23 +55,23 @@ def spectra_of(adapter: Adapter) -> dict[str, Spectrum]:
     equal shape and rank are computed together. Sites whose values are not known, or cannot be had in bounded time,
     are left out.
     """
-    groups: dict[tuple[tuple[int, int], int], list[str]] = {}
+    groups: dict[tuple[Any, ...], list[LowRank]] = {}
+    names: dict[tuple[Any, ...], list[str]] = {}
     result: dict[str, Spectrum] = {}
     for name, update in adapter.items():
         if isinstance(update, LowRank):
-            groups.setdefault((update.shape, update.rank), []).append(name)
+            kind = update.B.shape, update.A.shape, update.B.dtype, update.A.dtype
+            groups.setdefault(kind, []).append(update)
+            names.setdefault(kind, []).append(name)
         elif update.needs in ("nothing", "dense room") and (found := _spectrum(adapter, name)) is not None:
-            result[name] = Spectrum(found)
-    for ((out, in_), rank), names in groups.items():
+            own = found[:1] * (max(update.shape) * np.finfo(np.float64).eps)
+            result[name] = Spectrum(found, dense_norm(found), int((found > own).sum()))
+    for kind, updates in groups.items():
+        (out, rank), (_, in_), *_ = kind
         step = max(_STACK // max(max(out, in_) * rank, 1), 1)
-        for begin in range(0, len(names), step):
-            chunk = names[begin : begin + step]
-            factors = [_factors(adapter, name) for name in chunk]
-            B = np.stack([factor.B for factor in factors])
-            A = np.stack([factor.A for factor in factors])
-            scales = np.array([factor.scale for factor in factors])
-            units = np.array([_unit(adapter[name], rank) for name in chunk])
-            result |= _named(adapter, chunk, B, A, scales, units)
+        for begin in range(0, len(updates), step):
+            chunk = slice(begin, begin + step)
+            result |= _named(adapter, names[kind][chunk], updates[chunk])
     return {name: result[name] for name in adapter if name in result}
 
 
@@ -87,31 +84,28 @@ def _spectrum(adapter: Adapter, name: str) -> NDArray[np.float64] | None:
         raise
 
 
-def _unit(update: Any, rank: int) -> float:
-    """The relative rounding of a product of stored factors."""
-    e = (_eps(update.B.dtype) + _eps(update.A.dtype)) / 2
-    return e + math.sqrt(rank) * min(e, _EPS32)
-
-
 @cache
 def _eps(dtype: np.dtype[Any]) -> float:
     information = cast("Any", ml_dtypes).finfo(dtype)  # its annotations are not complete
     return float(information.eps)
 
 
-def _named(adapter: Adapter, names: list[str], *stacks: NDArray[Any]) -> dict[str, Spectrum]:
-    """The spectra of a stack of sites by name; where one is out of range, the error names its site."""
+def _named(adapter: Adapter, names: list[str], updates: list[LowRank]) -> dict[str, Spectrum]:
+    """The spectra of alike sites by name; where one has none, the error names its site."""
     try:
-        return dict(zip(names, _spectra(*stacks), strict=True))
+        return dict(zip(names, _spectra(updates), strict=True))
     except AdapterError:
-        for index, name in enumerate(names):
-            at_site(adapter, name, partial(_spectra, *(stack[index : index + 1] for stack in stacks)))
+        for name, update in zip(names, updates, strict=True):
+            at_site(adapter, name, partial(_spectra, [update]))
         raise
 
 
-def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any], unit: NDArray[Any]) -> list[Spectrum]:
-    if B.shape[-1] == 0:
-        return [Spectrum(np.zeros(0))] * len(B)
+def _spectra(updates: list[LowRank]) -> list[Spectrum]:
+    B, A = _widened(updates, "B"), _widened(updates, "A")
+    scale = np.array([update.scale for update in updates])
+    rank = B.shape[-1]
+    if rank == 0:
+        return [Spectrum(np.zeros(0), 0.0, 0)] * len(B)
     left: Any = np.linalg.qr(B, mode="r")
     right: Any = np.linalg.qr(A.swapaxes(-1, -2), mode="r")
     with np.errstate(over="ignore", invalid="ignore"):
@@ -121,9 +115,24 @@ def _spectra(B: NDArray[Any], A: NDArray[Any], scale: NDArray[Any], unit: NDArra
     values = np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
     if not np.isfinite(values).all() or not np.isfinite(values[..., :1] * math.sqrt(values.shape[-1])).all():
         raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
+    e = (_eps(updates[0].B.dtype) + _eps(updates[0].A.dtype)) / 2
+    unit = np.abs(scale) * (e + math.sqrt(rank) * min(e, _EPS32))
     own = values[:, 0] * max(B.shape[1], A.shape[2]) * np.finfo(np.float64).eps  # that of QR and SVD
-    floors = np.maximum(_rounding(left, right, np.abs(scale) * unit, values[:, -1]), own)
-    return [Spectrum(*pair) for pair in zip(values, floors.tolist(), strict=True)]
+    floors = np.maximum(_rounding(left, right, unit, values[:, -1]), own)
+    ranks = (values > floors[:, None]).sum(axis=1)
+    largest = values[:, :1] + (values[:, :1] == 0)  # squares of large values overflow
+    norms = largest[:, 0] * np.sqrt(np.square(values / largest).sum(axis=1))
+    return [Spectrum(*one) for one in zip(values, norms.tolist(), ranks.tolist(), strict=True)]
+
+
+def _widened(updates: list[LowRank], role: Literal["B", "A"]) -> NDArray[np.float64]:
+    """The factors of alike sites in one float64 array; where one is not finite, the error of that site."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        stack = np.stack([update.B if role == "B" else update.A for update in updates]).astype(np.float64)
+    if not np.isfinite(stack).all():
+        for update in updates:
+            update.factors(np.float64)
+    return stack
 
 
 def _rounding(
@@ -138,10 +147,6 @@ def _rounding(
         norms = [np.linalg.svd(triangles[small], compute_uv=False)[:, 0] for triangles in (left, right)]
         floors[small] = unit[small] * norms[0] * norms[1]
     return floors
-
-
-def _factors(adapter: Adapter, name: str) -> Factors:
-    return at_site(adapter, name, lambda: adapter[name].factors(np.float64))
 
 
 def at_site(adapter: Adapter, name: str, compute: Callable[[], T]) -> T:

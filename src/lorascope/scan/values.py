@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lorascope.adapter import Adapter, LowRank, Note, Update
 from lorascope.adapter.spectra import Spectrum, at_site
-from lorascope.adapter.structured import dense_norm
 from lorascope.errors import AdapterError
 
 DOMINANT_SHARE = 0.5
@@ -29,7 +28,7 @@ def norms_of(adapter: Adapter, spectra: Spectra) -> dict[str, float | None]:
 
 def _norm(adapter: Adapter, name: str, spectrum: Spectrum | None) -> float | None:
     if spectrum is not None:
-        return dense_norm(spectrum.values)
+        return spectrum.norm
     update = adapter[name]
     if update.needs in ("base shape", "base weight"):
         return None
