@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -110,6 +110,14 @@ class Adapter(Mapping[str, Update]):
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def items(self) -> ItemsView[str, Update]:
+        """Sites and updates; straight from the dictionary, since a file may have a hundred thousand."""
+        return self.sites.items()
+
+    def values(self) -> ValuesView[Update]:
+        """The updates."""
+        return self.sites.values()
 
     def __repr__(self) -> str:
         ranks = sorted({update.rank for update in self.values()})
