@@ -32,6 +32,7 @@ def summarise(adapter: Adapter, *, has_values: bool = True) -> dict[str, Any]:
     Raises:
         AdapterError: where a tensor holds NaN or infinity; it names the tensor.
 
+    >>> import numpy as np
     >>> from lorascope.adapter import LowRank
     >>> summary = summarise(Adapter({"q": LowRank(np.array([[3.0], [4.0]]), np.array([[1.0, 0.0]]), scale=2.0)}))
     >>> summary["norm"], summary["sites"][0]["stable_rank"], summary["sites"][0]["singular_values"]
