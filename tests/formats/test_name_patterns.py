@@ -93,10 +93,10 @@ def filled(make: Any) -> dict[str, int]:
 HOSTILE: dict[str, Any] = {
     "many repeats": lambda index: f"a{index}.*b.*c.*d.*e",
     "matches all but the end": lambda index: f"z{index}|.*.*.*.*!",
-    "alternatives without repeats": lambda index: f"{index}" + "(?:m|.|l)" * 60,
+    "alternatives without repeats": lambda index: f"{index}" + "(?:m|.|l)" * 50,
     "counted copies": lambda index: f"{index}((((.{{9}}){{9}}){{9}}){{9}}){{9}}",
     "optional parts": lambda index: f"{index}" + ".?" * 60 + "p" * 60,
-    "classes": lambda index: f"{index}[{'abc' * 200}]*",
+    "classes": lambda index: f"{index}[{'abc' * 150}]*",
     "names": lambda index: f"model.layers.{index}.self_attn.q_proj",
     "short names": lambda index: f"x{index}",
 }

@@ -26,7 +26,7 @@ MAX_WORK = 3_000_000
 """Steps that may be taken over all patterns of one file: about two seconds."""
 
 _PARSED = 60  # steps that one character of a pattern counts for when it is parsed
-_BUILT = 6  # those that one state counts for
+_BUILT = 12  # those that one state counts for
 _ANY = ""  # what a bare dot reads, beside the characters
 
 
