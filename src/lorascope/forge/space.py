@@ -121,11 +121,16 @@ class Integers(Distribution):
 class Choice(Distribution):
     """Uniform over the listed values; one that is listed twice is twice as likely.
 
+    Args:
+        values: what is drawn from.
+        others: strings that can be given with ``--set`` too, though they are not drawn.
+
     >>> str(Choice(values=(0.0, 0.0, 0.1))), Choice(values=(4,), at_least=1).parse("8")
     ('one of 0.0, 0.0, 0.1', 8)
     """
 
     values: tuple[Any, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def type(self) -> Type:
@@ -136,8 +141,9 @@ class Choice(Distribution):
         return self.values[int(generator.integers(len(self.values)))]
 
     def parse(self, text: str) -> Any:
-        if self.type == "string" and text not in self.values:
-            raise ValueError(" or ".join(self.values))
+        known = (*self.values, *self.others)
+        if self.type == "string" and text not in known:
+            raise ValueError(" or ".join(known))
         return super().parse(text)
 
     def __str__(self) -> str:

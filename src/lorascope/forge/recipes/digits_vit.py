@@ -25,9 +25,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.forge.engine import Batches
 from lorascope.forge.recipe import COMMON, STEPS, Recipe, Row, Session
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
+from lorascope.forge.training import Batches
 
 CLASSES, PATCHES, WIDTH, HIDDEN, HEADS, BLOCKS = 10, 8, 64, 128, 2, 3
 BATCH = 8
@@ -184,14 +184,17 @@ class DigitsSession(Session):
     def batches(self, rows: Sequence[Row]) -> Batches:
         pool = digits().pool
         drawn = [finetuning_data(row) for row in rows]
-        total = max(row["steps"] for row in rows) * BATCH
-        order = torch.from_numpy(np.stack([_order(data, total) for data in drawn]))  # [N, steps · b]
+        parts = torch.tensor([row["accumulate"] for row in rows]).view(-1, 1)
+        total = max(row["steps"] * row["accumulate"] for row in rows) * BATCH
+        order = torch.from_numpy(np.stack([_order(data, total) for data in drawn]))  # [N, steps · parts · b]
         targets = torch.stack([data.labels[positions] for data, positions in zip(drawn, order, strict=True)])
         images = torch.stack([data.images[positions] for data, positions in zip(drawn, order, strict=True)])
 
-        def batch(step: int) -> tuple[Tensor, Tensor]:
-            now = slice(step * BATCH, (step + 1) * BATCH)
-            return pool.pixels[images[:, now].flatten()], targets[:, now].flatten()
+        def batch(step: int, part: int) -> tuple[Tensor, Tensor]:
+            # of an adapter that has no such step or part whatever there is: it has no weight
+            first = (step * parts + part) * BATCH
+            now = (first + torch.arange(BATCH)).clamp(max=total - 1)
+            return pool.pixels[images.gather(1, now).flatten()], targets.gather(1, now).flatten()
 
         return batch
 
