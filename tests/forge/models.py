@@ -15,7 +15,7 @@ class Base(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, 5)
+        self.embedding = nn.Embedding(VOCABULARY, 5, padding_idx=0)
         self.line = nn.Conv1d(5, 4, 3, stride=2, padding=1)
         self.plane = nn.Conv2d(1, 3, (2, 3), padding=(1, 0), dilation=(1, 1), bias=False)
         self.each = nn.Linear(6, 5)

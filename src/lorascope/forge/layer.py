@@ -187,7 +187,11 @@ class EmbeddingLayer(SiteLayer):
         count, rank, entries = A.shape
         table = A.transpose(1, 2).reshape(count * entries, rank)
         first = entries * torch.arange(count, device=x.device).view(-1, 1)
-        return F.embedding(x.reshape(count, -1) + first, table)
+        entry = x.reshape(count, -1)
+        h = F.embedding(entry + first, table)
+        if self.module.padding_idx is None:
+            return h
+        return torch.where((entry == self.module.padding_idx).unsqueeze(-1), h.detach(), h)  # it is never trained
 
     def place(self, rows: Tensor, like: Tensor) -> Tensor:
         return rows.reshape(like.shape).to(like.dtype)

@@ -48,7 +48,7 @@ def random_factors(layer: SiteLayer, rank: int, generator: torch.Generator) -> t
     if layer.layer == "embedding":
         Bt = torch.randn(rank, out, generator=generator)
         return layer.zeros(rank, in_), Bt.to(layer.device, layer.dtype)
-    A = (torch.rand(rank, in_, generator=generator) * 2 - 1) / math.sqrt(in_)
+    A = (torch.rand(rank, in_, generator=generator) * 2 - 1) * (1 / math.sqrt(in_))
     return A.to(layer.device, layer.dtype), layer.zeros(rank, out)
 
 
