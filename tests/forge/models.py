@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.forge import AdapterStack, Slot, Training, train
+from lorascope.forge import AdapterStack, Slot, Training, gather, train
 from lorascope.forge.kinds import KINDS
 
 BATCH, TOKENS, VOCABULARY, CLASSES = 2, 6, 11, 3
@@ -88,8 +88,15 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs, targets, reduction="none")
 
 
-def trained(kind: str, all_slots, all_trainings, numbers, sites=None, **options):
+def stack_of(kind: str, all_slots, numbers, sites=None) -> AdapterStack:
+    """The chosen adapters before training."""
+    model, member, sites = base(), KINDS[kind], sites or sites_of(kind)
+    evidence = gather(model, sites, member, batches_of(numbers), loss, len(numbers))
+    return AdapterStack(model, sites, [all_slots[n] for n in numbers], member, evidence=evidence)
+
+
+def trained(kind: str, all_slots, all_trainings, numbers, sites=None, **options) -> AdapterStack:
     """The chosen adapters, trained together."""
-    stack = AdapterStack(base(), sites or sites_of(kind), [all_slots[n] for n in numbers], KINDS[kind])
+    stack = stack_of(kind, all_slots, numbers, sites)
     train(stack, batches_of(numbers), loss, [all_trainings[n] for n in numbers], **options)
     return stack

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from forge.models import base, batches_of, loss, sites_of, slots, trained, trainings
-from lorascope.forge import AdapterStack, train
+from forge.models import base, batches_of, loss, slots, stack_of, trained, trainings
+from lorascope.forge import train
 from lorascope.forge.kinds import KINDS
 from lorascope.formats import read, write
 
@@ -53,7 +53,7 @@ def test_an_adapter_in_a_batch_trains_as_if_alone(kind, together, number):
 
 
 def test_the_update_is_zero_before_training(kind):
-    stack, model = AdapterStack(base(), sites_of(kind), slots(4), KINDS[kind]), base()
+    stack, model = stack_of(kind, slots(4), range(4)), base()
     for number in range(4):
         for site, update in stack.adapter(number).items():
             size = abs(weights(model, site)).max()
@@ -86,15 +86,14 @@ def test_what_is_written_is_what_was_trained(kind, together, tmp_path):
 
 
 def test_the_base_is_as_before(kind):
-    model = base()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    stack = AdapterStack(model, sites_of(kind), slots(2), KINDS[kind])
-    with stack.attached():
-        pass
-    trained_stack = trained(kind, slots(2), trainings(2, steps=3), range(2))
-    for name, value in trained_stack.base.state_dict().items():
-        assert torch.equal(value, before[name])
-    assert not any("forward" in vars(module) for module in trained_stack.base.modules())
+    before = base().state_dict()
+    after = trained(kind, slots(2), trainings(2, steps=3), range(2)).base
+    assert all(torch.equal(value, before[name]) for name, value in after.state_dict().items())
+    assert not any("forward" in vars(module) or value_is_trained(module) for module in after.modules())
+
+
+def value_is_trained(module):
+    return any(value.requires_grad or value.grad is not None for value in module.parameters())
 
 
 def test_taking_finished_adapters_out_is_equal_to_rounding(kind, together):
@@ -113,7 +112,7 @@ def test_one_that_diverges_harms_no_other(kind):
     def weighted(outputs, targets):
         return loss(outputs, targets[0]) * targets[1]
 
-    stack = AdapterStack(base(), sites_of(kind), slots(4), KINDS[kind])
+    stack = stack_of(kind, slots(4), numbers)
     train(stack, poisoned, weighted, trainings(4, steps=10))
     good = trained(kind, slots(4), trainings(4, steps=10), numbers)
     assert [stack.is_finite(number) for number in numbers] == [True, True, True, False]

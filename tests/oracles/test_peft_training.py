@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from forge.models import base, data, loss, sites_of, slots, trained, trainings
-from lorascope.forge import AdapterStack
+from forge.models import base, data, loss, sites_of, slots, stack_of, trained, trainings
 from lorascope.forge.kinds import KINDS
 
 peft = pytest.importorskip("peft")
@@ -83,7 +82,7 @@ def outputs_differ_by(ours, theirs):
 @pytest.mark.parametrize("kind", LORA_LIKE)
 def test_an_adapter_trains_as_peft_would_train_it(kind, number):
     sites, slot, training = sites_of(kind), slots(COUNT)[number], trainings(COUNT)[number]
-    started = AdapterStack(base(), sites, [slot], KINDS[kind])
+    started = stack_of(kind, slots(COUNT), [number], sites)
     model, layers = peft_model(kind, started, sites)
     tokens = torch.cat([data(number, step, 0)[0] for step in range(8)])
     plain = base()

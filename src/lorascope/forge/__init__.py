@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorascope.forge.base import load_base
+    from lorascope.forge.evidence import gather
     from lorascope.forge.kind import Kind
     from lorascope.forge.plan import plan
     from lorascope.forge.recipe import Recipe, Session
@@ -29,6 +30,7 @@ _HOME = {
     "Trained": "training",
     "Training": "training",
     "forge": "run",
+    "gather": "evidence",
     "load_base": "base",
     "plan": "plan",
     "train": "training",
@@ -45,6 +47,7 @@ __all__ = [
     "Trained",
     "Training",
     "forge",
+    "gather",
     "load_base",
     "plan",
     "train",

@@ -22,6 +22,7 @@ from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import OutputError
 from lorascope.forge.base import WEIGHTS, load_base
 from lorascope.forge.determinism import deterministic
+from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe, Row
 from lorascope.forge.recipes import RECIPES
@@ -115,12 +116,15 @@ def train_rows(
     recipe: Recipe, base: torch.nn.Module, rows: Sequence[Row], active: Sequence[bool], kind: str | None = None
 ) -> AdapterStack:
     """The adapters of these rows, trained together; those that are not active stay as they were initialised."""
-    session, name = recipe.session(base), kind or recipe.kind
-    stack = AdapterStack(base, recipe.sites, [recipe.slot(row, name) for row in rows], KINDS[name])
+    session, member = recipe.session(base), KINDS[kind or recipe.kind]
+    batches = session.batches(rows)
+    evidence = gather(base, recipe.sites, member, batches, session.loss, len(rows))
+    slots = [recipe.slot(row, member.name) for row in rows]
+    stack = AdapterStack(base, recipe.sites, slots, member, evidence=evidence)
     trainings = [
         recipe.training(row if is_active else {**row, "steps": 0}) for row, is_active in zip(rows, active, strict=True)
     ]
-    train(stack, session.batches(rows), session.loss, trainings)
+    train(stack, batches, session.loss, trainings)
     return stack
 
 

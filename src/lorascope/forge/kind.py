@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ from lorascope.errors import ForgeError
 from lorascope.forge.layer import SiteLayer
 from lorascope.forge.slot import Slot
 from lorascope.forge.space import Distribution
+
+if TYPE_CHECKING:
+    from lorascope.forge.stack import AdapterStack
+    from lorascope.forge.training import Training
 
 Parameters = Mapping[str, Tensor]
 Evidence = Mapping[str, Tensor]
@@ -103,3 +107,33 @@ class Kind(ABC):
     def rates(self, slot: Slot) -> Mapping[str, float]:
         """Learning rates of single parameters, as multiples of the adapter's own; 1 for those that are not named."""
         return {}
+
+    # what follows is for kinds whose training is more than gradients
+
+    def of_step(self, slots: Sequence[Slot], step: int) -> Parameters:
+        """What is drawn anew for each step, name → [N, …]; joins the parameters of every site while training.
+
+        A function of each slot and the step alone, so that it is the same whatever is trained beside it.
+        """
+        return {}
+
+    def penalty(self, stack: AdapterStack) -> Tensor | None:
+        """What is added to the loss of each adapter, [N]."""
+        return None
+
+    def state(self, stack: AdapterStack) -> dict[str, Tensor]:
+        """What the kind keeps about training from step to step, name → [N, …]; at first."""
+        return {}
+
+    def after_step(
+        self, stack: AdapterStack, gradients: Tensor, step: int, trainings: Sequence[Training]
+    ) -> dict[str, Tensor]:
+        """The state after a step of the optimiser; may change ``stack.values`` in place.
+
+        Args:
+            stack: the adapters; ``stack.state`` is what ``state`` gave.
+            gradients: [N, P], in the order of ``stack.values``.
+            step: the number of the step that was done.
+            trainings: how each adapter is trained; one that has done its steps must not change.
+        """
+        return stack.state

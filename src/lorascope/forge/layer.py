@@ -10,6 +10,8 @@ once, for matrices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -233,3 +235,25 @@ def layer_at(site: str, module: nn.Module) -> SiteLayer:
         expected="Linear, Conv1d, Conv2d, Conv3d, Embedding, or Conv1D of GPT-2",
         found=type(module).__name__,
     )
+
+
+@contextmanager
+def replaced_forwards(
+    layers: Iterable[SiteLayer], forward_of: Callable[[SiteLayer], Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Give the layers another ``forward`` for a while.
+
+    On the instance, not on the class: the base stays unmodified and other models are not touched. One that stood on
+    the instance before stands there again after.
+    """
+    layers = list(layers)
+    before = [vars(layer.module).get("forward") for layer in layers]
+    try:
+        for layer in layers:
+            layer.module.forward = forward_of(layer)
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            vars(layer.module).pop("forward", None)
+            if own is not None:
+                layer.module.forward = own

@@ -22,8 +22,8 @@ from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.errors import ForgeError
 from lorascope.forge.coupling import refuse_mixing_layers
 from lorascope.forge.dropout import Dropout
-from lorascope.forge.kind import Evidence, Initial, Kind
-from lorascope.forge.layer import SiteLayer, layer_at
+from lorascope.forge.kind import Evidence, Initial, Kind, Parameters
+from lorascope.forge.layer import SiteLayer, layer_at, replaced_forwards
 from lorascope.forge.slot import Slot
 
 Place = tuple[str, str]
@@ -73,6 +73,7 @@ class AdapterStack:
         self.values, self.padding = self._filled(first)
         self.fixed = _held([dict(_places(initial, "fixed")) for initial in first])
         self._bind()
+        self.state = kind.state(self)
 
     def _initial(self, slot: Slot, evidence: Evidence) -> dict[str, Initial]:
         generator = torch.Generator().manual_seed(slot.init_seed)
@@ -108,6 +109,18 @@ class AdapterStack:
             value = self.values[:, start : start + math.prod(shape)].view(count, *shape)
             self.parameters[site][name] = value.requires_grad_()
         self.is_called = dict.fromkeys(self.layers, False)
+        self.of_this_step: Parameters = {}
+
+    def begin(self, step: int, part: int) -> None:
+        """Draw what is random in one part of one step."""
+        self.dropout.begin(step, part)
+        self.of_this_step = self.kind.of_step(self.slots, step)
+
+    def named(self, name: str) -> Iterator[tuple[str, Tensor, slice]]:
+        """Site, value [N, …] and columns of ``values`` of the trained parameters of that name."""
+        for (site, own), start, shape in self._columns():
+            if own == name:
+                yield site, self.parameters[site][own], slice(start, start + math.prod(shape))
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -136,17 +149,8 @@ class AdapterStack:
             ForgeError: where the base has a layer in training mode that would mix the adapters of a batch.
         """
         refuse_mixing_layers(self.base)
-        # on the instance, not on the class: the base stays unmodified and other models are not touched
-        before = {site: vars(layer.module).get("forward") for site, layer in self.layers.items()}
-        try:
-            for layer in self.layers.values():
-                layer.module.forward = self._adapted(layer, is_training)
+        with replaced_forwards(self.layers.values(), lambda layer: self._adapted(layer, is_training)):
             yield self.base
-        finally:
-            for site, layer in self.layers.items():
-                vars(layer.module).pop("forward", None)
-                if before[site] is not None:
-                    layer.module.forward = before[site]
 
     def _adapted(self, layer: SiteLayer, is_training: bool) -> Callable[[Tensor], Tensor]:
         count, site = len(self.slots), layer.site
@@ -163,7 +167,8 @@ class AdapterStack:
                     found=x.shape[0],
                 )
             seen = self.dropout(x) if is_dropping else x
-            return self.kind.forward(layer, x, seen, parameters, self.scale)
+            now = {**parameters, **self.of_this_step} if is_training else parameters
+            return self.kind.forward(layer, x, seen, now, self.scale)
 
         return forward
 
@@ -207,6 +212,7 @@ class AdapterStack:
             site: {name: _rows_of(value, index) for name, value in named.items()} for site, named in self.fixed.items()
         }
         chosen._bind()
+        chosen.state = {name: value[index] for name, value in self.state.items()}
         return chosen
 
 

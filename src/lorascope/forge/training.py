@@ -204,7 +204,7 @@ class _Run:
             inputs, targets = self._chosen(batches(step, part))
             if is_first and part == 0:
                 self._try_out(inputs, targets)
-            self.stack.dropout.begin(step, part)
+            self.stack.begin(step, part)
             of_each = self._losses(inputs, targets, is_training=True)
             gradients = torch.autograd.grad((of_each * weights).sum(), self.stack.leaves)
             flat = torch.cat([one.flatten(1) for one in gradients], dim=1)
@@ -224,6 +224,7 @@ class _Run:
             rates = rates * self.rates
         for mask, optimiser in self.optimisers:
             optimiser.step(gradient, rates if len(self.optimisers) == 1 else rates * mask)
+        self.stack.state = self.stack.kind.after_step(self.stack, gradient, step, self.trainings)
         return losses.tolist()
 
     def _chosen(self, data: tuple[Any, Any]) -> tuple[Any, Any]:
@@ -254,7 +255,9 @@ class _Run:
                 expected="[N · b]",
                 found=list(losses.shape),
             )
-        return losses.view(count, -1).mean(1).to(self.stack.values.dtype)
+        of_each = losses.view(count, -1).mean(1).to(self.stack.values.dtype)
+        penalty = self.stack.kind.penalty(self.stack) if is_training else None
+        return of_each if penalty is None else of_each + penalty
 
     def _precise(self) -> AbstractContextManager[Any]:
         if self.precision == "float32":
