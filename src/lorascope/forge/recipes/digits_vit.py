@@ -46,11 +46,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        q, k, v = (projection(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for projection in (self.q, self.k, self.v))
-        # spelled out: for 8 tokens on a CPU this is faster than the fused attention
-        attention = torch.softmax(q @ k.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5, -1)
-        x = x + self.o((attention @ v).transpose(1, 2).flatten(2))
+        q, k, v = (_heads(projection(y)) for projection in (self.q, self.k, self.v))
+        # spelled out: over 8 tokens on a CPU this is faster than the fused attention, and than torch.softmax
+        scores = torch.bmm(q, k.transpose(1, 2)) * (WIDTH // HEADS) ** -0.5
+        weights = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+        mixed = torch.bmm(weights / weights.sum(-1, keepdim=True), v)  # [n · heads, tokens, width / heads]
+        x = x + self.o(mixed.view(len(x), HEADS, *mixed.shape[1:]).transpose(1, 2).flatten(2))
         return x + self.fc2(F.relu(self.fc1(self.norm2(x))))
+
+
+def _heads(x: Tensor) -> Tensor:
+    """[n, tokens, width] → [n · heads, tokens, width / heads]."""
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class DigitsViT(nn.Module):
