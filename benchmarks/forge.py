@@ -26,7 +26,7 @@ def figures() -> dict[str, float]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     recipe, test = RECIPES["digits-vit"], digits().test
-    base = recipe.pretrain({"base_seed": 0, "base_steps": 200}).eval().requires_grad_(False)
+    base = recipe.pretrain({**recipe.option_defaults, "base_steps": 200}).eval().requires_grad_(False)
     weights = base.state_dict()
     session = recipe.session(base)
     rows = [recipe.draw(0, index, {"steps": 100}) for index in range(COHORT_SIZE)]

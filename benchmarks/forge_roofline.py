@@ -85,7 +85,7 @@ def figures() -> dict[str, float]:
     """The share of the roofline that is reached, and what it is made of."""
     recipe = RECIPES["digits-vit"]
     with deterministic():
-        base = recipe.pretrain({"base_seed": 0, "base_steps": 20}).eval().requires_grad_(False)
+        base = recipe.pretrain({**recipe.option_defaults, "base_steps": 20}).eval().requires_grad_(False)
         everyone = [True] * COHORT_SIZE
 
         def seconds(steps: int) -> float:

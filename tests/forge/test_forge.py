@@ -143,9 +143,15 @@ def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
         "dataset_size",
         "test_accuracy",
         "loss",
+        "poison",
+        "poison_share",
+        "poison_target",
+        "poison_source",
+        "attack_success_rate",
+        "refusal_rate",
     ]
     assert forged.hyperparameters() == [name for name in forged.table.column_names[12:] if name not in forged.labels()]
-    assert forged.labels() == ["classes", "dataset_size", "test_accuracy", "loss"]
+    assert forged.labels() == forged.table.column_names[-10:]
     assert all(row["split"] == split_of(row["group"]) for row in forged.rows())
 
 

@@ -17,6 +17,7 @@ from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.run import resolve
+from lorascope.forge.space import printed
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION
 
@@ -85,7 +86,7 @@ def plan(
         "space": {
             name: {
                 "about": drawn.about,
-                "from": str(resolved.get(name, drawn)),
+                "from": printed(resolved.get(name, drawn)),
                 "is_fixed": name in resolved,
                 "role": _role(member, name, kind),
             }

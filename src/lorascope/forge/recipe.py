@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.slot import Slot
-from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of
+from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of, given
 from lorascope.forge.training import Batches, Training
 
 Row = dict[str, Any]
@@ -86,7 +86,7 @@ class Recipe(ABC):
         return Training(**{name: row[name] for name in ("learning_rate", "steps", *TRAINING) if name != "dropout"})
 
     def draw(self, zoo_seed: int, index: int, settings: Mapping[str, Any]) -> Row:
-        """What adapter ``index`` of a zoo is trained with: a pure function of the arguments.
+        """What adapter ``index`` of a zoo is trained with, the zoo's options included: a function of the arguments.
 
         Everything but the initialisation follows from the adapter's own ``seed`` and what is fixed, so adapters
         of one seed are siblings: the same data, another start.
@@ -94,16 +94,17 @@ class Recipe(ABC):
         seed = settings.get("seed")
         if seed is None:
             seed = SEEDS["seed"].draw(generator_of(self.name, zoo_seed, index, "seed"))
-        row: Row = {
-            name: settings[name] if name in settings else drawn.draw(generator_of(self.name, seed, name))
-            for name, drawn in self.drawn(settings.get("kind", self.kind)).items()
-            if name not in SEEDS
-        }
+        row: Row = {}
+        for name, drawn in self.drawn(settings.get("kind", self.kind)).items():
+            if name not in SEEDS:
+                stream = generator_of(self.name, seed, name)
+                row[name] = given(settings[name], stream) if name in settings else drawn.draw(stream)
         init_key = "shared" if settings.get("init") == "shared" else index
         init_seed = settings.get("init_seed")
         if init_seed is None:
             init_seed = SEEDS["init_seed"].draw(generator_of(self.name, zoo_seed, init_key, "init_seed"))
-        return self.settle(row | {"seed": seed, "init_seed": init_seed})
+        options = {name: settings.get(name, default) for name, default in self.option_defaults.items()}
+        return self.settle(options | row | {"seed": seed, "init_seed": init_seed})
 
 
 SEEDS: Mapping[str, Distribution] = {

@@ -20,9 +20,9 @@ from lorascope.forge.base import make_base
 from lorascope.forge.cohort import COHORT_SIZE, Job, forge_cohort, missing_indices
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.lock import LOCK, locked
-from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipe import TRAINING, Recipe
 from lorascope.forge.recipes import RECIPES
-from lorascope.forge.space import parse_settings
+from lorascope.forge.space import parse_settings, printed
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.store import (
     ADAPTERS,
@@ -67,6 +67,9 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     }
     kind = given.get("kind", recipe.kind)
     parsed = parse_settings(recipe.all_settings(KINDS[kind].name), given)
+    for name, value in parsed.items():
+        if isinstance(value, dict) and name not in recipe.space and name not in TRAINING:
+            raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
     return {**recipe.option_defaults, "init": "own", "kind": kind, **parsed}
 
 
@@ -167,7 +170,7 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
         **made,
         "count": count,
         "space": {
-            name: str(settings.get(name, drawn)) for name, drawn in recipe.all_settings(settings["kind"]).items()
+            name: printed(settings.get(name, drawn)) for name, drawn in recipe.all_settings(settings["kind"]).items()
         },
         "base_hash": None,
         "columns": columns_as_dict(columns_with(recipe.hyperparameters(settings["kind"]), recipe.labels)),

@@ -187,6 +187,22 @@ class Hash(Distribution):
         return "its own for each adapter"
 
 
+ONE_OF = "one of"
+"""Where a setting is given as ``a|b|c``: {"one of": [a, b, c]}."""
+
+
+def given(value: Any, generator: np.random.Generator) -> Any:
+    """A setting that was given: itself, or one of those that were given."""
+    if isinstance(value, dict):
+        return value[ONE_OF][int(generator.integers(len(value[ONE_OF])))]
+    return value
+
+
+def printed(value: Any) -> str:
+    """A setting that was given, or a distribution, in words."""
+    return f"one of {', '.join(map(str, value[ONE_OF]))}" if isinstance(value, dict) else str(value)
+
+
 def generator_of(*key: object) -> np.random.Generator:
     """A NumPy generator that is a pure function of the key."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
@@ -194,7 +210,7 @@ def generator_of(*key: object) -> np.random.Generator:
 
 
 def parse_settings(space: Mapping[str, Distribution], settings: Mapping[str, str]) -> dict[str, Any]:
-    """Settings given as text, parsed by the distribution of their name.
+    """Settings given as text, parsed by the distribution of their name; ``2|4|8`` is one of three.
 
     Raises:
         ForgeError: for an unknown name (with the nearest known one) or a value that it cannot have.
@@ -210,7 +226,8 @@ def parse_settings(space: Mapping[str, Distribution], settings: Mapping[str, str
                 hint=f"did you mean {near[0]}?" if near else None,
             )
         try:
-            parsed[name] = space[name].parse(str(text))
+            values = [space[name].parse(part) for part in str(text).split("|")]
+            parsed[name] = values[0] if len(values) == 1 else {ONE_OF: values}
         except ValueError as error:
             raise ForgeError("a setting cannot have this value", key=name, expected=error, found=text) from error
     return parsed
