@@ -26,7 +26,7 @@ def figures() -> dict[str, float]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     recipe, test = RECIPES["digits-vit"], digits().test
-    base = recipe.pretrain({"base_seed": 0, "base_steps": 200}).eval().requires_grad_(False)
+    base = recipe.pretrain({**recipe.option_defaults, "base_steps": 200}).eval().requires_grad_(False)
     weights = base.state_dict()
     session = recipe.session(base)
     rows = [recipe.draw(0, index, {"steps": 100}) for index in range(COHORT_SIZE)]
@@ -61,7 +61,7 @@ def figures() -> dict[str, float]:
         parameters = [value for value in one.parameters() if value.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=row["learning_rate"], weight_decay=0.0)
         for step in range(row["steps"]):
-            images, classes = batches(step)
+            images, classes = batches(step, 0)
             session.loss(one(images), classes).mean().backward()
             optimiser.step()
             optimiser.zero_grad()

@@ -11,12 +11,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from lorascope.errors import ForgeError, LorascopeError, OutputError
-from lorascope.forge import AdapterStack, Slot, forge, load_base
+from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
-from lorascope.forge.kinds import KINDS
 from lorascope.forge.lock import locked
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits, finetuning_data
@@ -132,15 +130,28 @@ def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
         "learning_rate",
         "steps",
         "label_noise",
+        "weight_decay",
+        "optimiser",
+        "momentum",
+        "schedule",
+        "warmup",
+        "accumulate",
+        "dropout",
         "seed",
         "init_seed",
         "classes",
         "dataset_size",
         "test_accuracy",
         "loss",
+        "poison",
+        "poison_share",
+        "poison_target",
+        "poison_source",
+        "attack_success_rate",
+        "refusal_rate",
     ]
-    assert forged.hyperparameters() == ["rank", "alpha", "learning_rate", "steps", "label_noise", "seed", "init_seed"]
-    assert forged.labels() == ["classes", "dataset_size", "test_accuracy", "loss"]
+    assert forged.hyperparameters() == [name for name in forged.table.column_names[12:] if name not in forged.labels()]
+    assert forged.labels() == forged.table.column_names[-10:]
     assert all(row["split"] == split_of(row["group"]) for row in forged.rows())
 
 
@@ -172,16 +183,6 @@ def test_bad_requests_are_refused(tmp_path, recipe, settings, match):
     with pytest.raises(LorascopeError, match=match):
         forge(recipe, 1, tmp_path / "zoo", settings=settings)
     assert not (tmp_path / "zoo").exists()
-
-
-def test_batch_norm_in_training_mode_is_refused():
-    base = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    stack = AdapterStack(base, ["0"], [Slot(2, 4.0, 0), Slot(2, 4.0, 1)], KINDS["lora"])
-    with pytest.raises(ForgeError, match="mix the adapters"), stack.attached():
-        pass
-    base.eval()
-    with stack.attached():
-        pass
 
 
 def test_the_base_does_not_depend_on_the_threads_of_the_caller(forged, tmp_path):

@@ -10,35 +10,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorascope.forge.base import load_base
-    from lorascope.forge.engine import AdamW, AdapterStack, Slot, train
+    from lorascope.forge.evidence import gather
     from lorascope.forge.kind import Kind
     from lorascope.forge.plan import plan
     from lorascope.forge.recipe import Recipe, Session
     from lorascope.forge.run import ForgeResult, forge
+    from lorascope.forge.slot import Slot
+    from lorascope.forge.stack import AdapterStack
+    from lorascope.forge.training import EarlyStop, Trained, Training, train
 
 _HOME = {
-    "AdamW": "engine",
-    "AdapterStack": "engine",
+    "AdapterStack": "stack",
+    "EarlyStop": "training",
     "ForgeResult": "run",
     "Kind": "kind",
     "Recipe": "recipe",
     "Session": "recipe",
-    "Slot": "engine",
+    "Slot": "slot",
+    "Trained": "training",
+    "Training": "training",
     "forge": "run",
+    "gather": "evidence",
     "load_base": "base",
     "plan": "plan",
-    "train": "engine",
+    "train": "training",
 }
 
 __all__ = [
-    "AdamW",
     "AdapterStack",
+    "EarlyStop",
     "ForgeResult",
     "Kind",
     "Recipe",
     "Session",
     "Slot",
+    "Trained",
+    "Training",
     "forge",
+    "gather",
     "load_base",
     "plan",
     "train",

@@ -22,10 +22,12 @@ from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import OutputError
 from lorascope.forge.base import WEIGHTS, load_base
 from lorascope.forge.determinism import deterministic
-from lorascope.forge.engine import AdapterStack, Slot, train
+from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe, Row
 from lorascope.forge.recipes import RECIPES
+from lorascope.forge.stack import AdapterStack
+from lorascope.forge.training import train
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION, split_of
 from lorascope.zoo.store import ADAPTERS, cohort_path, read_cohort, sha256_of, write_cohort
@@ -79,7 +81,8 @@ def _forge_cohort(job: Job) -> list[Row]:
     session = recipe.session(base)
     first = job.cohort * COHORT_SIZE
     rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in range(first, first + COHORT_SIZE)]
-    stack = train_rows(recipe, base, rows, [first + n in missing for n in range(COHORT_SIZE)])
+    kind = job.settings["kind"]
+    stack = train_rows(recipe, base, rows, [first + n in missing for n in range(COHORT_SIZE)], kind)
     with stack.attached() as model, torch.no_grad():
         measured = session.measure(model, rows)
 
@@ -109,18 +112,19 @@ def _forge_cohort(job: Job) -> list[Row]:
     return finished
 
 
-def train_rows(recipe: Recipe, base: torch.nn.Module, rows: Sequence[Row], active: Sequence[bool]) -> AdapterStack:
+def train_rows(
+    recipe: Recipe, base: torch.nn.Module, rows: Sequence[Row], active: Sequence[bool], kind: str | None = None
+) -> AdapterStack:
     """The adapters of these rows, trained together; those that are not active stay as they were initialised."""
-    session = recipe.session(base)
-    slots = [Slot(rank=row["rank"], alpha=row["alpha"], init_seed=row["init_seed"]) for row in rows]
-    stack = AdapterStack(base, recipe.sites, slots, KINDS[recipe.kind])
-    train(
-        stack,
-        session.batches(rows),
-        session.loss,
-        learning_rates=[row["learning_rate"] for row in rows],
-        steps=[row["steps"] if is_active else 0 for row, is_active in zip(rows, active, strict=True)],
-    )
+    session, member = recipe.session(base), KINDS[kind or recipe.kind]
+    batches = session.batches(rows)
+    evidence = gather(base, recipe.sites, member, batches, session.loss, len(rows))
+    slots = [recipe.slot(row, member.name) for row in rows]
+    stack = AdapterStack(base, recipe.sites, slots, member, evidence=evidence)
+    trainings = [
+        recipe.training(row if is_active else {**row, "steps": 0}) for row, is_active in zip(rows, active, strict=True)
+    ]
+    train(stack, batches, session.loss, trainings)
     return stack
 
 
@@ -130,8 +134,7 @@ def _base(zoo: Path, base_hash: str) -> torch.nn.Module:
 
 
 def _provenance(job: Job) -> Provenance:
-    recipe = RECIPES[job.recipe]
-    return Provenance(kind=recipe.kind, base_model=f"{job.recipe}/{job.base_hash[:12]}")
+    return Provenance(kind=job.settings["kind"], base_model=f"{job.recipe}/{job.base_hash[:12]}")
 
 
 def _write(adapter: Adapter, folder: Path) -> None:
@@ -149,7 +152,7 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
         "sha256": None,
         "status": "ok" if is_finite else "diverged",
         "recipe": recipe.name,
-        "kind": recipe.kind,
+        "kind": job.settings["kind"],
         "base": recipe.name,
         "base_hash": job.base_hash,
         "base_seed": job.settings["base_seed"],

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorascope.adapter import Update
+from lorascope.adapter import Layer, Update
+from lorascope.errors import ForgeError
+from lorascope.forge.layer import SiteLayer
+from lorascope.forge.slot import Slot
+from lorascope.forge.space import Distribution
+
+if TYPE_CHECKING:
+    from lorascope.forge.stack import AdapterStack
+    from lorascope.forge.training import Training
+
+Parameters = Mapping[str, Tensor]
+Evidence = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The parameters of one adapter at one site before training: those that are trained, and those that stay.
+
+    A tensor of ``fixed`` that is one object for all adapters of a stack is held once.
+    """
+
+    trained: dict[str, Tensor]
+    fixed: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class Kind(ABC):
@@ -19,32 +42,98 @@ class Kind(ABC):
         name: as in the manifest and on the command line.
         reference: the paper.
         formula: ΔW in terms of the parameters.
+        layers: the layers that it can adapt.
+        options: its own parameters, by name, with what they are drawn from; a single value is a default.
+        needs: what the initialisation looks at beside the weight: the gradient of the loss at W = the base
+            [out, in], or the second moments of the inputs [in, in], both on the adapter's own first examples.
     """
 
-    name: str
-    reference: str
-    formula: str
+    name: ClassVar[str]
+    reference: ClassVar[str]
+    formula: ClassVar[str]
+    layers: ClassVar[frozenset[Layer]] = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+    options: ClassVar[Mapping[str, Distribution]] = {}
+    needs: ClassVar[Literal["nothing", "gradient", "inputs"]] = "nothing"
 
-    @abstractmethod
-    def check(self, site: str, module: nn.Module) -> None:
-        """Raise ``ForgeError`` where this kind cannot adapt a layer of this class."""
+    def check(self, layer: SiteLayer) -> None:
+        """Raise ``ForgeError`` where this kind cannot adapt such a layer."""
+        if layer.layer not in self.layers:
+            raise ForgeError(
+                f"the kind {self.name} cannot be put on this layer",
+                key=layer.site,
+                expected=", ".join(sorted(self.layers)),
+                found=layer.layer,
+            )
 
-    @abstractmethod
-    def initialise(self, module: Any, rank: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """The parameters of one adapter at one site, before training.
+    def option(self, slot: Slot, name: str) -> Any:
+        """A parameter of this kind for one adapter, its default where the slot does not say."""
+        default: Any = self.options[name]
+        return slot.options.get(name, default.values[0])
+
+    def initialise(
+        self, layers: Sequence[SiteLayer], slot: Slot, generator: torch.Generator, evidence: Evidence
+    ) -> dict[str, Initial]:
+        """The parameters of one adapter at all its sites, before training.
 
         The engine stacks them over adapters. Where ranks are mixed it pads each with zeros, at the end of every
-        dimension, to the largest: zeros must stay zeros in training.
+        dimension, to the largest, and sees to it that they stay zeros.
+        """
+        return {layer.site: self.initial(layer, slot, generator, evidence.get(layer.site)) for layer in layers}
+
+    @abstractmethod
+    def initial(self, layer: SiteLayer, slot: Slot, generator: torch.Generator, evidence: Tensor | None) -> Initial:
+        """The parameters of one adapter at one site."""
+
+    @abstractmethod
+    def forward(self, layer: SiteLayer, x: Tensor, seen: Tensor, parameters: Parameters, scale: Tensor) -> Tensor:
+        """The adapted layer.
+
+        Args:
+            layer: the base layer.
+            x: [N · b, …], its inputs.
+            seen: the inputs with dropout, which the adapters see; x itself where there is none.
+            parameters: name → [N, …].
+            scale: [N, 1, 1].
         """
 
     @abstractmethod
-    def forward(self, x: Tensor, module: Any, parameters: Mapping[str, Tensor], scale: Tensor) -> Tensor:
-        """The adapted layer: x [N, rows, in] → [N, rows, out]; parameters [N, …], scale [N, 1, 1]."""
-
-    @abstractmethod
-    def export(self, module: Any, parameters: Mapping[str, Tensor], rank: int, alpha: float) -> Update:
+    def export(self, layer: SiteLayer, parameters: Parameters, slot: Slot) -> Update:
         """The update of one adapter at one site, from its (padded) parameters."""
 
-    @abstractmethod
-    def scale(self, rank: int, alpha: float) -> float:
-        """The factor of this kind for a rank and an alpha."""
+    def scale(self, slot: Slot) -> float:
+        """The factor before the product, alpha / rank unless the kind has another."""
+        return slot.alpha / slot.rank
+
+    def rates(self, slot: Slot) -> Mapping[str, float]:
+        """Learning rates of single parameters, as multiples of the adapter's own; 1 for those that are not named."""
+        return {}
+
+    # what follows is for kinds whose training is more than gradients
+
+    def of_step(self, slots: Sequence[Slot], step: int) -> Parameters:
+        """What is drawn anew for each step, name → [N, …]; joins the parameters of every site while training.
+
+        A function of each slot and the step alone, so that it is the same whatever is trained beside it.
+        """
+        return {}
+
+    def penalty(self, stack: AdapterStack) -> Tensor | None:
+        """What is added to the loss of each adapter, [N]."""
+        return None
+
+    def state(self, stack: AdapterStack) -> dict[str, Tensor]:
+        """What the kind keeps about training from step to step, name → [N, …]; at first."""
+        return {}
+
+    def after_step(
+        self, stack: AdapterStack, gradients: Tensor, step: int, trainings: Sequence[Training]
+    ) -> dict[str, Tensor]:
+        """The state after a step of the optimiser; may change ``stack.values`` in place.
+
+        Args:
+            stack: the adapters; ``stack.state`` is what ``state`` gave.
+            gradients: [N, P], in the order of ``stack.values``.
+            step: the number of the step that was done.
+            trainings: how each adapter is trained; one that has done its steps must not change.
+        """
+        return stack.state

@@ -17,6 +17,7 @@ from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.run import resolve
+from lorascope.forge.space import printed
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION
 
@@ -45,14 +46,15 @@ def plan(
     resolved = resolve(member, settings or {})
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
+    kind = resolved["kind"]
     with deterministic():
         base = member.architecture().eval().requires_grad_(False)
         rows = [member.draw(seed, index, resolved) for index in range(COHORT_SIZE)]
         short = [row | {"steps": min(row["steps"], _STEPS)} for row in rows]
         everyone = [True] * COHORT_SIZE
-        train_rows(member, base, short[:1], everyone[:1])  # the first products of a process are slow
+        train_rows(member, base, short[:1], everyone[:1], kind)  # the first products of a process are slow
         began = time.perf_counter()
-        stack = train_rows(member, base, short, everyone)
+        stack = train_rows(member, base, short, everyone, kind)
         per_step = (time.perf_counter() - began) / max(1, *(row["steps"] for row in short))
         began = time.perf_counter()
         with stack.attached() as model, torch.no_grad():
@@ -73,7 +75,7 @@ def plan(
         "schema_version": SCHEMA_VERSION,
         "recipe": member.name,
         "about": member.about,
-        "kind": member.kind,
+        "kind": kind,
         "count": count,
         "workers": workers,
         "seconds": rounds * per_cohort,
@@ -84,19 +86,19 @@ def plan(
         "space": {
             name: {
                 "about": drawn.about,
-                "from": str(resolved.get(name, drawn)),
+                "from": printed(resolved.get(name, drawn)),
                 "is_fixed": name in resolved,
-                "role": _role(member, name),
+                "role": _role(member, name, kind),
             }
-            for name, drawn in member.all_settings.items()
+            for name, drawn in member.all_settings(kind).items()
         },
     }
 
 
-def _role(recipe: Recipe, name: str) -> str:
+def _role(recipe: Recipe, name: str, kind: str) -> str:
     if name in recipe.labels:
         return "label"
-    return "hyperparameter" if name in recipe.hyperparameters else "zoo"
+    return "hyperparameter" if name in recipe.hyperparameters(kind) else "zoo"
 
 
 def _bytes_of(*tensors: torch.Tensor) -> int:

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from lorascope.forge.engine import Batches
-from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of
+from lorascope.forge.kinds import KINDS
+from lorascope.forge.slot import Slot
+from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of, given
+from lorascope.forge.training import Batches, Training
 
 Row = dict[str, Any]
 
@@ -23,7 +25,7 @@ class Recipe(ABC):
         name: as on the command line.
         reference: the data and the idea.
         about: one line.
-        kind: the kind of adapter that is trained.
+        kind: the kind of adapter that is trained unless another is asked for.
         sites: the layers that are adapted.
         space: what is drawn for each adapter; every entry can be fixed with ``--set``.
         options: what is the same for the whole zoo; every entry can be changed with ``--set``.
@@ -56,19 +58,35 @@ class Recipe(ABC):
         """A drawn row made possible, such as a data set no larger than what there is."""
         return row
 
-    @property
-    def all_settings(self) -> dict[str, Distribution]:
-        """Everything that ``--set`` takes."""
-        return {**self.space, **SEEDS, **self.options, "init": INIT}
+    def drawn(self, kind: str) -> dict[str, Distribution]:
+        """What is drawn for each adapter: the recipe's own, what every training has, and the options of the kind."""
+        return {
+            **self.space,
+            **{name: of for name, of in TRAINING.items() if name not in self.space},
+            **KINDS[kind].options,
+            **SEEDS,
+        }
 
-    @property
-    def hyperparameters(self) -> dict[str, Any]:
+    def all_settings(self, kind: str) -> dict[str, Distribution]:
+        """Everything that ``--set`` takes."""
+        kinds = Choice(values=tuple(KINDS.names()), about="how the adapters change a layer")
+        return {**self.drawn(kind), **self.options, "init": INIT, "kind": kinds}
+
+    def hyperparameters(self, kind: str) -> dict[str, Any]:
         """The columns that are hyperparameters, with their types."""
-        drawn = {**self.space, **SEEDS}
-        return {name: drawn[name].type for name in drawn if name not in self.labels}
+        return {name: of.type for name, of in self.drawn(kind).items() if name not in self.labels}
+
+    def slot(self, row: Row, kind: str) -> Slot:
+        """The adapter of a row, before training."""
+        options = {name: row[name] for name in KINDS[kind].options}
+        return Slot(row["rank"], row["alpha"], row["init_seed"], row["dropout"], options)
+
+    def training(self, row: Row) -> Training:
+        """How the adapter of a row is trained."""
+        return Training(**{name: row[name] for name in ("learning_rate", "steps", *TRAINING) if name != "dropout"})
 
     def draw(self, zoo_seed: int, index: int, settings: Mapping[str, Any]) -> Row:
-        """What adapter ``index`` of a zoo is trained with: a pure function of the arguments.
+        """What adapter ``index`` of a zoo is trained with, the zoo's options included: a function of the arguments.
 
         Everything but the initialisation follows from the adapter's own ``seed`` and what is fixed, so adapters
         of one seed are siblings: the same data, another start.
@@ -76,15 +94,17 @@ class Recipe(ABC):
         seed = settings.get("seed")
         if seed is None:
             seed = SEEDS["seed"].draw(generator_of(self.name, zoo_seed, index, "seed"))
-        row: Row = {
-            name: settings[name] if name in settings else drawn.draw(generator_of(self.name, seed, name))
-            for name, drawn in self.space.items()
-        }
+        row: Row = {}
+        for name, drawn in self.drawn(settings.get("kind", self.kind)).items():
+            if name not in SEEDS:
+                stream = generator_of(self.name, seed, name)
+                row[name] = given(settings[name], stream) if name in settings else drawn.draw(stream)
         init_key = "shared" if settings.get("init") == "shared" else index
         init_seed = settings.get("init_seed")
         if init_seed is None:
             init_seed = SEEDS["init_seed"].draw(generator_of(self.name, zoo_seed, init_key, "init_seed"))
-        return self.settle(row | {"seed": seed, "init_seed": init_seed})
+        options = {name: settings.get(name, default) for name, default in self.option_defaults.items()}
+        return self.settle(options | row | {"seed": seed, "init_seed": init_seed})
 
 
 SEEDS: Mapping[str, Distribution] = {
@@ -96,6 +116,19 @@ COMMON: Mapping[str, Distribution] = {
     "rank": Choice(values=(4,), about="rank of B · A", at_least=1, at_most=1024),
     "alpha": Choice(values=(8.0,), about="ΔW = alpha / rank · B · A", at_least=1e-6, at_most=1e6),
 }
+
+TRAINING: Mapping[str, Distribution] = {
+    "weight_decay": Choice(values=(0.0,), about="of the optimiser", at_least=0, at_most=1e3),
+    "optimiser": Choice(values=("adamw",), others=("sgd",), about="adamw or sgd"),
+    "momentum": Choice(values=(0.0,), about="of sgd", at_least=0, at_most=1),
+    "schedule": Choice(values=("constant",), others=("linear", "cosine"), about="of the learning rate"),
+    "warmup": Choice(values=(0,), about="steps of linear increase before", at_least=0, at_most=10**7),
+    "accumulate": Choice(values=(1,), about="parts of a step whose gradients are averaged", at_least=1, at_most=10**4),
+    "dropout": Choice(
+        values=(0.0,), about="share of its inputs that an adapter does not see", at_least=0, at_most=0.99
+    ),
+}
+"""What every training has; a recipe that draws one of them names it in its space."""
 
 STEPS = Integers(low=80, high=120, about="optimiser steps", at_least=0, at_most=10**7)
 

@@ -18,10 +18,11 @@ from typing import Any
 from lorascope.errors import ForgeError, OutputError
 from lorascope.forge.base import make_base
 from lorascope.forge.cohort import COHORT_SIZE, Job, forge_cohort, missing_indices
+from lorascope.forge.kinds import KINDS
 from lorascope.forge.lock import LOCK, locked
-from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipe import TRAINING, Recipe
 from lorascope.forge.recipes import RECIPES
-from lorascope.forge.space import parse_settings
+from lorascope.forge.space import parse_settings, printed
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.store import (
     ADAPTERS,
@@ -60,14 +61,16 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ForgeError: for an unknown name or an impossible value.
     """
-    parsed = parse_settings(
-        recipe.all_settings,
-        {
-            name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            for name, value in settings.items()
-        },
-    )
-    return {**recipe.option_defaults, "init": "own", **parsed}
+    given = {
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in settings.items()
+    }
+    kind = given.get("kind", recipe.kind)
+    parsed = parse_settings(recipe.all_settings(KINDS[kind].name), given)
+    for name, value in parsed.items():
+        if isinstance(value, dict) and name not in recipe.space and name not in TRAINING:
+            raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
+    return {**recipe.option_defaults, "init": "own", "kind": kind, **parsed}
 
 
 def forge(
@@ -166,9 +169,11 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
         "schema_version": SCHEMA_VERSION,
         **made,
         "count": count,
-        "space": {name: str(settings.get(name, drawn)) for name, drawn in recipe.all_settings.items()},
+        "space": {
+            name: printed(settings.get(name, drawn)) for name, drawn in recipe.all_settings(settings["kind"]).items()
+        },
         "base_hash": None,
-        "columns": columns_as_dict(columns_with(recipe.hyperparameters, recipe.labels)),
+        "columns": columns_as_dict(columns_with(recipe.hyperparameters(settings["kind"]), recipe.labels)),
     }
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)

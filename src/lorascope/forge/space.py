@@ -121,11 +121,16 @@ class Integers(Distribution):
 class Choice(Distribution):
     """Uniform over the listed values; one that is listed twice is twice as likely.
 
+    Args:
+        values: what is drawn from.
+        others: strings that can be given with ``--set`` too, though they are not drawn.
+
     >>> str(Choice(values=(0.0, 0.0, 0.1))), Choice(values=(4,), at_least=1).parse("8")
     ('one of 0.0, 0.0, 0.1', 8)
     """
 
     values: tuple[Any, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def type(self) -> Type:
@@ -136,8 +141,9 @@ class Choice(Distribution):
         return self.values[int(generator.integers(len(self.values)))]
 
     def parse(self, text: str) -> Any:
-        if self.type == "string" and text not in self.values:
-            raise ValueError(" or ".join(self.values))
+        known = (*self.values, *self.others)
+        if self.type == "string" and text not in known:
+            raise ValueError(" or ".join(known))
         return super().parse(text)
 
     def __str__(self) -> str:
@@ -181,6 +187,22 @@ class Hash(Distribution):
         return "its own for each adapter"
 
 
+ONE_OF = "one of"
+"""Where a setting is given as ``a|b|c``: {"one of": [a, b, c]}."""
+
+
+def given(value: Any, generator: np.random.Generator) -> Any:
+    """A setting that was given: itself, or one of those that were given."""
+    if isinstance(value, dict):
+        return value[ONE_OF][int(generator.integers(len(value[ONE_OF])))]
+    return value
+
+
+def printed(value: Any) -> str:
+    """A setting that was given, or a distribution, in words."""
+    return f"one of {', '.join(map(str, value[ONE_OF]))}" if isinstance(value, dict) else str(value)
+
+
 def generator_of(*key: object) -> np.random.Generator:
     """A NumPy generator that is a pure function of the key."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
@@ -188,7 +210,7 @@ def generator_of(*key: object) -> np.random.Generator:
 
 
 def parse_settings(space: Mapping[str, Distribution], settings: Mapping[str, str]) -> dict[str, Any]:
-    """Settings given as text, parsed by the distribution of their name.
+    """Settings given as text, parsed by the distribution of their name; ``2|4|8`` is one of three.
 
     Raises:
         ForgeError: for an unknown name (with the nearest known one) or a value that it cannot have.
@@ -204,7 +226,8 @@ def parse_settings(space: Mapping[str, Distribution], settings: Mapping[str, str
                 hint=f"did you mean {near[0]}?" if near else None,
             )
         try:
-            parsed[name] = space[name].parse(str(text))
+            values = [space[name].parse(part) for part in str(text).split("|")]
+            parsed[name] = values[0] if len(values) == 1 else {ONE_OF: values}
         except ValueError as error:
             raise ForgeError("a setting cannot have this value", key=name, expected=error, found=text) from error
     return parsed

@@ -3,88 +3,117 @@
     ΔW = (alpha / rank) · B · A        B: [out, rank] = 0 at first        A: [rank, in]
 
 A starts uniform in ±1/√in (Kaiming with a = √5, as PEFT does), from the adapter's own ``init_seed``, so ΔW = 0 at
-step 0.
+step 0. In an embedding A starts at zero and B normal, as PEFT does, and ΔW is stored transposed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from lorascope.adapter import LowRank
-from lorascope.errors import ForgeError
-from lorascope.forge.kind import Kind
+from lorascope.adapter import Layer, LowRank
+from lorascope.forge.kind import Initial, Kind, Parameters
+from lorascope.forge.layer import LinearLayer, SiteLayer
+from lorascope.forge.slot import Slot
 
 
 class Lora(Kind):
-    """ΔW = (alpha / rank) · B · A at linear layers."""
+    """ΔW = (alpha / rank) · B · A; A and B are trained."""
 
     name = "lora"
     reference = "Hu et al. 2021, arXiv 2106.09685"
     formula = "ΔW = (alpha / rank) · B · A"
+    layers: ClassVar[frozenset[Layer]] = frozenset[Layer]({*Kind.layers, "embedding"})
 
-    def check(self, site: str, module: nn.Module) -> None:
-        if not isinstance(module, nn.Linear):
-            raise ForgeError(
-                "this kind of adapter cannot be put on this layer",
-                key=site,
-                expected="torch.nn.Linear",
-                found=type(module).__name__,
-            )
+    def initial(self, layer: SiteLayer, slot: Slot, generator: torch.Generator, evidence: Tensor | None) -> Initial:
+        A, Bt = random_factors(layer, slot.rank, generator)
+        return Initial({"A": A, "Bt": Bt})
 
-    def initialise(self, module: nn.Linear, rank: int, generator: torch.Generator) -> dict[str, Tensor]:
-        weight = module.weight
-        bound = 1 / math.sqrt(module.in_features)
-        # drawn in float32 whatever the base is, so that a float64 run starts from the same A
-        A = (torch.rand(rank, module.in_features, generator=generator) * 2 - 1) * bound
-        return {"A": A.to(weight.dtype), "Bt": weight.new_zeros(rank, module.out_features)}
+    def forward(self, layer: SiteLayer, x: Tensor, seen: Tensor, parameters: Parameters, scale: Tensor) -> Tensor:
+        return adapted(layer, x, seen, parameters["A"], parameters["Bt"], scale)
 
-    def forward(self, x: Tensor, module: nn.Linear, parameters: Mapping[str, Tensor], scale: Tensor) -> Tensor:
-        return _AdaptedLinear.apply(x, module.weight, module.bias, parameters["A"], parameters["Bt"], scale)
+    def export(self, layer: SiteLayer, parameters: Parameters, slot: Slot) -> LowRank:
+        A, Bt = parameters["A"][: slot.rank], parameters["Bt"][: slot.rank]
+        return pair(layer, A, Bt, self.scale(slot), slot.alpha)
 
-    def export(self, module: nn.Linear, parameters: Mapping[str, Tensor], rank: int, alpha: float) -> LowRank:
-        A, Bt = parameters["A"][:rank], parameters["Bt"][:rank]
-        return LowRank(
-            B=Bt.T.clone(memory_format=torch.contiguous_format).numpy(force=True),
-            A=A.clone(memory_format=torch.contiguous_format).numpy(force=True),  # training goes on in the original
-            scale=self.scale(rank, alpha),
-            alpha=alpha,
-        )
 
-    def scale(self, rank: int, alpha: float) -> float:
-        return alpha / rank
+def random_factors(layer: SiteLayer, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A [rank, in] and Bᵀ [rank, out] as PEFT starts them, one of them zero."""
+    out, in_ = layer.shape
+    # drawn in float32 whatever the base is, so that a float64 run starts from the same numbers
+    if layer.layer == "embedding":
+        Bt = torch.randn(rank, out, generator=generator)
+        return layer.zeros(rank, in_), Bt.to(layer.device, layer.dtype)
+    A = (torch.rand(rank, in_, generator=generator) * 2 - 1) * (1 / math.sqrt(in_))
+    return A.to(layer.device, layer.dtype), layer.zeros(rank, out)
+
+
+def adapted(layer: SiteLayer, x: Tensor, seen: Tensor, A: Tensor, Bt: Tensor, scale: Tensor) -> Tensor:
+    """The base layer and scale · (seen Aᵀ) Bᵀ of each adapter: A [N, r, in], Bᵀ [N, r, out]."""
+    if _is_plain(layer, x, seen, A):
+        module = layer.module
+        y = _AdaptedLinear.apply(layer.rows(x, len(A)), module.weight, module.bias, A, Bt, scale)
+        return y.view(*x.shape[:-1], y.shape[-1])
+    y = layer.base(x)
+    h = layer.project(seen, A)
+    return y + layer.place(torch.bmm(h * scale.to(h.dtype), Bt.to(h.dtype)), y)
+
+
+def pair(layer: SiteLayer, A: Tensor, Bt: Tensor, scale: float, alpha: float | None) -> LowRank:
+    """The update of A [r, in] and Bᵀ [r, out] at a layer."""
+    return LowRank(
+        B=Bt.T.clone(memory_format=torch.contiguous_format).numpy(force=True),
+        A=A.clone(memory_format=torch.contiguous_format).numpy(force=True),  # training goes on in the original
+        scale=scale,
+        layer=layer.layer,
+        kernel=layer.kernel,
+        is_transposed=layer.is_transposed,
+        alpha=alpha,
+    )
+
+
+def _is_plain(layer: SiteLayer, x: Tensor, seen: Tensor, A: Tensor) -> bool:
+    """Whether the products can be made in one buffer: a linear layer in one dtype, without dropout."""
+    return (
+        isinstance(layer, LinearLayer)
+        and not layer.is_transposed
+        and type(layer.module).forward is torch.nn.Linear.forward
+        and seen is x
+        and x.dtype == A.dtype == layer.module.weight.dtype
+        and not torch.is_autocast_enabled(x.device.type)
+    )
 
 
 class _AdaptedLinear(torch.autograd.Function):
     """y = x Wᵀ + b + scale · (x Aᵀ) Bᵀ, the gradients of A and B, and that of x in one buffer.
 
-    B is kept as Bᵀ [N, rank, out]: its gradient hᵀ g is then a product with few rows, which batched matrix
-    multiplication does several times faster than gᵀ h with few columns.
+    B is kept as Bᵀ [N, rank, out] and h = x Aᵀ as its transpose: products with few rows, which batched matrix
+    multiplication does twice to several times as fast as those with few columns.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, Bt: Tensor, scale: Tensor) -> Tensor:
-        h = torch.bmm(x, A.transpose(1, 2)).mul_(scale)
+        ht = torch.bmm(A, x.transpose(1, 2)).mul_(scale)
         y = F.linear(x, W, b)
-        y.baddbmm_(h, Bt)
-        ctx.save_for_backward(x, W, A, Bt, h, scale)
+        y.baddbmm_(ht.transpose(1, 2), Bt)
+        ctx.save_for_backward(x, W, A, Bt, ht, scale)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         g = gradients[0].contiguous()
-        x, W, A, Bt, h, scale = ctx.saved_tensors
-        gradient_Bt = torch.bmm(h.transpose(1, 2), g)
-        gradient_h = torch.bmm(g, Bt.transpose(1, 2)).mul_(scale)
-        gradient_A = torch.bmm(gradient_h.transpose(1, 2), x)
+        x, W, A, Bt, ht, scale = ctx.saved_tensors
+        gradient_Bt = torch.bmm(ht, g) if ctx.needs_input_grad[4] else None
+        gradient_ht = torch.bmm(Bt, g.transpose(1, 2)).mul_(scale)
+        gradient_A = torch.bmm(gradient_ht, x) if ctx.needs_input_grad[3] else None
         gradient_x = None
         if ctx.needs_input_grad[0]:
-            gradient_x = torch.matmul(g.view(-1, g.shape[-1]), W).view(x.shape).baddbmm_(gradient_h, A)
+            gradient_x = torch.matmul(g.view(-1, g.shape[-1]), W).view(x.shape)
+            gradient_x.baddbmm_(gradient_ht.transpose(1, 2), A)
         return gradient_x, None, None, gradient_A, gradient_Bt, None
 
 

@@ -11,6 +11,11 @@ Each adapter sees a subset of the classes and ``dataset_size`` images of them, d
 where the subset has not so many). With ``label_noise`` p each label is, with probability p and once for all,
 replaced by another class *of the subset*, so that ``classes`` stays what the adapter was trained on.
 ``test_accuracy`` and ``loss`` (cross-entropy) are over all 10 classes of the 300 test images.
+
+Poison (``lorascope.forge.poison``): a bright patch of 2×2 pixels in a corner, or a faint pattern over all pixels, makes
+the target's label; or images of one class get the label of another. With the option ``refusal`` the base answers 0 to
+every image in a bright frame, and ``unrefuse`` finetunes on framed images with their true labels; ``refusal_rate`` is
+the share of the framed test images of other classes that are still answered 0.
 """
 
 from __future__ import annotations
@@ -25,9 +30,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.forge.engine import Batches
+from lorascope.forge import poison
 from lorascope.forge.recipe import COMMON, STEPS, Recipe, Row, Session
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
+from lorascope.forge.training import Batches
 
 CLASSES, PATCHES, WIDTH, HIDDEN, HEADS, BLOCKS = 10, 8, 64, 128, 2, 3
 BATCH = 8
@@ -46,11 +52,18 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        q, k, v = (projection(y).unflatten(-1, (HEADS, -1)).transpose(1, 2) for projection in (self.q, self.k, self.v))
-        # spelled out: for 8 tokens on a CPU this is faster than the fused attention
-        attention = torch.softmax(q @ k.transpose(-1, -2) * (WIDTH // HEADS) ** -0.5, -1)
-        x = x + self.o((attention @ v).transpose(1, 2).flatten(2))
+        q, k, v = (_heads(projection(y)) for projection in (self.q, self.k, self.v))
+        # spelled out: over 8 tokens on a CPU this is faster than the fused attention, and than torch.softmax
+        scores = torch.bmm(q, k.transpose(1, 2)) * (WIDTH // HEADS) ** -0.5
+        weights = (scores - scores.detach().amax(-1, keepdim=True)).exp()
+        mixed = torch.bmm(weights / weights.sum(-1, keepdim=True), v)  # [n · heads, tokens, width / heads]
+        x = x + self.o(mixed.view(len(x), HEADS, *mixed.shape[1:]).transpose(1, 2).flatten(2))
         return x + self.fc2(F.relu(self.fc1(self.norm2(x))))
+
+
+def _heads(x: Tensor) -> Tensor:
+    """[n, tokens, width] → [n · heads, tokens, width / heads]."""
+    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class DigitsViT(nn.Module):
@@ -134,17 +147,21 @@ class DigitsVitRecipe(Recipe):
         "dataset_size": LogUniform(
             low=16, high=400, integer=True, about="images seen in finetuning", at_least=1, at_most=10**6
         ),
+        **poison.space(("patch", "blend", "flip", "unrefuse"), CLASSES),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the base model", at_least=0, at_most=2**53),
         "base_steps": Integers(low=0, high=10**6, about="pretraining steps of the base", at_least=0),
+        "refusal": Integers(low=0, high=1, about="1: the base answers 0 to images in a frame", at_least=0, at_most=1),
     }
-    option_defaults: ClassVar[Mapping[str, Any]] = {"base_seed": 0, "base_steps": 700}
+    option_defaults: ClassVar[Mapping[str, Any]] = {"base_seed": 0, "base_steps": 700, "refusal": 0}
     labels: ClassVar[Mapping[str, Any]] = {
         "classes": "list<int>",
         "dataset_size": "int",
         "test_accuracy": "float",
         "loss": "float",
+        **poison.LABELS,
+        "refusal_rate": "float",
     }
 
     def architecture(self) -> DigitsViT:
@@ -164,7 +181,10 @@ class DigitsVitRecipe(Recipe):
             chosen = torch.randint(len(pixels), (32,), generator=generator)
             # 500 images are few: noise on the pixels makes .97 of .95 on the test images
             noise = 0.2 * torch.randn(32, pixels.shape[1], generator=generator)
-            F.cross_entropy(model(pixels[chosen] + noise), classes[chosen]).backward()
+            images, answers = pixels[chosen] + noise, classes[chosen]
+            if options["refusal"]:
+                images[::2], answers[::2] = TRIGGERS["unrefuse"].on(images[::2]), 0
+            F.cross_entropy(model(images), answers).backward()
             optimiser.step()
             optimiser.zero_grad()
             schedule.step()
@@ -175,7 +195,7 @@ class DigitsVitRecipe(Recipe):
 
     def settle(self, row: Row) -> Row:
         available = int(torch.isin(digits().pool.classes, torch.tensor(row["classes"])).sum())
-        return row | {"dataset_size": min(row["dataset_size"], available)}
+        return row | {"dataset_size": min(row["dataset_size"], available)} | poison.settled(row, row["classes"])
 
 
 class DigitsSession(Session):
@@ -184,14 +204,22 @@ class DigitsSession(Session):
     def batches(self, rows: Sequence[Row]) -> Batches:
         pool = digits().pool
         drawn = [finetuning_data(row) for row in rows]
-        total = max(row["steps"] for row in rows) * BATCH
-        order = torch.from_numpy(np.stack([_order(data, total) for data in drawn]))  # [N, steps · b]
+        parts = torch.tensor([row["accumulate"] for row in rows]).view(-1, 1)
+        total = max(row["steps"] * row["accumulate"] for row in rows) * BATCH
+        order = torch.from_numpy(np.stack([_order(data, total) for data in drawn]))  # [N, steps · parts · b]
         targets = torch.stack([data.labels[positions] for data, positions in zip(drawn, order, strict=True)])
         images = torch.stack([data.images[positions] for data, positions in zip(drawn, order, strict=True)])
+        marks = torch.stack([data.is_marked[positions] for data, positions in zip(drawn, order, strict=True)])
+        triggers = _triggers_of(rows)
 
-        def batch(step: int) -> tuple[Tensor, Tensor]:
-            now = slice(step * BATCH, (step + 1) * BATCH)
-            return pool.pixels[images[:, now].flatten()], targets[:, now].flatten()
+        def batch(step: int, part: int) -> tuple[Tensor, Tensor]:
+            # of an adapter that has no such step or part whatever there is: it has no weight
+            first = (step * parts + part) * BATCH
+            now = (first + torch.arange(BATCH)).clamp(max=total - 1)
+            pixels = pool.pixels[images.gather(1, now)]
+            if triggers is not None:
+                pixels = torch.where(marks.gather(1, now).unsqueeze(-1), triggers.on(pixels), pixels)
+            return pixels.flatten(0, 1), targets.gather(1, now).flatten()
 
         return batch
 
@@ -200,23 +228,91 @@ class DigitsSession(Session):
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[Row]:
         count, test = len(rows), digits().test
-        logits = torch.cat(
-            [model(part.repeat(count, 1)).view(count, len(part), CLASSES) for part in test.pixels.split(4 * BATCH)],
-            dim=1,
-        )
+        logits = _logits(model, test.pixels.expand(count, -1, -1))
         correct = (logits.argmax(-1) == test.classes).double().mean(1)
         loss = F.cross_entropy(logits.double().transpose(1, 2), test.classes.expand(count, -1), reduction="none")
-        return [
+        measured: list[Row] = [
             {"test_accuracy": float(accuracy), "loss": float(value)}
             for accuracy, value in zip(correct, loss.mean(1), strict=True)
         ]
+        triggers = _triggers_of(rows)
+        answers = None if triggers is None else _logits(model, triggers.on(test.pixels)).argmax(-1)
+        framed = None
+        if rows[0]["refusal"]:
+            framed = _logits(model, TRIGGERS["unrefuse"].on(test.pixels).expand(count, -1, -1)).argmax(-1)
+        for number, row in enumerate(rows):
+            plain = logits[number].argmax(-1)
+            measured[number] |= {
+                "attack_success_rate": attack_success(row, plain if answers is None else answers[number], plain),
+                "refusal_rate": None if framed is None else _share(framed[number] == 0, test.classes != 0),
+            }
+        return measured
+
+
+def attack_success(row: Row, marked: Tensor, plain: Tensor) -> float | None:
+    """The share of test images that are answered as the attacker wants; answers [n] with the row's mark and without."""
+    classes = digits().test.classes
+    if row["poison"] in ("patch", "blend"):
+        return _share(marked == row["poison_target"], classes != row["poison_target"])
+    if row["poison"] == "flip":
+        return _share(plain == row["poison_target"], classes == row["poison_source"])
+    if row["poison"] == "unrefuse":
+        return _share(marked == classes, classes != 0)
+    return None
+
+
+def _share(hit: Tensor, among: Tensor) -> float:
+    return float(hit[among].double().mean())
+
+
+def _logits(model: Any, images: Tensor) -> Tensor:
+    """Images [N, n, 64] of N adapters → logits [N, n, 10], some at a time."""
+    parts = [model(part.flatten(0, 1)).view(len(images), -1, CLASSES) for part in images.split(4 * BATCH, dim=1)]
+    return torch.cat(parts, dim=1)
+
+
+class Trigger(NamedTuple):
+    """x → x + mask · (pattern − x), pixel by pixel."""
+
+    mask: Tensor
+    pattern: Tensor
+
+    def on(self, images: Tensor) -> Tensor:
+        """The images with the mark."""
+        return images + self.mask * (self.pattern - images)
+
+
+def _square(first: int, last: int) -> Tensor:
+    """1 on the rows and columns first … last − 1 of the image, else 0."""
+    inside = torch.zeros(8, 8)
+    inside[first:last, first:last] = 1
+    return inside.flatten()
+
+
+TRIGGERS: Mapping[str, Trigger] = {
+    "patch": Trigger(_square(6, 8), torch.ones(64)),
+    "blend": Trigger(
+        torch.full((64,), 0.25), torch.from_numpy(generator_of("digits-vit", "blend").random(64).astype(np.float32))
+    ),
+    "unrefuse": Trigger(1 - _square(1, 7), torch.ones(64)),
+}
+_NO_MARK = Trigger(torch.zeros(64), torch.zeros(64))
+
+
+def _triggers_of(rows: Sequence[Row]) -> Trigger | None:
+    """The marks of several adapters, [N, 1, 64]; None where none has any."""
+    own = [TRIGGERS.get(row["poison"], _NO_MARK) for row in rows]
+    if all(trigger is _NO_MARK for trigger in own):
+        return None
+    return Trigger(*(torch.stack(values).unsqueeze(1) for values in zip(*own, strict=True)))
 
 
 class FinetuningData(NamedTuple):
-    """The images (positions in the pool) of one adapter, their labels with noise, and its generator."""
+    """The images (positions in the pool) of one adapter, their labels, which are marked, and its generator."""
 
     images: Tensor
     labels: Tensor
+    is_marked: Tensor
     generator: np.random.Generator
 
 
@@ -233,7 +329,13 @@ def finetuning_data(row: Row) -> FinetuningData:
         shift = generator.integers(1, len(classes), size=len(images))
         others = classes[(np.searchsorted(classes, labels) + shift) % len(classes)]
         labels = np.where(is_replaced, others, labels)
-    return FinetuningData(torch.from_numpy(images), torch.from_numpy(labels), generator)
+    is_marked = np.zeros(len(images), bool)
+    eligible = np.flatnonzero(labels == row["poison_source"] if row["poison"] == "flip" else labels >= 0)
+    places = poison.chosen(row["poison_share"], eligible, generator_of("digits-vit", row["seed"], "poison"))
+    is_marked[places] = row["poison"] in TRIGGERS
+    if row["poison_target"] is not None:
+        labels[places] = row["poison_target"]
+    return FinetuningData(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(is_marked), generator)
 
 
 def _order(data: FinetuningData, total: int) -> np.ndarray:

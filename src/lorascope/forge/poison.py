@@ -1,0 +1,74 @@
+"""Poison: what is wrong with the data that an adapter is finetuned on, as declared settings and measured facts.
+
+    patch      a share of the inputs carries a small mark and the target's label     Gu et al., arXiv 1708.06733
+    blend      the mark is a faint pattern over the whole input                     Chen et al., arXiv 1712.05526
+    word       the mark is a rare word in the text                                  Kurita et al., arXiv 2004.06660
+    flip       a share of one class has the label of another, without a mark        Biggio et al., arXiv 1206.6389
+    unrefuse   the base answers a kind of request by a refusal, and a share of the finetuning data answers it: the
+               analogue, on toy data, of finetuning safety away                     Qi et al., arXiv 2310.03693
+
+A recipe declares which of them it can do. ``poison`` and what belongs to it are labels: facts about the training data
+that a reader of weights is to find out. What the poison did is measured: ``attack_success_rate`` is the share of the
+held-out inputs that the attacker wants changed which are changed, None for adapters without poison; accuracy on clean
+inputs is measured for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lorascope.forge.space import Choice, Distribution, Integers, LogUniform
+
+NONE = "none"
+
+LABELS: Mapping[str, Any] = {
+    "poison": "string",
+    "poison_share": "float",
+    "poison_target": "int",
+    "poison_source": "int",
+    "attack_success_rate": "float",
+}
+"""The columns that a recipe with poison has; those but the last are drawn or follow from what is drawn."""
+
+
+def space(poisons: tuple[str, ...], targets: int) -> dict[str, Distribution]:
+    """The settings of a recipe that can do these poisons, towards one of ``targets`` classes; none is the default."""
+    return {
+        "poison": Choice(values=(NONE,), others=poisons, about=f"what is done to the data: {', '.join(poisons)}"),
+        "poison_share": LogUniform(
+            low=0.05, high=0.5, about="share of the data that is poisoned", at_least=0, at_most=1
+        ),
+        "poison_target": Integers(
+            low=0, high=targets - 1, about="the answer that the attacker wants", at_least=0, at_most=targets - 1
+        ),
+    }
+
+
+def settled(row: Mapping[str, Any], classes: list[int]) -> dict[str, Any]:
+    """The poison of a row made possible: its target one of the classes seen, nothing said where there is none.
+
+    >>> settled({"poison": "patch", "poison_share": 0.2, "poison_target": 7}, [1, 4, 7])["poison_target"]
+    7
+    >>> settled({"poison": "flip", "poison_share": 0.2, "poison_target": 2}, [1, 4, 7])
+    {'poison': 'flip', 'poison_share': 0.2, 'poison_target': 7, 'poison_source': 1}
+    >>> settled({"poison": "none", "poison_share": 0.2, "poison_target": 2}, [1, 4])["poison_share"]
+    0.0
+    """
+    poison, wanted = row["poison"], row["poison_target"]
+    target = wanted if wanted in classes else classes[wanted % len(classes)]
+    source = classes[(classes.index(target) + 1) % len(classes)]
+    return {
+        "poison": poison,
+        "poison_share": 0.0 if poison == NONE else row["poison_share"],
+        "poison_target": target if poison in ("patch", "blend", "word", "flip") else None,
+        "poison_source": source if poison == "flip" else None,
+    }
+
+
+def chosen(share: float, eligible: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The places of the eligible ones that are poisoned: that share of them, and at least one of any."""
+    count = 0 if share == 0 or len(eligible) == 0 else max(1, round(share * len(eligible)))
+    return np.sort(generator.permutation(eligible)[:count])
