@@ -100,6 +100,42 @@ def test_a_scalar_multiplies_the_update(tmp_path: Path) -> None:
     assert (adapter["x"].scale, adapter["y"].scale) == (0.5, -1.5)
 
 
+def test_a_given_scale_replaces_that_of_the_pair_and_neither_the_scalar_nor_the_whole_bias(tmp_path: Path) -> None:
+    up, down, bias = draw(4, 2), draw(2, 3), draw(4)
+    pair = {"lora_up__weight": up, "lora_down__weight": down, "diff_b": bias}
+    tensors = under("x", **pair) | under("y", scalar=-0.5, **pair) | under("z", scalar=0.0, **pair)
+    tensors |= under("d", dora_scale=np.abs(draw(4, 1)), scalar=-0.5, **pair)
+    adapter = formats.read(saved(tmp_path / "a.safetensors", tensors), scale=3.0)
+    for site, scale in {"x": 3.0, "y": -1.5, "z": 0.0, "d": -1.5}.items():
+        update = adapter[site]
+        assert update.scale == scale
+        np.testing.assert_array_equal(update.delta_bias(np.float64), bias)
+        if site != "d":
+            np.testing.assert_allclose(update.delta_weight(np.float64), scale * up @ down, rtol=1e-12)
+    base = draw(4, 3)
+    scaled = base - 1.5 * up @ down
+    expected = scaled * (tensors["d.dora_scale"] / np.linalg.norm(scaled, axis=1, keepdims=True))
+    np.testing.assert_allclose(base + adapter["d"].delta_weight(np.float64, base=base), expected, rtol=1e-12)
+    formats.write(adapter.with_sites(dict(adapter)), tmp_path / "b.safetensors", format="kohya")
+    again = formats.read(tmp_path / "b.safetensors")
+    for site, update in adapter.items():
+        np.testing.assert_array_equal(again[site].delta_bias(np.float64), bias)
+        if site != "d":
+            np.testing.assert_array_equal(again[site].delta_weight(np.float64), update.delta_weight(np.float64))
+
+
+@pytest.mark.parametrize("to", ["peft", "diffusers"])
+def test_a_whole_bias_becomes_one_that_the_scale_multiplies(tmp_path: Path, to: str) -> None:
+    pair = {"lora_up__weight": draw(4, 2), "lora_down__weight": draw(2, 3), "diff_b": draw(4)}
+    tensors = under("lora_unet_time_embedding_linear_1", alpha=1.0, **pair)
+    adapter = formats.read(saved(tmp_path / "a.safetensors", tensors))
+    formats.write(adapter, tmp_path / "b", format=to)
+    (update,) = formats.read(tmp_path / "b").values()
+    bias = update.delta_bias(np.float64)
+    assert bias is not None
+    np.testing.assert_allclose(bias, pair["diff_b"], rtol=1e-15)
+
+
 def test_kinds_may_stand_side_by_side(tmp_path: Path) -> None:
     tensors = {
         **under("lora_unet_conv_in", lokr_w1=draw(2, 2), lokr_w2=draw(4, 4, 3, 3)),

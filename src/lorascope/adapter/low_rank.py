@@ -83,6 +83,8 @@ class LowRank:
         alpha: what the file says; a fact, never used.
         keys: the names of B and A in the file, for messages.
         bias: [out], where the layer's bias changes too, by scale · bias.
+        is_bias_whole: whether it changes by ``bias`` as it is, without the scale.
+        scalar: a factor in ``scale`` that is no alpha/rank, which another scale does not take the place of.
 
     Raises:
         AdapterError: where the shapes do not make a product, or the scale is not finite.
@@ -105,6 +107,8 @@ class LowRank:
     keys: tuple[str, str] = ("B", "A")
     bias: NDArray[Any] | None = None
     layout: Literal["stated", "open", "unknown", "fixed"] = "stated"
+    is_bias_whole: bool = False
+    scalar: float = 1.0
 
     kind: ClassVar[str] = "lora"
 
@@ -179,8 +183,8 @@ class LowRank:
         return {"B": self.B, "A": self.A} | ({} if self.bias is None else {"bias": self.bias})
 
     def rescaled(self, scale: float) -> LowRank:
-        """The same update with another scale."""
-        return replace(self, scale=scale)
+        """The same update with another scale, times ``scalar``."""
+        return replace(self, scale=scale * self.scalar)
 
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:
         """B and A widened to ``dtype``, and the scale.
@@ -219,5 +223,5 @@ class LowRank:
         return laid_out(delta, self.kernel, is_transposed=self.is_transposed)
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
-        """scale · bias, or None."""
-        return scaled_bias(self.bias, self.scale, self.keys[0], dtype)
+        """scale · bias, the bias as it is where it is whole, or None."""
+        return scaled_bias(self.bias, 1.0 if self.is_bias_whole else self.scale, self.keys[0], dtype)

@@ -59,7 +59,7 @@ class Structured(ABC):
         shape: (out, in); −1 on an axis that only the base knows.
         dim: the rank that the trainer chose.
         scale: the resolved factor.
-        layer, kernel, is_transposed, alpha, bias: as in ``LowRank``.
+        layer, kernel, is_transposed, alpha, bias, is_bias_whole, scalar: as in ``LowRank``.
     """
 
     stored: Mapping[str, NDArray[Any]]
@@ -72,6 +72,8 @@ class Structured(ABC):
     is_transposed: bool = False
     alpha: float | None = None
     bias: NDArray[Any] | None = None
+    is_bias_whole: bool = False
+    scalar: float = 1.0
 
     kind: ClassVar[str] = ""
 
@@ -150,8 +152,8 @@ class Structured(ABC):
         return replace(self, shape=(out, in_), kernel=kernel)
 
     def rescaled(self, scale: float) -> Self:
-        """The same update with another scale."""
-        return replace(self, scale=scale)
+        """The same update with another scale, times ``scalar``."""
+        return replace(self, scale=scale * self.scalar)
 
     def delta_weight(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any]:
         """ΔW in full, in the layout of the base weight.
@@ -177,8 +179,8 @@ class Structured(ABC):
         """ΔW [out, in] with its scale; ``base`` is W [out, in] where it was given."""
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
-        """scale · bias, or None."""
-        return scaled_bias(self.bias, self.scale, self._key, dtype)
+        """scale · bias, the bias as it is where it is whole, or None."""
+        return scaled_bias(self.bias, 1.0 if self.is_bias_whole else self.scale, self._key, dtype)
 
     def _whole(self) -> NDArray[Any]:
         """ΔW [out, in] in float64, of an additive update."""
@@ -272,6 +274,7 @@ class Expanded(Structured):
             kernel=self.kernel,
             is_transposed=self.is_transposed,
             bias=self.bias,
+            is_bias_whole=self.is_bias_whole,
         )
 
     def norm(self) -> float:

@@ -86,7 +86,12 @@ class Update(Protocol):
 
     @property
     def bias(self) -> NDArray[Any] | None:
-        """The stored change of the layer's bias, which is scale · bias, or None."""
+        """The stored change of the layer's bias, or None: it changes by scale · bias, or by bias as it is."""
+        ...
+
+    @property
+    def is_bias_whole(self) -> bool:
+        """Whether the layer's bias changes by ``bias`` as it is, which no scale multiplies."""
         ...
 
     @property
@@ -105,7 +110,7 @@ class Update(Protocol):
         ...
 
     def rescaled(self, scale: float) -> Update:
-        """The same update with another scale."""
+        """The same update with another scale; a ``scalar`` that the file states beside it still multiplies ΔW."""
         ...
 
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:

@@ -171,9 +171,9 @@ def _folded(update: Update) -> Update:
     if isinstance(update, LowRank):
         B = cast_to(update.B.astype(np.float64) * update.scale, update.B.dtype)
         bias = update.bias
-        if bias is not None:
+        if bias is not None and not update.is_bias_whole:
             bias = cast_to(bias.astype(np.float64) * update.scale, bias.dtype)
-        return replace(update, B=B, bias=bias, scale=1.0, alpha=None)
+        return replace(update, B=B, bias=bias, scale=1.0, alpha=None, scalar=1.0)
     inner: Update | None = getattr(update, "inner", None)
     if isinstance(inner, LowRank):
         folded = _folded(inner)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
+from lorascope.adapter import Adapter, Expanded, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
 from lorascope.formats.dtypes import cast_to
@@ -158,8 +159,10 @@ def site_tensors(update: Update, site: str) -> dict[str, NDArray[Any]]:
     kind = update.kind
     if update.is_transposed or update.layer == "embedding":
         raise AdapterError("kohya files have no embeddings and no transposed layers", key=site)
-    if update.bias is not None and kind != "full":
-        raise AdapterError("kohya files have no bias beside a LoRA", key=site)
+    if update.bias is not None and not update.is_bias_whole:
+        raise AdapterError("kohya files have no bias that the scale multiplies", key=site)
+    if update.bias is not None and isinstance(update, LowRank | Expanded):
+        return {**_parts(replace(update, bias=None), site), "diff_b": update.bias}
     if isinstance(update, DoRA):
         return {**site_tensors(update.inner, site), "dora_scale": _dora_scale(update)}
     if isinstance(update, LowRank):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter, Expanded, LowRank, Update
 from lorascope.errors import AdapterError
-from lorascope.formats.pairs import convolution_factors
+from lorascope.formats.pairs import bias_beside, convolution_factors
 from lorascope.formats.parametrisations.bdlora import BlockDiagonalLoRA
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_experts import is_expert, nested_keys, stacked
@@ -94,7 +94,8 @@ def _as_lora(site: str, update: Update) -> LowRank | BlockDiagonalLoRA:
         factors = update.factors(np.float64)
         wide = np.float64 if "float64" in update.dtype else np.float32
         B, A = factors.B.astype(wide), factors.A.astype(wide)
-        return padded(LowRank(B, A, factors.scale, update.layer, update.kernel, update.is_transposed, bias=update.bias))
+        bias = bias_beside(update, site)
+        return padded(LowRank(B, A, factors.scale, update.layer, update.kernel, update.is_transposed, bias=bias))
     raise AdapterError(
         "PEFT's LORA has no place for this update",
         key=site,
@@ -130,7 +131,8 @@ def _site_tensors(
         tensors[f"{key}.lora_magnitude_vector"] = magnitude.reshape(shape)
     if has_biases:  # PEFT has one at every site
         dtype = tensors[f"{key}.lora_B.weight"].dtype
-        tensors[f"{key}.lora_B.bias"] = np.zeros(update.shape[0], dtype) if update.bias is None else update.bias
+        bias = bias_beside(update, key.removeprefix(PREFIX))
+        tensors[f"{key}.lora_B.bias"] = np.zeros(update.shape[0], dtype) if bias is None else bias
     return tensors
 
 

@@ -35,7 +35,7 @@ from lorascope.formats.dtypes import cast_to
 from lorascope.formats.name_patterns import Budget
 from lorascope.formats.notes import assumed_scale_note, leftover_notes, repeated_notes
 from lorascope.formats.output_file import written_folder
-from lorascope.formats.pairs import Half, Halves, Scale, convolution_factors
+from lorascope.formats.pairs import Half, Halves, Scale, bias_beside, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_fields import alpha_for, padded
@@ -338,8 +338,8 @@ def _component_tensors(
             shape = (1, update.shape[0], *ones) if update.kernel else (update.shape[0],)
             tensors[f"{site}.lora_magnitude_vector"] = whole.stored["magnitude"].reshape(shape)
         if has_biases:  # diffusers states them once for the component, and leaves absent ones without values
-            bias = np.zeros(update.shape[0], B.dtype) if update.bias is None else update.bias
-            tensors[f"{site}.lora_B.bias"] = bias
+            bias = bias_beside(update, site)
+            tensors[f"{site}.lora_B.bias"] = np.zeros(update.shape[0], B.dtype) if bias is None else bias
     return tensors if dtype is None else {key: cast_to(tensor, dtype) for key, tensor in tensors.items()}
 
 

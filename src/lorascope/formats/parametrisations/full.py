@@ -80,6 +80,7 @@ def build_full(parts: Parts) -> Full:
         kernel=kernel,
         is_transposed=is_transposed,
         bias=parts.tensor("diff_b", shape[0]) if "diff_b" in parts else None,
+        is_bias_whole=True,
     )
 
 
