@@ -57,6 +57,17 @@ def test_an_alpha_tensor_is_divided_by_the_rank(tmp_path: Path) -> None:
     assert list(adapter.leftovers) == ["unet.k.alpha"]
 
 
+def test_two_alphas_of_one_site_must_agree(tmp_path: Path) -> None:
+    pair = {"unet.a.lora.down.weight": np.ones((2, 3)), "unet.a.lora.up.weight": np.ones((4, 2))}
+    same = {"unet.a.alpha": np.array(4.0), "unet.a.lora.alpha": np.array(4.0, np.float16)}
+    assert read(tmp_path, pair | same)["unet.a"].scale == 2.0
+    for other in (1.0, 0.0):
+        with pytest.raises(AdapterError, match="different alphas") as caught:
+            read(tmp_path, pair | same | {"unet.a.lora.alpha": np.array(other)})
+        assert caught.value.key == "unet.a"
+        assert "unet.a.alpha = 4" in str(caught.value) and f"unet.a.lora.alpha = {other:g}" in str(caught.value)
+
+
 def test_the_metadata_configures_each_component(tmp_path: Path) -> None:
     config = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {"k": 1}, "text_encoder.r": 2}
     tensors = {

@@ -111,19 +111,20 @@ def read_diffusers(contents: Contents) -> Adapter:
     Raises:
         AdapterError: where a pair is broken, the metadata is no JSON, or a magnitude that it promises is missing.
     """
-    halves, alphas, leftover_keys = Halves(), dict[str, float | None](), list[str]()
+    halves, alpha_keys, leftover_keys = Halves(), dict[str, list[str]](), list[str]()
     extras: dict[str, dict[str, str]] = {}
-    for key, tensor in contents.tensors.items():
+    for key in contents.tensors:
         if parsed := _parsed(key):
             halves.add(*parsed, key)
         elif match := _ALPHA.fullmatch(key):
-            alphas[match["site"]] = stated_alpha(tensor, key)
+            alpha_keys.setdefault(match["site"], []).append(key)
         elif not _add_extra(extras, key):
             leftover_keys.append(key)
     pairs = halves.checked()
     leftover_keys += [key for key in contents.tensors if _is_alpha_of_no_site(key, pairs)]
     extras = {_site_of_extra(site, pairs): roles for site, roles in extras.items()}
     leftover_keys += [key for site, roles in extras.items() if site not in pairs for key in roles.values()]
+    alphas = {site: _alpha(contents.tensors, site, keys) for site, keys in alpha_keys.items()}
     rule = _ScaleRule(alphas, _component_rules(contents))
     sites: dict[str, Update] = {}
     for site, keys in pairs.items():
@@ -153,6 +154,21 @@ def read_diffusers(contents: Contents) -> Adapter:
         leftovers=leftovers,
         notes=(*notes, *leftover_notes(leftovers, {})),
     )
+
+
+def _alpha(tensors: Tensors, site: str, keys: list[str]) -> float | None:
+    """The one alpha that the tensors of a site state."""
+    stated = {key: stated_alpha(tensors[key], key) for key in keys}
+    if len(set(stated.values())) > 1:
+        raise AdapterError(
+            "two tensors state different alphas of one site",
+            key=site,
+            expected="one alpha",
+            found=" and ".join(f"{key} = {alpha or 0.0:g}" for key, alpha in stated.items()),
+            hint="take out the one that the trainer did not mean",
+            code="duplicate-keys",
+        )
+    return stated[keys[0]]
 
 
 def _add_extra(extras: dict[str, dict[str, str]], key: str) -> bool:
