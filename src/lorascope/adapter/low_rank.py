@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import check_room, laid_out, name_of, scaled_bias, widened
+from lorascope.adapter.widening import check_room, laid_out, name_of, resolved_axes, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 
@@ -181,6 +181,19 @@ class LowRank:
     def stored(self) -> Mapping[str, NDArray[Any]]:
         """B, A, and the bias where there is one."""
         return {"B": self.B, "A": self.A} | ({} if self.bias is None else {"bias": self.bias})
+
+    def resolved(self, base_shape: tuple[int, ...]) -> LowRank:
+        """The same update for a base weight of that shape: a matrix gets the kernel of a convolution.
+
+        Raises:
+            AdapterError: where it does not fit.
+        """
+        _, kernel, layer = resolved_axes(self, base_shape, self.keys[0])
+        return replace(self, kernel=kernel, layer=layer)
+
+    def transposed(self, is_transposed: bool) -> LowRank:
+        """The same ΔW for a linear base that is stored as [in, out], or that is not."""
+        return replace(self, is_transposed=is_transposed)
 
     def rescaled(self, scale: float) -> LowRank:
         """The same update with another scale, times ``scalar``."""

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.low_rank import LowRank, product_norm, product_spectrum, read_only
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, scaled_bias, widened
+from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, resolved_axes, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 MAX_MEASURED = 1 << 25
@@ -115,6 +115,22 @@ class Structured(ABC):
     def needs(self) -> Need:
         """What must be there before ΔW is known."""
 
+    @abstractmethod
+    def factors(self, dtype: DTypeLike = np.float32) -> Factors:
+        """B and A in ``dtype``, and the scale."""
+
+    @abstractmethod
+    def norm(self) -> float:
+        """‖ΔW‖_F in float64."""
+
+    @abstractmethod
+    def spectrum(self) -> NDArray[np.float64] | None:
+        """The singular values of ΔW, descending; None where they cannot be had in bounded time."""
+
+    @abstractmethod
+    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x ΔWᵀ for x [..., in], in the dtype of x."""
+
     @property
     def dtype(self) -> str:
         """The stored dtype; names joined by ``/`` where the tensors differ."""
@@ -134,22 +150,16 @@ class Structured(ABC):
         Raises:
             AdapterError: where the known axes do not fit.
         """
-        if not base_shape:
-            raise AdapterError("a base weight has at least one axis", key=self._key)
-        out, *rest = base_shape
-        in_ = math.prod(rest)
-        if self.is_transposed and len(rest) == 1:
-            out, in_ = in_, out
-        for known, given in zip(self.shape, (out, in_), strict=True):
-            if known not in (-1, given):
-                raise AdapterError(
-                    "the update does not fit the base weight",
-                    key=self._key,
-                    expected=f"a weight of shape {list(self.base_shape)}",
-                    found=list(base_shape),
-                )
-        kernel = tuple(base_shape[1:]) if len(base_shape) > 2 else self.kernel
-        return replace(self, shape=(out, in_), kernel=kernel)
+        shape, kernel, layer = resolved_axes(self, base_shape, self._key)
+        return replace(self, shape=shape, kernel=kernel, layer=layer)
+
+    def transposed(self, is_transposed: bool) -> Self:
+        """The same ΔW for a linear base that is stored as [in, out], or that is not.
+
+        Raises:
+            AdapterError: where what is stored has the layout of the base.
+        """
+        return replace(self, is_transposed=is_transposed)
 
     def rescaled(self, scale: float) -> Self:
         """The same update with another scale, times ``scalar``."""

@@ -109,6 +109,14 @@ class Update(Protocol):
         """The tensors that the update is made of, by role, in the dtype of the file."""
         ...
 
+    def resolved(self, base_shape: tuple[int, ...]) -> Update:
+        """The same update with the axes that only the base knows filled in from the shape of its weight."""
+        ...
+
+    def transposed(self, is_transposed: bool) -> Update:
+        """The same ΔW for a linear base that is stored as [in, out], or that is not."""
+        ...
+
     def rescaled(self, scale: float) -> Update:
         """The same update with another scale; a ``scalar`` that the file states beside it still multiplies ΔW."""
         ...

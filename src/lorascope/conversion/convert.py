@@ -26,6 +26,7 @@ from lorascope.errors import AdapterError, OutputError
 from lorascope.formats import Format, format_named
 from lorascope.formats.dtypes import cast_to, floating_dtype
 from lorascope.formats.output_file import staged
+from lorascope.formats.parametrisations.dora import DoRA
 
 
 def convert(
@@ -174,11 +175,10 @@ def _folded(update: Update) -> Update:
         if bias is not None and not update.is_bias_whole:
             bias = cast_to(bias.astype(np.float64) * update.scale, bias.dtype)
         return replace(update, B=B, bias=bias, scale=1.0, alpha=None, scalar=1.0)
-    inner: Update | None = getattr(update, "inner", None)
-    if isinstance(inner, LowRank):
-        folded = _folded(inner)
+    if isinstance(update, DoRA) and isinstance(update.inner, LowRank):
+        folded = _folded(update.inner)
         stored = {**update.stored, **folded.stored}
-        return replace(update, inner=folded, stored=stored, scale=1.0, alpha=None, bias=folded.bias)  # type: ignore[type-var]
+        return replace(update, inner=folded, stored=stored, scale=1.0, alpha=None, bias=folded.bias)
     raise AdapterError(f"the scale of {update.kind} cannot be folded into one factor")
 
 
