@@ -14,6 +14,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import AdapterError
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.parametrisations.dora import decorated
 
 RNG = np.random.default_rng(0)
 
@@ -299,9 +300,22 @@ def test_a_scale_goes_into_a_whole_factor_in_its_own_dtype_where_that_is_exact(t
     tensors = {"w1": np.ones((2, 2), np.float16), "w2": np.ones((4, 4), np.float16)}
     for scale, dtype in ((0.5, np.float16), (0.3, np.float64)):
         update = built("lokr", Parts("x", tensors, scale_of=half_of(scale)))
-        formats.write(Adapter({"x": update}), tmp_path / "x.safetensors", format="kohya")
+        formats.write(Adapter({"x": update}), tmp_path / "x.safetensors", format="lycoris")
         again = formats.read(tmp_path / "x.safetensors")["x"]
         assert again.stored["w1"].dtype == dtype and again.norm() == update.norm()
+
+
+def test_a_kohya_file_has_the_plain_factors_of_kinds_that_it_has_not(tmp_path: Path) -> None:
+    factors = {"w1_a": draw(6, 2), "w1_b": draw(2, 7), "w2_a": draw(6, 2), "w2_b": draw(2, 7)}
+    loha = built("loha", Parts("x", factors))
+    updates = {"unet.loha": loha, "unet.dora": decorated(loha, np.abs(draw(6)), "m", "unet.dora")}
+    formats.write(Adapter(updates), tmp_path / "x.safetensors", format="kohya")
+    again = formats.read(tmp_path / "x.safetensors")
+    assert {site: update.kind for site, update in again.items()} == {"unet.loha": "lora", "unet.dora": "dora"}
+    base = draw(6, 7)
+    for site, update in updates.items():
+        found = again[site].delta_weight(np.float64, base=base)
+        np.testing.assert_allclose(found, update.delta_weight(np.float64, base=base), rtol=1e-12, atol=1e-14)
 
 
 def test_what_it_has_no_place_for_is_refused(tmp_path: Path) -> None:

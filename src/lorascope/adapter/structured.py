@@ -246,6 +246,11 @@ class Expanded(Structured):
         Raises:
             AdapterError: where they would be larger than ΔW, or have no room.
         """
+        self._check_factors(is_wide_allowed=is_wide_allowed)
+        B, A = self._product(np.dtype(dtype))
+        return Factors(B, A, self.scale)
+
+    def _check_factors(self, *, is_wide_allowed: bool) -> None:
         self._check_shape_known()
         if self.rank >= min(self.shape) > 1 and self.rank > self.dim and not is_wide_allowed:
             raise AdapterError(
@@ -257,8 +262,6 @@ class Expanded(Structured):
             )
         rank = max(self.rank, 1)
         check_room(sum(self.shape), rank, what="the pair of factors of ΔW", key=self._key, limit=MAX_FACTORS)
-        B, A = self._product(np.dtype(dtype))
-        return Factors(B, A, self.scale)
 
     @property
     def _is_wide(self) -> bool:
@@ -273,13 +276,23 @@ class Expanded(Structured):
         Raises:
             AdapterError: where the factors would be larger than ΔW.
         """
+        outline = self.outline()
         factors = self.factors(np.float64)
+        return replace(outline, B=factors.B.astype(outline.B.dtype), A=factors.A.astype(outline.A.dtype))
+
+    def outline(self) -> LowRank:
+        """``as_low_rank`` without its values: B and A have their shapes and dtypes, and take no memory.
+
+        Raises:
+            AdapterError: where the factors would be larger than ΔW.
+        """
+        self._check_factors(is_wide_allowed=False)
         is_double = any(tensor.dtype == np.float64 for tensor in self.stored.values())
-        wide = np.float64 if is_double else np.float32
+        nothing = np.zeros((), np.float64 if is_double else np.float32)
         return LowRank(
-            factors.B.astype(wide),
-            factors.A.astype(wide),
-            factors.scale,
+            np.broadcast_to(nothing, (self.shape[0], self.rank)),
+            np.broadcast_to(nothing, (self.rank, self.shape[1])),
+            self.scale,
             layer=self.layer,
             kernel=self.kernel,
             is_transposed=self.is_transposed,

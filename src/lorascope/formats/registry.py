@@ -6,7 +6,7 @@ file ambiguous, which is an error and never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,6 +41,9 @@ class Format:
         recognise: contents → evidence, or None.
         read: contents → adapter; None where this version only recognises the format.
         write: adapter, path, dtype (None: as stored) → writes; None where this version cannot.
+        refusals: adapter → an error for each site that ``write`` has no place for, beside the others that there are.
+        kept: adapter → the parametrisations that ``write`` keeps for these sites; ``writes`` if None. Others of low
+            rank are worked out to plain factors.
         kinds: the parametrisations that files of this format can hold.
         writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
         files: what the files look like, in a few words.
@@ -57,6 +60,8 @@ class Format:
     recognise: Callable[[Contents], Evidence | None]
     read: Callable[[Contents], Adapter] | None = None
     write: Callable[[Adapter, Path, DTypeLike | None], None] | None = None
+    refusals: Callable[[Adapter], Iterable[AdapterError]] = lambda adapter: ()
+    kept: Callable[[Adapter], tuple[str, ...]] | None = None
     kinds: tuple[str, ...] = ("lora",)
     writes: tuple[str, ...] = ()
     files: str = ""

@@ -19,8 +19,9 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, LowRank, Provenance, Update
+from lorascope.adapter.site import path_and_part
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents, Tensors
@@ -38,12 +40,15 @@ from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Half, Halves, Scale, bias_beside, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.dora import DoRA
-from lorascope.formats.peft_fields import alpha_for, padded
+from lorascope.formats.peft_fields import padded
 from lorascope.formats.peft_keys import PREFIX as PEFT_PREFIX
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
+from lorascope.formats.plain_factors import outlined, worked_out
+from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
-from lorascope.formats.safetensors_file import write_safetensors
-from lorascope.formats.scalars import stated_alpha
+from lorascope.formats.scalars import alpha_for, stated_alpha
+from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 """The name that diffusers looks for in a folder."""
@@ -279,93 +284,102 @@ def write_diffusers(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> No
         AdapterError: where diffusers has no place for a site, or a component is DoRA at some of its sites only.
         OutputError: where the file cannot be written.
     """
-    if adapter.original is not None and adapter.provenance.format == "diffusers" and dtype is None:
-        tensors, metadata = adapter.original, adapter.provenance.metadata
+    if is_unedited(adapter, ("diffusers",), dtype):
+        units, metadata = units_of(adapter.original or {}), adapter.provenance.metadata
     else:
-        tensors, metadata = _written(adapter, dtype)
+        units, metadata = _written(adapter, dtype)
     if path.suffix and not path.is_dir():
-        write_safetensors(path, tensors, metadata)
+        write_units(path, units, metadata)
         return
     with written_folder(path) as folder:
-        write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
+        write_units(folder / WEIGHTS_NAME, units, metadata)
 
 
-def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[list[Unit], dict[str, str]]:
+    if not adapter.sites:
+        raise AdapterError("an adapter without sites cannot be written to this format")
+    check(diffusers_refusals(adapter))
     components: dict[str, dict[str, Update]] = {}
     for site, update in adapter.items():
         components.setdefault(_component(site), {})[site] = update
-    if not components:
-        raise AdapterError("an adapter without sites cannot be written to this format")
-    if len(components) > 1 and "" in components:
-        raise AdapterError(
-            "some sites name a component of the pipeline and others do not",
-            key=next(iter(components[""])),
-            expected=f"names that begin {', '.join(name for name in components if name)}",
-        )
-    tensors: dict[str, NDArray[Any]] = {}
+    units: list[Unit] = []
     config: dict[str, Any] = {}
     for component, sites in components.items():
-        plain = {site: _plain(site, update) for site, update in sites.items()}
-        tensors |= _component_tensors(sites, plain, dtype)
+        plain = {site: _plain(outlined(update)) for site, update in sites.items()}
+        has_biases = any(update.bias is not None for update in plain.values())
+        units += [partial(_site_tensors, site, update, dtype, has_biases=has_biases) for site, update in sites.items()]
         prefix = f"{component}." if component else ""
         config |= {prefix + key: value for key, value in _component_config(prefix, sites, plain).items()}
     own = adapter.provenance.format == "diffusers"
     metadata = dict(adapter.provenance.metadata) if own else {}
     if own:
-        tensors |= adapter.leftovers
-    return tensors, metadata | {"format": "pt", _METADATA: json.dumps(config, indent=2, sort_keys=True)}
+        units += units_of(adapter.leftovers)
+    return units, metadata | {"format": "pt", _METADATA: json.dumps(config, indent=2, sort_keys=True)}
 
 
-def _plain(site: str, update: Update) -> LowRank:
+def diffusers_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that diffusers has no place for, beside the others that there are."""
+    named = sorted({_component(site) for site in adapter} - {""})
+    is_dora: dict[str, set[bool]] = {}
+    for site, update in adapter.items():
+        is_dora.setdefault(_component(site), set()).add(isinstance(update, DoRA))
+    for site, update in adapter.items():
+        try:
+            if path_and_part(site)[1] is not None:
+                raise AdapterError("diffusers adapts whole layers, and this site is a part of one")
+            if named and not _component(site):
+                raise AdapterError(
+                    "some sites name a component of the pipeline and others do not",
+                    expected=f"a name that begins {', '.join(named)}",
+                )
+            if len(is_dora[_component(site)]) > 1 and not isinstance(update, DoRA):
+                raise AdapterError(
+                    "diffusers states once for a component whether it is DoRA, and here the sites differ"
+                )
+            if "." not in site and site.startswith(("lora_", "lycoris_")):
+                raise AdapterError(
+                    "the names of kohya's files have lost their dots, so the modules are not known",
+                    hint="give the sites the module paths of the pipeline first",
+                )
+            _plain(outlined(update))
+        except AdapterError as error:
+            yield at_site(error, site)
+
+
+def _plain(update: Update) -> LowRank:
     """The low-rank part of a site that diffusers has a layer for."""
     inner = update.inner if isinstance(update, DoRA) else update
     if not isinstance(inner, LowRank):
-        raise AdapterError("diffusers files hold only LoRA and DoRA", key=site, found=update.kind)
+        raise AdapterError("diffusers files hold only LoRA and DoRA", found=inner.kind)
     if inner.layer in ("embedding", "norm") or inner.is_transposed:
         kind = f"{'transposed ' * inner.is_transposed}{inner.layer}"
-        raise AdapterError("diffusers has no LoRA for such a layer", key=site, expected="linear, conv", found=kind)
+        raise AdapterError("diffusers has no LoRA for such a layer", expected="linear, conv", found=kind)
     if isinstance(update, DoRA) and (update.axis == "in" or inner.bias is not None):
         raise AdapterError(
             "this DoRA has no place in a diffusers file",
-            key=site,
             expected="a magnitude for each output and no bias",
             found=f"axis {update.axis}{' and a bias' * (inner.bias is not None)}",
         )
-    if "." not in site and site.startswith(("lora_", "lycoris_")):
-        raise AdapterError(
-            "the names of kohya's files have lost their dots, so the modules are not known",
-            key=site,
-            hint="give the sites the module paths of the pipeline first",
-        )
-    return replace(padded(inner), bias=inner.bias)
+    return padded(inner)
 
 
-def _component_tensors(
-    sites: Mapping[str, Update], plain: Mapping[str, LowRank], dtype: DTypeLike | None
-) -> dict[str, NDArray[Any]]:
-    tensors: dict[str, NDArray[Any]] = {}
-    has_biases = any(update.bias is not None for update in plain.values())
-    for site, update in plain.items():
-        B, A = convolution_factors(update)
-        tensors[f"{site}.lora_A.weight"], tensors[f"{site}.lora_B.weight"] = A, B
-        whole = sites[site]
-        if isinstance(whole, DoRA):
-            ones = (1,) * (len(update.kernel) - 1)
-            shape = (1, update.shape[0], *ones) if update.kernel else (update.shape[0],)
-            tensors[f"{site}.lora_magnitude_vector"] = whole.stored["magnitude"].reshape(shape)
-        if has_biases:  # diffusers states them once for the component, and leaves absent ones without values
-            bias = bias_beside(update, site)
-            tensors[f"{site}.lora_B.bias"] = np.zeros(update.shape[0], B.dtype) if bias is None else bias
+def _site_tensors(
+    site: str, update: Update, dtype: DTypeLike | None, *, has_biases: bool
+) -> Mapping[str, NDArray[Any]]:
+    pair = _plain(worked_out(update))
+    B, A = convolution_factors(pair)
+    tensors = {f"{site}.lora_A.weight": A, f"{site}.lora_B.weight": B}
+    if isinstance(update, DoRA):
+        ones = (1,) * (len(pair.kernel) - 1)
+        shape = (1, pair.shape[0], *ones) if pair.kernel else (pair.shape[0],)
+        tensors[f"{site}.lora_magnitude_vector"] = update.stored["magnitude"].reshape(shape)
+    if has_biases:  # diffusers states them once for the component, and leaves absent ones without values
+        bias = bias_beside(pair, site)
+        tensors[f"{site}.lora_B.bias"] = np.zeros(pair.shape[0], B.dtype) if bias is None else bias
     return tensors if dtype is None else {key: cast_to(tensor, dtype) for key, tensor in tensors.items()}
 
 
 def _component_config(prefix: str, sites: Mapping[str, Update], plain: Mapping[str, LowRank]) -> dict[str, Any]:
-    is_dora = {isinstance(update, DoRA) for update in sites.values()}
-    if len(is_dora) > 1:
-        raise AdapterError(
-            "diffusers states once for a component whether it is DoRA, and here the sites differ",
-            key=next(site for site, update in sites.items() if not isinstance(update, DoRA)),
-        )
     ranks = {site: update.rank for site, update in plain.items()}
     alphas = {site: alpha_for(update, update.rank) for site, update in plain.items()}
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
@@ -377,7 +391,7 @@ def _component_config(prefix: str, sites: Mapping[str, Update], plain: Mapping[s
             _pattern(prefix, site): _json_number(value) for site, value in alphas.items() if value != alpha
         },
         "target_modules": sorted({_module(prefix, site) for site in plain}),
-        "use_dora": True in is_dora,
+        "use_dora": any(isinstance(update, DoRA) for update in sites.values()),
         "lora_bias": any(update.bias is not None for update in plain.values()),
     }
 
@@ -410,6 +424,7 @@ FORMATS = (
         recognise=recognise_diffusers,
         read=read_diffusers,
         write=write_diffusers,
+        refusals=diffusers_refusals,
         needed_metadata=frozenset({_METADATA}),
         kinds=("lora", "dora"),
         writes=("lora", "dora"),
