@@ -280,6 +280,12 @@ class Expanded(Structured):
         factors = self.factors(np.float64)
         return replace(outline, B=factors.B.astype(outline.B.dtype), A=factors.A.astype(outline.A.dtype))
 
+    @property
+    def factor_dtype(self) -> np.dtype[Any]:
+        """The dtype of ``as_low_rank``: half precision is widened, so that working out products costs no digits."""
+        is_double = any(tensor.dtype == np.float64 for tensor in self.stored.values())
+        return np.dtype(np.float64 if is_double else np.float32)
+
     def outline(self) -> LowRank:
         """``as_low_rank`` without its values: B and A have their shapes and dtypes, and take no memory.
 
@@ -287,8 +293,7 @@ class Expanded(Structured):
             AdapterError: where the factors would be larger than ΔW.
         """
         self._check_factors(is_wide_allowed=False)
-        is_double = any(tensor.dtype == np.float64 for tensor in self.stored.values())
-        nothing = np.zeros((), np.float64 if is_double else np.float32)
+        nothing = np.zeros((), self.factor_dtype)
         return LowRank(
             np.broadcast_to(nothing, (self.shape[0], self.rank)),
             np.broadcast_to(nothing, (self.rank, self.shape[1])),

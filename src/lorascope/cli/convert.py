@@ -57,8 +57,19 @@ def convert(
     strip_metadata: Annotated[
         bool, typer.Option("--strip-metadata", help="Leave out the metadata inside the file.")
     ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="The base model on disk: its shapes tell what SRC leaves open (kernels, rows of fused weights).",
+            show_default=False,
+        ),
+    ] = None,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be written instead of refusing; the rest is reported.")
+    ] = False,
+    allow_growth: Annotated[
+        bool, typer.Option("--allow-growth", help="Write plain factors however much larger than SRC they are.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The loss report as one JSON object.")] = False,
 ) -> None:
@@ -88,7 +99,9 @@ def convert(
             base, model_type=architecture, num_attention_heads=heads, num_key_value_heads=kv_heads
         ),
         is_metadata_kept=not strip_metadata,
+        base=base,
         is_loss_allowed=allow_loss,
+        is_growth_allowed=allow_growth,
     )
     print_json(report.as_dict()) if as_json else losses_as_text(report, console())
 

@@ -112,7 +112,7 @@ def site_notes(sites: Mapping[str, Update], builders: Iterable[Builder], assumpt
     for site, update in sites.items():
         match = _FUSED.fullmatch(site)
         parts = 0 if match is None else 3 if match["stream"] == "double" else 4
-        if splitsite_tensors(update, parts):
+        if split_parts(update, parts):
             notes.append(
                 Note(
                     "fused-blocks",
@@ -223,11 +223,16 @@ def site_tensors(update: Update) -> dict[str, NDArray[Any]]:
     if kind == "locon":
         names = {"B": "lora_up.weight", "mid": "lora_mid.weight", "A": "lora_down.weight"}
         return _scaled({names[role]: tensor for role, tensor in update.stored.items()}, update, "lora_up.weight")
-    tensors = {f"{_PREFIXES[kind]}{role}": tensor for role, tensor in update.stored.items()}
+    tensors = {f"{_PREFIXES[kind]}{role}": _with_kernel(role, tensor, update) for role, tensor in update.stored.items()}
     first = next(name for name in ("hada_w1_a", "lokr_w1", "lokr_w1_a") if name in tensors)
     if {"lokr_w1", "lokr_w2"} <= set(tensors):
         return tensors | {first: _times(tensors[first], update.scale), "alpha": np.array(1.0, np.float32)}
     return _scaled(tensors, update, first)
+
+
+def _with_kernel(role: str, tensor: NDArray[Any], update: Update) -> NDArray[Any]:
+    """A Tucker core with one axis for each of the kernel's: PEFT has two of every kernel."""
+    return tensor.reshape(*tensor.shape[:2], *update.kernel[1:]) if role.startswith("t") else tensor
 
 
 def _scaled(tensors: dict[str, NDArray[Any]], update: Update, first: str) -> dict[str, NDArray[Any]]:

@@ -93,8 +93,8 @@ def typed_refusals(adapter: Adapter) -> Iterator[AdapterError]:
 
 
 def _tensors(updates: Mapping[str, LoHa | LoKr], prefix: str) -> list[Unit]:
-    tensors = {
-        f"{PREFIX}{site}.{prefix}{role}": tensor
+    tensors = {  # PEFT's Tucker cores have two kernel axes, also in one dimension
+        f"{PREFIX}{site}.{prefix}{role}": tensor[..., None] if role.startswith("t") and tensor.ndim == 3 else tensor
         for site, update in updates.items()
         for role, tensor in update.stored.items()
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from numpy.typing import DTypeLike
 
-from lorascope.adapter import Adapter
+from lorascope.adapter import Adapter, Update
 from lorascope.errors import AdapterError
 from lorascope.family import Family
 from lorascope.formats.contents import Contents
@@ -44,6 +44,9 @@ class Format:
         refusals: adapter → an error for each site that ``write`` has no place for, beside the others that there are.
         kept: adapter → the parametrisations that ``write`` keeps for these sites; ``writes`` if None. Others of low
             rank are worked out to plain factors.
+        rows_of: an update of some rows of a fused weight → the rows of the whole weight, None where only the base
+            knows them.
+        names_rows: whether a file can hold some rows of a fused weight.
         kinds: the parametrisations that files of this format can hold.
         writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
         files: what the files look like, in a few words.
@@ -62,6 +65,8 @@ class Format:
     write: Callable[[Adapter, Path, DTypeLike | None], None] | None = None
     refusals: Callable[[Adapter], Iterable[AdapterError]] = lambda adapter: ()
     kept: Callable[[Adapter], tuple[str, ...]] | None = None
+    rows_of: Callable[[Update], int | None] = lambda update: None
+    names_rows: bool = False
     kinds: tuple[str, ...] = ("lora",)
     writes: tuple[str, ...] = ()
     files: str = ""
