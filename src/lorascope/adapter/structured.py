@@ -78,8 +78,9 @@ class Structured(ABC):
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        tensors = {role: read_only(tensor) for role, tensor in self.stored.items()}
-        object.__setattr__(self, "stored", MappingProxyType(tensors))
+        if isinstance(self.stored, dict | MappingProxyType):  # another mapping makes them when they are asked for
+            tensors = {role: read_only(tensor) for role, tensor in self.stored.items()}
+            object.__setattr__(self, "stored", MappingProxyType(tensors))
         object.__setattr__(self, "scale", float(self.scale))
         if not math.isfinite(self.scale):
             raise AdapterError("the scale is not a finite number", key=self._key, found=self.scale)

@@ -26,7 +26,7 @@ def outlined(update: Update, kept: Collection[str] = ()) -> Update:
     """
     if isinstance(update, DoRA):
         return _around(update, outlined(update.inner, kept))
-    return update.outline() if isinstance(update, Expanded) and update.kind not in kept else update
+    return update.outline() if isinstance(update, Expanded) and _is_made_plain(update, kept) else update
 
 
 def worked_out(update: Update, kept: Collection[str] = ()) -> Update:
@@ -37,14 +37,21 @@ def worked_out(update: Update, kept: Collection[str] = ()) -> Update:
     """
     if isinstance(update, DoRA):
         return _around(update, worked_out(update.inner, kept))
-    return update.as_low_rank() if isinstance(update, Expanded) and update.kind not in kept else update
+    return update.as_low_rank() if isinstance(update, Expanded) and _is_made_plain(update, kept) else update
+
+
+def _is_made_plain(update: Expanded, kept: Collection[str]) -> bool:
+    return update.kind == "lora" or update.kind not in kept  # a plain pair that is not made yet
 
 
 def is_expanded(update: Update, kept: Collection[str]) -> bool:
-    """Whether an update, or what is inside a DoRA, is worked out where a file has only the ``kept`` kinds."""
+    """Whether an update, or what is inside a DoRA, is of a kind that is worked out where a file has the ``kept`` ones.
+
+    A pair of plain factors that is only made when it is asked for is not.
+    """
     if isinstance(update, DoRA):
         return is_expanded(update.inner, kept)
-    return isinstance(update, Expanded) and update.kind not in kept
+    return isinstance(update, Expanded) and update.kind not in ("lora", *kept)
 
 
 def _around(update: DoRA, inner: Update) -> DoRA:

@@ -21,7 +21,7 @@ def stated_alpha(tensor: NDArray[Any], key: str) -> float | None:
     Raises:
         AdapterError: where it is not one finite number.
     """
-    if tensor.size != 1 or tensor.dtype.kind == "c":
+    if tensor.size != 1 or tensor.dtype.kind in "cV":
         raise AdapterError("alpha is not one number", key=key, found=f"{tensor.dtype.name} {list(tensor.shape)}")
     value = float(tensor.reshape(()).astype(np.float64))
     if not math.isfinite(value):
