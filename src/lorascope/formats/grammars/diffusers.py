@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -129,7 +129,7 @@ def read_diffusers(contents: Contents) -> Adapter:
     leftover_keys += [key for key in contents.tensors if _is_alpha_of_no_site(key, pairs)]
     extras = {_site_of_extra(site, pairs): roles for site, roles in extras.items()}
     leftover_keys += [key for site, roles in extras.items() if site not in pairs for key in roles.values()]
-    alphas = {site: _alpha(contents.tensors, site, keys) for site, keys in alpha_keys.items()}
+    alphas = {site: _alpha(contents.tensors, site, keys) for site, keys in alpha_keys.items() if site in pairs}
     rule = _ScaleRule(alphas, _component_rules(contents))
     sites: dict[str, Update] = {}
     for site, keys in pairs.items():
@@ -141,6 +141,9 @@ def read_diffusers(contents: Contents) -> Adapter:
         notes.append(assumed_scale_note(old, "no alpha in the file, which is alpha = rank: scale 1", is_decided=True))
     if assumed := [site for site in rule.assumed if site not in set(old)]:
         notes.append(assumed_scale_note(assumed, "no alpha in the file: scale 1"))
+    if rule.mixed:
+        why = "no alpha where other sites have one: scale 1, diffusers takes the commonest alpha"
+        notes.append(assumed_scale_note(rule.mixed, why, is_unknown=True))
     if rule.defaulted:
         why = f"the metadata state no lora_alpha: PEFT's default {PEFT_ALPHA:g}"
         notes.append(assumed_scale_note(rule.defaulted, why))
@@ -220,25 +223,48 @@ class _Component:
 
 @dataclass
 class _ScaleRule:
-    """Alpha tensors first, then the configuration of the component, else 1."""
+    """The alpha tensor of the site and the configuration of its component, which must agree; else 1.
+
+    diffusers takes the configuration where there is one and ComfyUI the tensor. Of a site without alpha in a component
+    where others have one, diffusers takes the commonest alpha and ComfyUI a scale of 1: that is in doubt.
+    """
 
     alphas: Mapping[str, float | None]
     components: Mapping[str, _Component]
     assumed: list[str] = field(default_factory=list[str])
     defaulted: list[str] = field(default_factory=list[str])
+    mixed: list[str] = field(default_factory=list[str])
 
     def __call__(self, site: str, rank: int) -> Scale:
         alpha = self.alphas.get(site)
-        if alpha is not None:
-            return Scale(alpha / rank, alpha)
         name, component = self._of(site)
-        if component is None:
-            self.assumed.append(site)
+        if component is None and alpha is None:
+            (self.mixed if _component(site) in self._with_alphas else self.assumed).append(site)
             return Scale(1.0, None, is_assumed=True)
+        stated = None if alpha is None else Scale(alpha / rank, alpha)
+        if component is None:
+            return stated or Scale(1.0, None)
         scale = component.scale(site.removeprefix(f"{name}."), rank)
+        if stated is not None:
+            return self._agreed(site, stated, scale)
         if scale.is_assumed:
             self.defaulted.append(site)
         return scale
+
+    def _agreed(self, site: str, stated: Scale, configured: Scale) -> Scale:
+        if not configured.is_assumed and stated.scale != configured.scale:
+            raise AdapterError(
+                "the alpha tensor and the metadata state different scales of one site",
+                key=site,
+                expected=f"{configured.scale:g}, as {_METADATA} states",
+                found=f"{stated.scale:g} of alpha {stated.alpha:g}",
+            )
+        return stated
+
+    @cached_property
+    def _with_alphas(self) -> set[str]:
+        """The components of which a site has an alpha tensor."""
+        return {_component(site) for site, alpha in self.alphas.items() if alpha is not None}
 
     def is_dora(self, site: str) -> bool:
         """Whether the metadata say that the component of the site has magnitudes."""
