@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.adapter import Adapter, Expanded, LowRank, Update
+from lorascope.adapter.layout import fitting
 from lorascope.conversion.folding import folded
 from lorascope.conversion.fused_rows import with_whole_rows
 from lorascope.conversion.loss import Loss
@@ -134,19 +134,21 @@ def _resolved(adapter: Adapter, checkpoint: Checkpoint) -> Adapter:
     """
     sites: dict[str, Update] = {}
     for site, update in adapter.items():
-        weight = checkpoint.weight(site)
-        if not checkpoint.is_fitting(site, update.base_shape, is_transposed=update.is_transposed):
-            flat = (weight.shape[0], math.prod(weight.shape[1:]))
-            if update.shape not in (flat, flat[::-1]):
-                raise AdapterError(
-                    "the update does not fit the weight of the base",
-                    file=adapter.provenance.path,
-                    key=site,
-                    expected=f"a weight of shape {list(update.base_shape)}",
-                    found=list(weight.shape),
-                    hint="is this the base that the adapter was made for?",
-                )
-        sites[site] = update.resolved(weight.shape) if weight.ndim > 2 or -1 in update.shape else update
+        spot = checkpoint.spot(site)
+        try:
+            resolved = update.resolved(spot.shape) if len(spot.shape) > 2 or -1 in update.shape else update
+        except AdapterError:
+            resolved = None
+        if resolved is None or not fitting(resolved, spot):
+            raise AdapterError(
+                "the update does not fit the weight of the base",
+                file=adapter.provenance.path,
+                key=site,
+                expected=f"a weight of shape {list(update.base_shape)}",
+                found=list(spot.shape),
+                hint="is this the base that the adapter was made for?",
+            )
+        sites[site] = resolved
     return replace(adapter, sites=sites)
 
 
