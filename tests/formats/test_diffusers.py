@@ -68,24 +68,6 @@ def test_two_alphas_of_one_site_must_agree(tmp_path: Path) -> None:
         assert "unet.a.alpha = 4" in str(caught.value) and f"unet.a.lora.alpha = {other:g}" in str(caught.value)
 
 
-def test_a_site_without_alpha_beside_one_with_is_in_doubt(tmp_path: Path) -> None:
-    """diffusers gives it the commonest alpha, ComfyUI a scale of 1."""
-    tensors = {
-        f"{name}.lora_{half}.weight": np.ones(shape)
-        for name in ("unet.a", "unet.b", "text_encoder.a")
-        for half, shape in (("A", (2, 3)), ("B", (4, 2)))
-    }
-    adapter = read(tmp_path, tensors | {"unet.a.alpha": np.array(4.0)})
-    assert {site: update.scale for site, update in adapter.items()} == {
-        "unet.a": 2.0,
-        "unet.b": 1.0,
-        "text_encoder.a": 1.0,
-    }
-    notes = {note.code: note for note in adapter.notes}
-    assert notes["scale-unknown"].sites == ("unet.b",) and notes["scale-unknown"].is_doubt
-    assert notes["scale-assumed"].sites == ("text_encoder.a",)
-
-
 def test_an_alpha_and_the_metadata_must_agree(tmp_path: Path) -> None:
     config = {"unet.r": 2, "unet.lora_alpha": 8}
     metadata = {"lora_adapter_metadata": json.dumps(config)}

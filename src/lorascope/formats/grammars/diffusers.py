@@ -20,7 +20,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, cast
 
 from lorascope.adapter import Adapter, Provenance, Update
@@ -113,9 +112,6 @@ def read_diffusers(contents: Contents) -> Adapter:
         notes.append(assumed_scale_note(old, "no alpha in the file, which is alpha = rank: scale 1", is_decided=True))
     if assumed := [site for site in rule.assumed if site not in set(old)]:
         notes.append(assumed_scale_note(assumed, "no alpha in the file: scale 1"))
-    if rule.mixed:
-        why = "no alpha where other sites have one: scale 1, diffusers takes the commonest alpha"
-        notes.append(assumed_scale_note(rule.mixed, why, is_unknown=True))
     if rule.defaulted:
         why = f"the metadata state no lora_alpha: PEFT's default {PEFT_ALPHA:g}"
         notes.append(assumed_scale_note(rule.defaulted, why))
@@ -197,21 +193,19 @@ class _Component:
 class _ScaleRule:
     """The alpha tensor of the site and the configuration of its component, which must agree; else 1.
 
-    diffusers takes the configuration where there is one and ComfyUI the tensor. Of a site without alpha in a component
-    where others have one, diffusers takes the commonest alpha and ComfyUI a scale of 1: that is in doubt.
+    diffusers takes the configuration where there is one, and ComfyUI the tensor.
     """
 
     alphas: Mapping[str, float | None]
     components: Mapping[str, _Component]
     assumed: list[str] = field(default_factory=list[str])
     defaulted: list[str] = field(default_factory=list[str])
-    mixed: list[str] = field(default_factory=list[str])
 
     def __call__(self, site: str, rank: int) -> Scale:
         alpha = self.alphas.get(site)
         name, component = self._of(site)
         if component is None and alpha is None:
-            (self.mixed if component_of(site) in self._with_alphas else self.assumed).append(site)
+            self.assumed.append(site)
             return Scale(1.0, None, is_assumed=True)
         stated = None if alpha is None else Scale(alpha / rank, alpha)
         if component is None:
@@ -232,11 +226,6 @@ class _ScaleRule:
                 found=f"{stated.scale:g} of alpha {stated.alpha:g}",
             )
         return stated
-
-    @cached_property
-    def _with_alphas(self) -> set[str]:
-        """The components of which a site has an alpha tensor."""
-        return {component_of(site) for site, alpha in self.alphas.items() if alpha is not None}
 
     def is_dora(self, site: str) -> bool:
         """Whether the metadata say that the component of the site has magnitudes."""
