@@ -71,6 +71,7 @@ def convert(
         OutputError: where the target cannot be written.
 
     >>> import tempfile
+    >>> from lorascope.adapter import LowRank
     >>> folder = tempfile.mkdtemp()
     >>> adapter = Adapter({"q": LowRank(np.ones((4, 2), np.float32), np.ones((2, 3), np.float32), scale=0.5)})
     >>> report = convert(adapter, f"{folder}/b.safetensors", to="kohya")

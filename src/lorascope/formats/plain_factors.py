@@ -20,6 +20,7 @@ def outlined(update: Update, kept: Collection[str] = ()) -> Update:
         AdapterError: where the factors would be larger than ΔW, or have no room.
 
     >>> import numpy as np
+    >>> from lorascope.adapter import LowRank
     >>> update = LowRank(np.ones((4, 2)), np.ones((2, 3)))
     >>> outlined(update) is update
     True
