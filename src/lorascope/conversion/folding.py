@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Expanded, LowRank, Update
 from lorascope.errors import AdapterError
-from lorascope.formats.dtypes import cast_to
+from lorascope.formats.folding import times, unscaled
 from lorascope.formats.parametrisations.dora import DoRA
 
 
@@ -50,8 +50,7 @@ class ScaleFolded(Expanded):
             AdapterError: where a value of scale · B is too large for the dtype.
         """
         inner = self.inner if isinstance(self.inner, LowRank) else self.inner.as_low_rank()
-        B = cast_to(inner.B.astype(np.float64) * inner.scale, inner.B.dtype)
-        return replace(inner, B=B, scale=1.0, alpha=None, scalar=1.0, bias=self.bias)
+        return replace(unscaled(inner), bias=self.bias)
 
 
 def folded(update: Update) -> Update:
@@ -67,7 +66,7 @@ def folded(update: Update) -> Update:
     if isinstance(update, LowRank | Expanded):
         bias = update.bias
         if bias is not None and not update.is_bias_whole:
-            bias = cast_to(bias.astype(np.float64) * update.scale, bias.dtype)
+            bias = times(bias, update.scale)
         return ScaleFolded(
             inner=update,
             stored=update.stored,

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import LowRank
-from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
 
 

@@ -17,7 +17,7 @@ from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
 from lorascope.formats.dtypes import cast_to
 from lorascope.formats.kohya_names import SITES_KEY, flattened, listed, names_of, sites_of
-from lorascope.formats.kohya_sites import SUFFIXES, Builder, grouped, kind_of
+from lorascope.formats.kohya_sites import SUFFIXES, Builder, grouped, kind_of, split_parts
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.parametrisations.dora import DoRA

@@ -62,7 +62,7 @@ def write_units(path: Path, units: Sequence[Unit], metadata: Mapping[str, str] |
         for name, tensor in unit().items():
             if name in slots:
                 raise AdapterError("two tensors of the file would have one name", key=name)
-            if _is_placeholder(tensor):
+            if is_placeholder(tensor):
                 raise AdapterError(
                     "the values were not fetched: only headers were read", key=name, hint="read the adapter in full"
                 )
@@ -127,7 +127,7 @@ def _write_data(stream: BinaryIO, slot: Slot, tensor: NDArray[Any]) -> None:
     stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
-def _is_placeholder(tensor: NDArray[Any]) -> bool:
+def is_placeholder(tensor: NDArray[Any]) -> bool:
     """Whether a tensor stands for one whose values were not read: one NaN seen under a whole shape."""
     if tensor.size < 2 or any(tensor.strides) or tensor.dtype.kind in "biu":
         return False

@@ -28,9 +28,9 @@ from lorascope.adapter import Adapter, Layer, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import checked_alpha
 from lorascope.formats.contents import Contents
-from lorascope.formats.gguf_form import ALORA_TOKENS, BASE_NAME, NEEDED, write_gguf_adapter
-from lorascope.formats.gguf_names import EMBEDDING, BaseShape, rows_of_a_head
 from lorascope.formats.gguf_file import dense_shape, is_in_blocks
+from lorascope.formats.gguf_form import ALORA_TOKENS, BASE_NAME, NEEDED, gguf_refusals, write_gguf_adapter
+from lorascope.formats.gguf_names import EMBEDDING, BaseShape, rows_of_a_head
 from lorascope.formats.gguf_pair import GgufPair
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves, Scale
@@ -202,9 +202,7 @@ def _update(
     if heads:
         rows_of_a_head(out, heads, site)
     scale = _scale(alpha, rank)
-    return GgufPair.of(
-        B, A, keys, heads=heads, is_turned=is_turned, scale=scale.scale, alpha=scale.alpha, layer=layer
-    )
+    return GgufPair.of(B, A, keys, heads=heads, is_turned=is_turned, scale=scale.scale, alpha=scale.alpha, layer=layer)
 
 
 FORMATS = (
@@ -215,6 +213,7 @@ FORMATS = (
         recognise=recognise_gguf,
         read=read_gguf_adapter,
         write=write_gguf_adapter,
+        refusals=gguf_refusals,
         suffix=".gguf",
         base_field=BASE_NAME,
         needed_metadata=NEEDED,
