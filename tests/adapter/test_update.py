@@ -9,6 +9,7 @@ from hypothesis import given
 
 from lorascope.adapter import LowRank, Update
 from lorascope.errors import AdapterError
+from lorascope.formats.parametrisation import Parts, built
 from lorascope.testing import CONSTANT, updates
 
 UNIT = np.finfo(np.float64).eps
@@ -106,3 +107,26 @@ def test_bad_scales_and_kernels_are_refused():
         LowRank(B, A, scale=np.nan)
     with pytest.raises(AdapterError, match=r"kernel does not fit .*expected 8 columns, found 9"):
         LowRank(B, A, layer="conv2d", kernel=(2, 2, 2))
+
+
+def test_a_matrix_takes_the_layout_of_its_base():
+    update = LowRank(np.ones((3, 2)), np.arange(24.0).reshape(2, 12))
+    resolved = update.resolved((3, 3, 2, 2))
+    assert (resolved.layer, resolved.kernel, resolved.base_shape) == ("conv2d", (3, 2, 2), (3, 3, 2, 2))
+    np.testing.assert_array_equal(resolved.delta_weight(), update.delta_weight().reshape(3, 3, 2, 2))
+    assert resolved.resolved((3, 3, 4)).layer == "conv1d"
+    assert update.resolved((3, 12)).layer == "linear"
+    assert update.transposed(True).resolved((12, 3)).base_shape == (12, 3)
+    for shape in ((12, 3), (3, 13), (3, 5, 2), ()):
+        with pytest.raises(AdapterError, match="base weight"):
+            update.resolved(shape)
+
+
+def test_a_difference_in_the_layout_of_its_base_is_not_turned():
+    update = built("full", Parts("s", {"diff": np.ones((3, 2))}))
+    assert update.transposed(False) is update
+    with pytest.raises(AdapterError, match=r"the base stores this weight as \[in, out\]"):
+        update.transposed(True)
+    np.testing.assert_array_equal(
+        LowRank(np.ones((3, 1)), np.ones((1, 2))).transposed(True).delta_weight(), np.ones((2, 3))
+    )

@@ -57,6 +57,26 @@ def test_an_alpha_tensor_is_divided_by_the_rank(tmp_path: Path) -> None:
     assert list(adapter.leftovers) == ["unet.k.alpha"]
 
 
+def test_two_alphas_of_one_site_must_agree(tmp_path: Path) -> None:
+    pair = {"unet.a.lora.down.weight": np.ones((2, 3)), "unet.a.lora.up.weight": np.ones((4, 2))}
+    same = {"unet.a.alpha": np.array(4.0), "unet.a.lora.alpha": np.array(4.0, np.float16)}
+    assert read(tmp_path, pair | same)["unet.a"].scale == 2.0
+    for other in (1.0, 0.0):
+        with pytest.raises(AdapterError, match="different alphas") as caught:
+            read(tmp_path, pair | same | {"unet.a.lora.alpha": np.array(other)})
+        assert caught.value.key == "unet.a"
+        assert "unet.a.alpha = 4" in str(caught.value) and f"unet.a.lora.alpha = {other:g}" in str(caught.value)
+
+
+def test_an_alpha_and_the_metadata_must_agree(tmp_path: Path) -> None:
+    config = {"unet.r": 2, "unet.lora_alpha": 8}
+    metadata = {"lora_adapter_metadata": json.dumps(config)}
+    pair = {"unet.q.lora_A.weight": np.ones((2, 3)), "unet.q.lora_B.weight": np.ones((4, 2))}
+    assert read(tmp_path, pair | {"unet.q.alpha": np.array(8.0)}, metadata)["unet.q"].scale == 4.0
+    with pytest.raises(AdapterError, match=r"different scales .*4, as lora_adapter_metadata states.*0.5 of alpha 1"):
+        read(tmp_path, pair | {"unet.q.alpha": np.array(1.0)}, metadata)
+
+
 def test_the_metadata_configures_each_component(tmp_path: Path) -> None:
     config = {"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {"k": 1}, "text_encoder.r": 2}
     tensors = {

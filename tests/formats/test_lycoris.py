@@ -14,6 +14,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import AdapterError
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
+from lorascope.formats.parametrisations.dora import decorated
 
 RNG = np.random.default_rng(0)
 
@@ -98,6 +99,42 @@ def test_a_scalar_multiplies_the_update(tmp_path: Path) -> None:
     tensors |= under("y", lora_up__weight=draw(4, 2), lora_down__weight=draw(2, 3), alpha=1.0, scalar=-3.0)
     adapter = formats.read(saved(tmp_path / "x.safetensors", tensors))
     assert (adapter["x"].scale, adapter["y"].scale) == (0.5, -1.5)
+
+
+def test_a_given_scale_replaces_that_of_the_pair_and_neither_the_scalar_nor_the_whole_bias(tmp_path: Path) -> None:
+    up, down, bias = draw(4, 2), draw(2, 3), draw(4)
+    pair = {"lora_up__weight": up, "lora_down__weight": down, "diff_b": bias}
+    tensors = under("x", **pair) | under("y", scalar=-0.5, **pair) | under("z", scalar=0.0, **pair)
+    tensors |= under("d", dora_scale=np.abs(draw(4, 1)), scalar=-0.5, **pair)
+    adapter = formats.read(saved(tmp_path / "a.safetensors", tensors), scale=3.0)
+    for site, scale in {"x": 3.0, "y": -1.5, "z": 0.0, "d": -1.5}.items():
+        update = adapter[site]
+        assert update.scale == scale
+        np.testing.assert_array_equal(update.delta_bias(np.float64), bias)
+        if site != "d":
+            np.testing.assert_allclose(update.delta_weight(np.float64), scale * up @ down, rtol=1e-12)
+    base = draw(4, 3)
+    scaled = base - 1.5 * up @ down
+    expected = scaled * (tensors["d.dora_scale"] / np.linalg.norm(scaled, axis=1, keepdims=True))
+    np.testing.assert_allclose(base + adapter["d"].delta_weight(np.float64, base=base), expected, rtol=1e-12)
+    formats.write(adapter.with_sites(dict(adapter)), tmp_path / "b.safetensors", format="kohya")
+    again = formats.read(tmp_path / "b.safetensors")
+    for site, update in adapter.items():
+        np.testing.assert_array_equal(again[site].delta_bias(np.float64), bias)
+        if site != "d":
+            np.testing.assert_array_equal(again[site].delta_weight(np.float64), update.delta_weight(np.float64))
+
+
+@pytest.mark.parametrize("to", ["peft", "diffusers"])
+def test_a_whole_bias_becomes_one_that_the_scale_multiplies(tmp_path: Path, to: str) -> None:
+    pair = {"lora_up__weight": draw(4, 2), "lora_down__weight": draw(2, 3), "diff_b": draw(4)}
+    tensors = under("lora_unet_time_embedding_linear_1", alpha=1.0, **pair)
+    adapter = formats.read(saved(tmp_path / "a.safetensors", tensors))
+    formats.write(adapter, tmp_path / "b", format=to)
+    (update,) = formats.read(tmp_path / "b").values()
+    bias = update.delta_bias(np.float64)
+    assert bias is not None
+    np.testing.assert_allclose(bias, pair["diff_b"], rtol=1e-15)
 
 
 def test_kinds_may_stand_side_by_side(tmp_path: Path) -> None:
@@ -263,9 +300,22 @@ def test_a_scale_goes_into_a_whole_factor_in_its_own_dtype_where_that_is_exact(t
     tensors = {"w1": np.ones((2, 2), np.float16), "w2": np.ones((4, 4), np.float16)}
     for scale, dtype in ((0.5, np.float16), (0.3, np.float64)):
         update = built("lokr", Parts("x", tensors, scale_of=half_of(scale)))
-        formats.write(Adapter({"x": update}), tmp_path / "x.safetensors", format="kohya")
+        formats.write(Adapter({"x": update}), tmp_path / "x.safetensors", format="lycoris")
         again = formats.read(tmp_path / "x.safetensors")["x"]
         assert again.stored["w1"].dtype == dtype and again.norm() == update.norm()
+
+
+def test_a_kohya_file_has_the_plain_factors_of_kinds_that_it_has_not(tmp_path: Path) -> None:
+    factors = {"w1_a": draw(6, 2), "w1_b": draw(2, 7), "w2_a": draw(6, 2), "w2_b": draw(2, 7)}
+    loha = built("loha", Parts("x", factors))
+    updates = {"unet.loha": loha, "unet.dora": decorated(loha, np.abs(draw(6)), "m", "unet.dora")}
+    formats.write(Adapter(updates), tmp_path / "x.safetensors", format="kohya")
+    again = formats.read(tmp_path / "x.safetensors")
+    assert {site: update.kind for site, update in again.items()} == {"unet.loha": "lora", "unet.dora": "dora"}
+    base = draw(6, 7)
+    for site, update in updates.items():
+        found = again[site].delta_weight(np.float64, base=base)
+        np.testing.assert_allclose(found, update.delta_weight(np.float64, base=base), rtol=1e-12, atol=1e-14)
 
 
 def test_what_it_has_no_place_for_is_refused(tmp_path: Path) -> None:

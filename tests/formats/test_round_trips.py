@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import OutputError
+from lorascope.formats import stream_file
 from lorascope.testing.strategies import adapters
 
 EPS = np.finfo(np.float64).eps
@@ -118,10 +119,13 @@ def test_a_write_that_fails_midway_keeps_what_was_there(
     formats.write(Adapter({"q": LowRank(np.ones((3, 1)), np.ones((1, 2)))}), target, format=format)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def full(*_: Any, **__: Any) -> None:
+    write_data = stream_file._write_data  # pyright: ignore[reportPrivateUsage]: the disk is full in its midst
+
+    def full(stream: Any, slot: Any, tensor: Any) -> None:
+        write_data(stream, slot, tensor)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    monkeypatch.setattr(stream_file, "_write_data", full)
     with pytest.raises(OutputError, match="No space left"):
         formats.write(Adapter({"v": LowRank(np.ones((3, 1)), np.ones((1, 2)))}), target, format=format)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

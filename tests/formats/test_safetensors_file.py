@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,35 @@ import safetensors.numpy
 
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.safetensors_file import read_safetensors, write_safetensors
+from lorascope.formats.stream_file import write_units
 
 DTYPES = ["float64", "float32", "float16", "int64", "int8", "uint16", "bool", "complex64"]
 NARROW = [ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
+
+
+def test_a_file_is_written_unit_by_unit_as_the_reference_writer_lays_it_out(tmp_path: Path) -> None:
+    tensors = {
+        "b": np.arange(6, dtype=np.float16).reshape(3, 2).T,
+        "a": np.arange(3, dtype=np.float32),
+        "z": np.array(2.0, np.float64),
+        "none": np.empty((0, 4), np.float16),
+        "flags": np.array([True, False, True]),
+    }
+    dense = {name: np.array(tensor, order="C") for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(dense, tmp_path / "theirs.safetensors", {"made": "here"})
+    made: list[int] = []
+
+    def counted(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        made.append(len(names))
+        return {name: tensors[name] for name in names}
+
+    parts = [("a", "b"), ("z",), ("none", "flags")]
+    write_units(tmp_path / "ours.safetensors", [partial(counted, names) for names in parts], {"made": "here"})
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    assert made == [2, 1, 2] * 2
+    with pytest.raises(AdapterError, match="one name"):
+        write_units(tmp_path / "twice.safetensors", [partial(counted, ("a",))] * 2)
+    assert not (tmp_path / "twice.safetensors").exists()
 
 
 def raw(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:

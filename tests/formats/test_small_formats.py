@@ -132,11 +132,22 @@ def test_a_list_without_names(tmp_path: Path) -> None:
 
 
 def test_sam_lora(tmp_path: Path) -> None:
-    tensors = {"w_a_000": A, "w_b_000": B, "w_a_001": A, "w_b_001": np.zeros_like(B), "prompt_encoder.x": B}
+    tensors = {"w_a_002": A, "w_b_002": B, "w_a_003": A, "w_b_003": np.zeros_like(B), "prompt_encoder.x": B}
     adapter = read(tmp_path, tensors)
-    assert adapter.provenance.format == "sam-lora" and sorted(adapter) == ["000", "001"]
-    assert adapter["000"].scale == 1.0 and adapter["001"].norm() == 0.0
-    np.testing.assert_allclose(adapter["000"].delta_weight(np.float64), B @ A)
-    assert [note.code for note in adapter.notes] == ["fused-parts", "unknown-keys"]
+    q, v = "image_encoder.blocks.1.attn.qkv[0:5]", "image_encoder.blocks.1.attn.qkv[10:15]"
+    assert adapter.provenance.format == "sam-lora" and sorted(adapter) == [q, v]
+    assert adapter[q].scale == 1.0 and adapter[v].norm() == 0.0
+    np.testing.assert_allclose(adapter[q].delta_weight(np.float64), B @ A)
+    assert [note.code for note in adapter.notes] == ["numbered-sites", "unknown-keys"]
+    assert adapter.notes[0].is_doubt  # no published encoder has one block, so the trainer may have left some out
     with pytest.raises(AdapterError, match="no partner"):
         read(tmp_path, {"w_a_000": A})
+    with pytest.raises(AdapterError, match="two tensors are the factor"):
+        read(tmp_path, {"w_a_000": A, "w_b_000": B, "w_a_0000": A})
+
+
+def test_sam_lora_of_a_published_encoder_is_in_no_doubt(tmp_path: Path) -> None:
+    pair = {"a": np.ones((1, 768), np.float16), "b": np.ones((768, 1), np.float16)}
+    adapter = read(tmp_path, {f"w_{half}_{number:03d}": pair[half] for number in range(24) for half in "ab"})
+    assert adapter.notes == () and len(adapter) == 24
+    assert list(adapter)[-1] == "image_encoder.blocks.11.attn.qkv[1536:2304]"

@@ -19,6 +19,7 @@ from lorascope.formats.parametrisation import Parts, built
 
 RNG = np.random.default_rng(0)
 QKV = "transformer.double_blocks.3.img_attn.qkv"
+SAM = "image_encoder.blocks.0.attn.qkv"
 TE = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
 
 
@@ -151,9 +152,11 @@ def test_comfyui_names_are_those_that_it_looks_for(tmp_path: Path) -> None:
         ("cloneofsimo", {"unet:0": low_rank(bias=np.ones(6))}, "no bias"),
         ("cloneofsimo-list", {"q": low_rank()}, "numbers and no names"),
         ("cloneofsimo-list", {"0001": low_rank()}, "without a gap"),
-        ("sam-lora", {"blocks.0.q": low_rank()}, "number q and v"),
-        ("sam-lora", {"000": low_rank(), "002": low_rank()}, "without a gap"),
-        ("sam-lora", {"000": low_rank(is_transposed=True)}, "no LoRA for such a layer"),
+        ("sam-lora", {"blocks.0.q": low_rank()}, "hold q and v"),
+        ("sam-lora", {f"{SAM}[0:5]": low_rank()}, "hold q and v"),
+        ("sam-lora", {f"{SAM}[6:12]": low_rank()}, "hold q and v"),
+        ("sam-lora", {f"{SAM}[12:18]": low_rank()}, "without a gap"),
+        ("sam-lora", {f"{SAM}[0:6]": low_rank(is_transposed=True)}, "no LoRA for such a layer"),
         ("xlabs", {"transformer.single_blocks.0.linear1": low_rank()}, "only the attention layers"),
         ("xlabs", {"transformer.single_blocks.0.linear1[0:5]": low_rank()}, "only the attention layers"),
         ("xlabs", {"transformer.double_blocks.0.img_mlp.0": low_rank()}, "only the attention layers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,51 @@ def test_every_type_is_read_as_the_library_dequantises_it(kind: str, tmp_path: P
     np.testing.assert_allclose(update.delta_weight(np.float64), scale * B @ A)
     assert [note.code for note in adapter.notes] == ["config-variant"]
     assert adapter.provenance.metadata["adapter.alora.invocation_tokens"] == "[5, 6]"
+
+
+def test_blocks_are_widened_one_site_at_a_time(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {}
+    for layer in range(16):
+        tensors[f"blk.{layer}.attn_q.weight.lora_a"] = RNG.standard_normal((32, 2048)).astype(np.float32)
+        tensors[f"blk.{layer}.attn_q.weight.lora_b"] = RNG.standard_normal((2048, 32)).astype(np.float32)
+    path = written(tmp_path, tensors, "Q8_0", "llama", head_count=8)
+    pair = 2 * 32 * 2048 * 4
+    tracemalloc.start()
+    try:
+        adapter = formats.read(path)
+        assert tracemalloc.get_traced_memory()[1] < pair
+        formats.write(adapter, tmp_path / "a", format="peft")
+        assert tracemalloc.get_traced_memory()[1] < 6 * pair
+    finally:
+        tracemalloc.stop()
+    values = {
+        tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+    report = convert(path, tmp_path / "b.safetensors", to="kohya", is_scale_folded=True)
+    assert report.lost == () and report.expanded == () and report.relative_error < 1e-6
+    for target in ("a", "b.safetensors"):
+        again = formats.read(tmp_path / target)
+        for layer in (0, 15):
+            site = f"model.layers.{layer}.self_attn.q_proj"
+            B, A = (values[f"blk.{layer}.attn_q.weight.lora_{half}"] for half in "ba")
+            rows = permuted(np.arange(2048), 8)  # row i of the file is row rows[i] of the published model
+            published = np.empty_like(B)
+            published[rows] = B
+            found = again[site].delta_weight(np.float64)
+            expected = ALPHA / 32 * published @ A
+            assert np.abs(found - expected).max() < (1e-12 if target == "a" else 1e-6) * np.abs(expected).max()
+            assert adapter[site].norm() == pytest.approx(np.linalg.norm(expected), rel=1e-12)
+            spectrum = adapter[site].spectrum()
+            assert spectrum is not None and np.linalg.norm(spectrum) == pytest.approx(adapter[site].norm())
+
+
+def test_a_mapping_reads_blocks(tmp_path: Path) -> None:
+    tensors = {"x.down": RNG.standard_normal((32, 64)).astype(np.float32), "x.up": np.ones((64, 32), np.float32)}
+    path = written(tmp_path, tensors, "Q8_0")
+    adapter = formats.read(path, mapping={"{site}.up": "B", "{site}.down": "A"}, scale=1.0)
+    values = {one.name: gguf.quants.dequantize(one.data, one.tensor_type) for one in gguf.GGUFReader(path).tensors}
+    np.testing.assert_array_equal(adapter["x"].stored["A"], values["x.down"])
 
 
 def test_the_rows_of_a_llama_are_those_of_the_published_model(tmp_path: Path) -> None:

@@ -314,6 +314,16 @@ def test_lokr(make: Make, fields: dict[str, Any], tmp_path: Path) -> None:
         checked_as_loaded(foreign, make, tmp_path / "c", "LOKR")
 
 
+def test_a_field_of_lora_means_nothing_to_other_types(tmp_path: Path) -> None:
+    before = checked(linears, peft.LoHaConfig(r=4, alpha=2), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
+    assert {update.scale for update in before.values()} == {0.5}
+    assert {update.scale for update in formats.read(tmp_path).values()} == {0.5}
+    loaded = peft.PeftModel.from_pretrained(seeded(linears), tmp_path)
+    assert loaded.base_model.model.wide.scaling == {"default": 0.5}
+
+
 def test_lokr_of_a_convolution_in_one_dimension(tmp_path: Path) -> None:
     adapter = checked(conv1d, peft.LoKrConfig(r=1, alpha=3), tmp_path / "a")
     checked_as_loaded(adapter, conv1d, tmp_path / "b", "LOKR")

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from lorascope.adapter.low_rank import LowRank
-from lorascope.adapter.structured import Structured
 from lorascope.adapter.update import Update
 from lorascope.errors import AdapterError
 
@@ -94,7 +93,7 @@ def fitting(update: Update, spot: Spot) -> dict[bool, Update]:
     """
     found: dict[bool, Update] = {}
     for is_transposed in _meant(update, spot):
-        turned = update if is_transposed == update.is_transposed else _turned(update)
+        turned = update if is_transposed == update.is_transposed else update.transposed(is_transposed)
         if spot.fits(turned.base_shape, is_transposed=is_transposed):
             found[is_transposed] = turned
     return found
@@ -118,14 +117,7 @@ def _meant(update: Update, spot: Spot) -> tuple[bool, ...]:
 
 def _is_turnable(update: Update) -> bool:
     # a full difference is in the layout of the base that it was taken from
-    is_known = isinstance(update, LowRank | Structured) and update.kind != "full"
-    return is_known and update.layer == "linear" and not update.kernel
-
-
-def _turned(update: Update) -> Update:
-    if isinstance(update, LowRank | Structured):
-        return replace(update, is_transposed=not update.is_transposed)
-    raise TypeError(f"{type(update).__name__} has no other layout")  # _is_turnable has told
+    return update.kind != "full" and update.layer == "linear" and not update.kernel
 
 
 def settled(

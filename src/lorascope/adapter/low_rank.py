@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import check_room, laid_out, name_of, scaled_bias, widened
+from lorascope.adapter.widening import check_room, laid_out, name_of, resolved_axes, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 
@@ -83,6 +83,8 @@ class LowRank:
         alpha: what the file says; a fact, never used.
         keys: the names of B and A in the file, for messages.
         bias: [out], where the layer's bias changes too, by scale · bias.
+        is_bias_whole: whether it changes by ``bias`` as it is, without the scale.
+        scalar: a factor in ``scale`` that is no alpha/rank, which another scale does not take the place of.
 
     Raises:
         AdapterError: where the shapes do not make a product, or the scale is not finite.
@@ -105,6 +107,8 @@ class LowRank:
     keys: tuple[str, str] = ("B", "A")
     bias: NDArray[Any] | None = None
     layout: Literal["stated", "open", "unknown", "fixed"] = "stated"
+    is_bias_whole: bool = False
+    scalar: float = 1.0
 
     kind: ClassVar[str] = "lora"
 
@@ -178,9 +182,22 @@ class LowRank:
         """B, A, and the bias where there is one."""
         return {"B": self.B, "A": self.A} | ({} if self.bias is None else {"bias": self.bias})
 
+    def resolved(self, base_shape: tuple[int, ...]) -> LowRank:
+        """The same update for a base weight of that shape: a matrix gets the kernel of a convolution.
+
+        Raises:
+            AdapterError: where it does not fit.
+        """
+        _, kernel, layer = resolved_axes(self, base_shape, self.keys[0])
+        return replace(self, kernel=kernel, layer=layer)
+
+    def transposed(self, is_transposed: bool) -> LowRank:
+        """The same ΔW for a linear base that is stored as [in, out], or that is not."""
+        return replace(self, is_transposed=is_transposed)
+
     def rescaled(self, scale: float) -> LowRank:
-        """The same update with another scale."""
-        return replace(self, scale=scale)
+        """The same update with another scale, times ``scalar``."""
+        return replace(self, scale=scale * self.scalar)
 
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:
         """B and A widened to ``dtype``, and the scale.
@@ -219,5 +236,5 @@ class LowRank:
         return laid_out(delta, self.kernel, is_transposed=self.is_transposed)
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
-        """scale · bias, or None."""
-        return scaled_bias(self.bias, self.scale, self.keys[0], dtype)
+        """scale · bias, the bias as it is where it is whole, or None."""
+        return scaled_bias(self.bias, 1.0 if self.is_bias_whole else self.scale, self.keys[0], dtype)

@@ -7,6 +7,7 @@ blocks.0.attn.qkv[0:768]         rows 0 to 767
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,3 +54,36 @@ def path_and_part(site: str) -> tuple[str, Part | None]:
     if match is None:
         return site, None
     return match["path"], Part(int(match["begin"]), None if match["end"] is None else int(match["end"]))
+
+
+def expert_of(site: str) -> tuple[str, int] | None:
+    """The path and the number of an expert of a fused parameter, None of any other site.
+
+    >>> expert_of("mlp.experts.down_proj[3]"), expert_of("blocks.0.qkv[0:768]"), expert_of("q")
+    (('mlp.experts.down_proj', 3), None, None)
+    """
+    path, part = path_and_part(site)
+    return None if part is None or part.end is not None else (path, part.begin)
+
+
+def experts_of(sites: Iterable[str]) -> dict[str, dict[int, str]]:
+    """Path of a fused parameter → number of the expert → its site, of the sites that are experts.
+
+    >>> experts_of(["a.down_proj[0]", "q", "a.down_proj[1]"])
+    {'a.down_proj': {0: 'a.down_proj[0]', 1: 'a.down_proj[1]'}}
+    """
+    found: dict[str, dict[int, str]] = {}
+    for site in sites:
+        if expert := expert_of(site):
+            found.setdefault(expert[0], {})[expert[1]] = site
+    return found
+
+
+def is_rows(site: str) -> bool:
+    """Whether a site is some rows of a fused weight.
+
+    >>> is_rows("blocks.0.qkv[0:768]"), is_rows("mlp.experts.down_proj[3]")
+    (True, False)
+    """
+    _, part = path_and_part(site)
+    return part is not None and part.end is not None

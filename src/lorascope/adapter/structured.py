@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.low_rank import LowRank, product_norm, product_spectrum, read_only
 from lorascope.adapter.update import Factors, Layer, Need
-from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, scaled_bias, widened
+from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, resolved_axes, scaled_bias, widened
 from lorascope.errors import AdapterError
 
 MAX_MEASURED = 1 << 25
@@ -59,7 +59,7 @@ class Structured(ABC):
         shape: (out, in); −1 on an axis that only the base knows.
         dim: the rank that the trainer chose.
         scale: the resolved factor.
-        layer, kernel, is_transposed, alpha, bias: as in ``LowRank``.
+        layer, kernel, is_transposed, alpha, bias, is_bias_whole, scalar: as in ``LowRank``.
     """
 
     stored: Mapping[str, NDArray[Any]]
@@ -72,12 +72,15 @@ class Structured(ABC):
     is_transposed: bool = False
     alpha: float | None = None
     bias: NDArray[Any] | None = None
+    is_bias_whole: bool = False
+    scalar: float = 1.0
 
     kind: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        tensors = {role: read_only(tensor) for role, tensor in self.stored.items()}
-        object.__setattr__(self, "stored", MappingProxyType(tensors))
+        if isinstance(self.stored, dict | MappingProxyType):  # another mapping makes them when they are asked for
+            tensors = {role: read_only(tensor) for role, tensor in self.stored.items()}
+            object.__setattr__(self, "stored", MappingProxyType(tensors))
         object.__setattr__(self, "scale", float(self.scale))
         if not math.isfinite(self.scale):
             raise AdapterError("the scale is not a finite number", key=self._key, found=self.scale)
@@ -113,6 +116,22 @@ class Structured(ABC):
     def needs(self) -> Need:
         """What must be there before ΔW is known."""
 
+    @abstractmethod
+    def factors(self, dtype: DTypeLike = np.float32) -> Factors:
+        """B and A in ``dtype``, and the scale."""
+
+    @abstractmethod
+    def norm(self) -> float:
+        """‖ΔW‖_F in float64."""
+
+    @abstractmethod
+    def spectrum(self) -> NDArray[np.float64] | None:
+        """The singular values of ΔW, descending; None where they cannot be had in bounded time."""
+
+    @abstractmethod
+    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
+        """x ΔWᵀ for x [..., in], in the dtype of x."""
+
     @property
     def dtype(self) -> str:
         """The stored dtype; names joined by ``/`` where the tensors differ."""
@@ -132,26 +151,20 @@ class Structured(ABC):
         Raises:
             AdapterError: where the known axes do not fit.
         """
-        if not base_shape:
-            raise AdapterError("a base weight has at least one axis", key=self._key)
-        out, *rest = base_shape
-        in_ = math.prod(rest)
-        if self.is_transposed and len(rest) == 1:
-            out, in_ = in_, out
-        for known, given in zip(self.shape, (out, in_), strict=True):
-            if known not in (-1, given):
-                raise AdapterError(
-                    "the update does not fit the base weight",
-                    key=self._key,
-                    expected=f"a weight of shape {list(self.base_shape)}",
-                    found=list(base_shape),
-                )
-        kernel = tuple(base_shape[1:]) if len(base_shape) > 2 else self.kernel
-        return replace(self, shape=(out, in_), kernel=kernel)
+        shape, kernel, layer = resolved_axes(self, base_shape, self._key)
+        return replace(self, shape=shape, kernel=kernel, layer=layer)
+
+    def transposed(self, is_transposed: bool) -> Self:
+        """The same ΔW for a linear base that is stored as [in, out], or that is not.
+
+        Raises:
+            AdapterError: where what is stored has the layout of the base.
+        """
+        return replace(self, is_transposed=is_transposed)
 
     def rescaled(self, scale: float) -> Self:
-        """The same update with another scale."""
-        return replace(self, scale=scale)
+        """The same update with another scale, times ``scalar``."""
+        return replace(self, scale=scale * self.scalar)
 
     def delta_weight(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any]:
         """ΔW in full, in the layout of the base weight.
@@ -177,8 +190,8 @@ class Structured(ABC):
         """ΔW [out, in] with its scale; ``base`` is W [out, in] where it was given."""
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
-        """scale · bias, or None."""
-        return scaled_bias(self.bias, self.scale, self._key, dtype)
+        """scale · bias, the bias as it is where it is whole, or None."""
+        return scaled_bias(self.bias, 1.0 if self.is_bias_whole else self.scale, self._key, dtype)
 
     def _whole(self) -> NDArray[Any]:
         """ΔW [out, in] in float64, of an additive update."""
@@ -234,6 +247,11 @@ class Expanded(Structured):
         Raises:
             AdapterError: where they would be larger than ΔW, or have no room.
         """
+        self._check_factors(is_wide_allowed=is_wide_allowed)
+        B, A = self._product(np.dtype(dtype))
+        return Factors(B, A, self.scale)
+
+    def _check_factors(self, *, is_wide_allowed: bool) -> None:
         self._check_shape_known()
         if self.rank >= min(self.shape) > 1 and self.rank > self.dim and not is_wide_allowed:
             raise AdapterError(
@@ -245,8 +263,6 @@ class Expanded(Structured):
             )
         rank = max(self.rank, 1)
         check_room(sum(self.shape), rank, what="the pair of factors of ΔW", key=self._key, limit=MAX_FACTORS)
-        B, A = self._product(np.dtype(dtype))
-        return Factors(B, A, self.scale)
 
     @property
     def _is_wide(self) -> bool:
@@ -261,17 +277,33 @@ class Expanded(Structured):
         Raises:
             AdapterError: where the factors would be larger than ΔW.
         """
+        outline = self.outline()
         factors = self.factors(np.float64)
+        return replace(outline, B=factors.B.astype(outline.B.dtype), A=factors.A.astype(outline.A.dtype))
+
+    @property
+    def factor_dtype(self) -> np.dtype[Any]:
+        """The dtype of ``as_low_rank``: half precision is widened, so that working out products costs no digits."""
         is_double = any(tensor.dtype == np.float64 for tensor in self.stored.values())
-        wide = np.float64 if is_double else np.float32
+        return np.dtype(np.float64 if is_double else np.float32)
+
+    def outline(self) -> LowRank:
+        """``as_low_rank`` without its values: B and A have their shapes and dtypes, and take no memory.
+
+        Raises:
+            AdapterError: where the factors would be larger than ΔW.
+        """
+        self._check_factors(is_wide_allowed=False)
+        nothing = np.zeros((), self.factor_dtype)
         return LowRank(
-            factors.B.astype(wide),
-            factors.A.astype(wide),
-            factors.scale,
+            np.broadcast_to(nothing, (self.shape[0], self.rank)),
+            np.broadcast_to(nothing, (self.rank, self.shape[1])),
+            self.scale,
             layer=self.layer,
             kernel=self.kernel,
             is_transposed=self.is_transposed,
             bias=self.bias,
+            is_bias_whole=self.is_bias_whole,
         )
 
     def norm(self) -> float:

@@ -86,7 +86,12 @@ class Update(Protocol):
 
     @property
     def bias(self) -> NDArray[Any] | None:
-        """The stored change of the layer's bias, which is scale · bias, or None."""
+        """The stored change of the layer's bias, or None: it changes by scale · bias, or by bias as it is."""
+        ...
+
+    @property
+    def is_bias_whole(self) -> bool:
+        """Whether the layer's bias changes by ``bias`` as it is, which no scale multiplies."""
         ...
 
     @property
@@ -104,8 +109,16 @@ class Update(Protocol):
         """The tensors that the update is made of, by role, in the dtype of the file."""
         ...
 
+    def resolved(self, base_shape: tuple[int, ...]) -> Update:
+        """The same update with the axes that only the base knows filled in from the shape of its weight."""
+        ...
+
+    def transposed(self, is_transposed: bool) -> Update:
+        """The same ΔW for a linear base that is stored as [in, out], or that is not."""
+        ...
+
     def rescaled(self, scale: float) -> Update:
-        """The same update with another scale."""
+        """The same update with another scale; a ``scalar`` that the file states beside it still multiplies ΔW."""
         ...
 
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lorascope.adapter.update import Layer, Update
 from lorascope.errors import AdapterError
 
 MAX_DENSE = 1 << 28
@@ -16,6 +18,8 @@ MAX_DENSE = 1 << 28
 
 MAX_FACTORS = 1 << 25
 """Numbers that the two factors of one structured update may have when they are worked out (256 MiB in float64)."""
+
+_CONVOLUTIONS: Mapping[int, Layer] = {1: "conv1d", 2: "conv2d", 3: "conv3d"}
 
 
 def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
@@ -79,6 +83,33 @@ def check_room(*axes: int, what: str = "ΔW", key: str | None = None, limit: int
             hint="the update is still exact; ask for its norm, or for its factors where the rank is low",
             code="too-large",
         )
+
+
+def resolved_axes(
+    update: Update, base_shape: tuple[int, ...], key: str
+) -> tuple[tuple[int, int], tuple[int, ...], Layer]:
+    """Shape, kernel and layer of an update for a base weight of that shape.
+
+    Raises:
+        AdapterError: where the axes that are known do not fit.
+    """
+    if not base_shape:
+        raise AdapterError("a base weight has at least one axis", key=key)
+    out, *rest = base_shape
+    in_ = math.prod(rest)
+    if update.is_transposed and len(rest) == 1:
+        out, in_ = in_, out
+    for known, given in zip(update.shape, (out, in_), strict=True):
+        if known not in (-1, given):
+            raise AdapterError(
+                "the update does not fit the base weight",
+                key=key,
+                expected=f"a weight of shape {list(update.base_shape)}",
+                found=list(base_shape),
+            )
+    if len(base_shape) < 3:
+        return (out, in_), update.kernel, update.layer
+    return (out, in_), tuple(rest), _CONVOLUTIONS.get(len(rest) - 1, update.layer)
 
 
 def laid_out(

@@ -40,7 +40,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="PATH",
-            help="Folder of the base model, or its config.json: GGUF needs the architecture and numbers of heads.",
+            help="Folder of the base model, or its config.json. Its shapes tell the kernels and fused rows that "
+            "SRC leaves open; GGUF needs the architecture and numbers of heads.",
             show_default=False,
         ),
     ] = None,
@@ -59,6 +60,9 @@ def convert(
     ] = False,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write what can be written instead of refusing; the rest is reported.")
+    ] = False,
+    allow_growth: Annotated[
+        bool, typer.Option("--allow-growth", help="Write plain factors however much larger than SRC they are.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The loss report as one JSON object.")] = False,
 ) -> None:
@@ -88,7 +92,9 @@ def convert(
             base, model_type=architecture, num_attention_heads=heads, num_key_value_heads=kv_heads
         ),
         is_metadata_kept=not strip_metadata,
+        base=base if base is not None and _has_weights(base) else None,
         is_loss_allowed=allow_loss,
+        is_growth_allowed=allow_growth,
     )
     print_json(report.as_dict()) if as_json else losses_as_text(report, console())
 
@@ -105,5 +111,15 @@ def _base_config(base: str | None, **given: Any) -> dict[str, Any]:
     if base is not None:
         with placed(base):
             path = Path(base)
-            config = text_config(read_config(path / "config.json" if path.is_dir() else path)[0])
+            is_alone = _has_weights(base) and not (path / "config.json").exists()
+            if not is_alone:
+                config = text_config(read_config(path / "config.json" if path.is_dir() else path)[0])
     return config | {key: value for key, value in given.items() if value is not None}
+
+
+def _has_weights(base: str) -> bool:
+    """Whether weights of the base are there, and not its configuration alone."""
+    from pathlib import Path
+
+    path = Path(base)
+    return path.suffix == ".safetensors" or (path.is_dir() and any(path.rglob("*.safetensors")))

@@ -14,6 +14,7 @@ import numpy as np
 
 from lorascope.adapter import Relative, Update
 from lorascope.errors import AdapterError
+from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.symmetry import distance
 
 
@@ -110,7 +111,7 @@ def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = 
         units.append(float(ml_dtypes.finfo(dtype).eps))
     unit = max(units, default=0.0)
     condition = 8.0
-    before = getattr(before, "inner", before)
+    before = before.inner if isinstance(before, DoRA) else before
     if _has_factors(before):
         B, A, scale = before.factors(np.float64)
         norm = before.norm()
@@ -143,9 +144,8 @@ def _has_factors(update: Update) -> bool:
 
 def _error_of_tensors(before: Update, after: Update) -> tuple[float, float]:
     one, two = before.stored, after.stored
-    inner = getattr(before, "inner", None), getattr(after, "inner", None)
-    if before.kind == after.kind and isinstance(inner[0], Update) and isinstance(inner[1], Update):
-        error, norm = error_of(inner[0], inner[1])  # the scale may have moved into a factor: ΔV counts
+    if isinstance(before, DoRA) and isinstance(after, DoRA):
+        error, norm = error_of(before.inner, after.inner)  # the scale may have moved into a factor: ΔV counts
         pair = [update.stored["magnitude"].astype(np.float64).ravel() for update in (before, after)]
         return math.hypot(error, float(np.linalg.norm(pair[0] - pair[1]))), math.hypot(norm, np.linalg.norm(pair[0]))
     if before.kind != after.kind or set(one) != set(two):

@@ -1,7 +1,8 @@
-"""The dtypes that adapters are written in, by name."""
+"""The dtypes that adapters are stored in, by name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +12,45 @@ from numpy.typing import DTypeLike, NDArray
 from lorascope.errors import AdapterError
 
 _NAMES = ("float32", "float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2")
+
+
+STORED: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(kind)
+    for name, kind in {
+        "F64": np.float64,
+        "F32": np.float32,
+        "F16": np.float16,
+        "BF16": ml_dtypes.bfloat16,
+        "F8_E4M3": ml_dtypes.float8_e4m3fn,
+        "F8_E5M2": ml_dtypes.float8_e5m2,
+        "I64": np.int64,
+        "I32": np.int32,
+        "I16": np.int16,
+        "I8": np.int8,
+        "U64": np.uint64,
+        "U32": np.uint32,
+        "U16": np.uint16,
+        "U8": np.uint8,
+        "BOOL": np.bool_,
+        "C64": np.complex64,
+    }.items()
+}
+"""The dtypes of safetensors files by the names that the format gives them."""
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name that the format gives to a dtype.
+
+    >>> dtype_name(np.dtype("float16"))
+    'F16'
+
+    Raises:
+        AdapterError: where it has none.
+    """
+    for name, known in STORED.items():
+        if known == dtype:
+            return name
+    raise AdapterError("safetensors has no such dtype", expected=", ".join(STORED), found=dtype.name)
 
 
 def floating_dtype(dtype: DTypeLike) -> np.dtype[Any]:

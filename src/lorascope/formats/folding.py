@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import LowRank
-from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
 
 
@@ -56,25 +54,7 @@ def unscaled(update: LowRank, dtype: DTypeLike | None = None) -> LowRank:
         AdapterError: where a product is too large for the dtype.
     """
     A = update.A if dtype is None else cast_to(update.A, dtype)
-    bias = None if update.bias is None else times(update.bias, update.scale, dtype)
-    return replace(update, B=times(update.B, update.scale, dtype), A=A, bias=bias, scale=1.0, alpha=None)
-
-
-def stacked_experts(
-    site: str, factors: Mapping[int, tuple[NDArray[Any], NDArray[Any]]]
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """A [experts, rank, in] and B [experts, out, rank] of the experts 0 … n of one path.
-
-    Raises:
-        AdapterError: where a number is missing, or shapes, ranks or dtypes differ.
-    """
-    pairs = [factors[index] for index in sorted(factors)]
-    shapes = {(A.shape, B.shape, A.dtype, B.dtype) for A, B in pairs}
-    if sorted(factors) != list(range(len(factors))) or len(shapes) > 1:
-        raise AdapterError(
-            "all experts of a layer are one tensor in this format, and these do not fit together",
-            key=site,
-            expected="experts 0 … n of one shape, rank and dtype",
-            found=f"{len(factors)} experts, {len(shapes)} shapes, the last number {max(factors)}",
-        )
-    return np.stack([A for A, _ in pairs]), np.stack([B for _, B in pairs])
+    factor = 1.0 if update.is_bias_whole else update.scale
+    bias = None if update.bias is None else times(update.bias, factor, dtype)
+    B = times(update.B, update.scale, dtype)
+    return replace(update, B=B, A=A, bias=bias, scale=1.0, scalar=1.0, alpha=None)

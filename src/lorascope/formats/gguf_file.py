@@ -4,7 +4,8 @@
 
 Integers are little-endian. A string is its length and its bytes; dimensions are stored fastest first, so that a
 matrix [rows, columns] has the dimensions (columns, rows). F32, F16, BF16 and F64 are views of the mapped file; Q8_0
-(blocks of 32 signed bytes under one float16) is multiplied out to float32, which is exact.
+(blocks of 32 signed bytes under one float16) is a view of its blocks, [rows, columns/32]; ``dense`` multiplies them out
+to float32, which is exact.
 
 Source: https://github.com/ggml-org/ggml, docs/gguf.md and src/gguf.cpp, whose checks these are.
 """
@@ -86,6 +87,31 @@ class GGUFFields(dict[str, str]):
     def __init__(self, fields: Mapping[str, str], stored: Mapping[str, bytes], image: mmap.mmap | bytes) -> None:
         super().__init__(fields)
         self.stored, self.image = stored, image
+
+
+def is_in_blocks(tensor: NDArray[Any]) -> bool:
+    """Whether a tensor is a view of Q8_0 blocks."""
+    return tensor.dtype == _BLOCK
+
+
+def dense_shape(tensor: NDArray[Any]) -> tuple[int, ...]:
+    """The shape of a tensor once its blocks are multiplied out."""
+    return (*tensor.shape[:-1], tensor.shape[-1] * 32) if is_in_blocks(tensor) else tensor.shape
+
+
+def dense(tensor: NDArray[Any]) -> NDArray[Any]:
+    """A tensor of numbers: blocks multiplied out to float32, every other one as it is.
+
+    >>> blocks = np.zeros((2, 1), _BLOCK)
+    >>> blocks["scale"], blocks["values"][0, 0, 5] = 0.5, 3
+    >>> dense(blocks).shape, float(dense(blocks)[0, 5])
+    ((2, 32), 1.5)
+    """
+    if not is_in_blocks(tensor):
+        return tensor
+    numbers = tensor["values"] * tensor["scale"][..., None].astype(np.float32)
+    numbers.flags.writeable = False
+    return numbers.reshape(dense_shape(tensor))
 
 
 class _Cursor:
@@ -265,8 +291,5 @@ def _array(data: mmap.mmap | bytes, info: _Info, start: int, size: int) -> NDArr
             return np.empty(info.shape, np.float32)
         except (ValueError, OverflowError):  # an empty tensor with an impossible dimension
             raise AdapterError("the shape of an empty tensor is impossible", key=info.name) from None
-    stored: NDArray[Any] = np.frombuffer(data, dtype, size // dtype.itemsize, start)
-    if info.kind == _Q8_0:
-        stored = stored["values"] * stored["scale"][:, None].astype(np.float32)
-        stored.flags.writeable = False
-    return stored.reshape(info.shape)
+    shape = info.shape if info.kind != _Q8_0 else (*info.shape[:-1], info.shape[-1] // 32)
+    return np.frombuffer(data, dtype, size // dtype.itemsize, start).reshape(shape)

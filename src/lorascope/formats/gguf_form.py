@@ -13,9 +13,9 @@ Source: https://github.com/ggml-org/llama.cpp, src/llama-adapter.cpp and convert
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +23,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.adapter.site import expert_of, experts_of
 from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
-from lorascope.formats.folding import stacked_experts, times, widened_times
-from lorascope.formats.gguf_file import GGUFFields
+from lorascope.formats.folding import times, widened_times
+from lorascope.formats.gguf_file import GGUFFields, dense
 from lorascope.formats.gguf_names import BLOCK_NAMES, EMBEDDING, PERMUTED, BaseShape, permuted
-from lorascope.formats.gguf_output import Field, write_gguf
+from lorascope.formats.gguf_output import Field, write_gguf_units
 from lorascope.formats.output_file import replaced_file
 from lorascope.formats.peft_fields import padded
+from lorascope.formats.plain_factors import outlined, worked_out
+from lorascope.formats.refusals import at_site, check
+from lorascope.formats.stream_file import Unit, units_of
 
 BASE_NAME = "general.base_model.0.name"
 """The field that names the base model."""
@@ -47,7 +51,6 @@ NEEDED = frozenset(
 )
 """The fields that a file is not understood without."""
 
-_EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
 _REPLACED = ("general.alignment", "general.file_type", "general.quantization_version")
 _DTYPES = ("float32", "float16", "bfloat16")
 _FLOAT32_EPS = float(np.finfo(np.float32).eps)
@@ -83,61 +86,103 @@ def write_gguf_adapter(adapter: Adapter, path: Path, dtype: DTypeLike | None) ->
             expected=f"a model_type such as {', '.join(list(BLOCK_NAMES)[:4])}",
             hint="give its folder or config.json with --base (base_config=), or name it with --architecture",
         )
-    tensors_of = _tensors_of(adapter, base)
-    updates = {site: _plain(site, update, tensors_of[site]) for site, update in adapter.items()}
+    check(gguf_refusals(adapter))
+    tensors_of = {site: _tensor_of(site, base) for site in adapter}
     _check_heads(tensors_of, base)
-    alpha = _common_alpha(updates)
-    tensors: dict[str, NDArray[Any]] = {}
-    experts: dict[str, dict[int, tuple[NDArray[Any], NDArray[Any]]]] = {}
-    for site, update in updates.items():
-        name = tensors_of[site]
-        heads = base.heads_of(name) if base.is_permuted(name) and name != site else None
-        up, A = _scaled(update, alpha, dtype), _cast(update.A, dtype)
-        B = up if heads is None else permuted(up, heads, site)
-        if match := _EXPERT.fullmatch(name):
-            experts.setdefault(match["path"], {})[int(match["expert"])] = (A, B)
-        else:
-            tensors |= _pair(name, A.T if name == EMBEDDING else A, B)
-    for name, factors in experts.items():
-        tensors |= _pair(name, *stacked_experts(name, factors))
+    alpha = _common_alpha({site: _plain(outlined(update), tensors_of[site]) for site, update in adapter.items()})
+    owners = {name: site for site, name in tensors_of.items()}
+    units: list[Unit] = [
+        partial(_site_tensors, site, name, adapter[site], base, alpha, dtype)
+        for site, name in tensors_of.items()
+        if expert_of(name) is None
+    ]
+    units += [
+        partial(_expert_tensors, path, [adapter[owners[name]] for _, name in sorted(names.items())], alpha, dtype)
+        for path, names in experts_of(owners).items()
+    ]
     if provenance.format == "gguf":
-        tensors |= adapter.leftovers
-    write_gguf(path, _fields(fields, adapter, base, alpha), tensors)
+        units += units_of({name: dense(tensor) for name, tensor in adapter.leftovers.items()})
+    write_gguf_units(path, _fields(fields, adapter, base, alpha), units)
+
+
+def gguf_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that GGUF has no place for, beside the others that there are."""
+    base = BaseShape.of(adapter.provenance.base_config)
+    if not base.architecture:  # nothing is known of any site, which is told when the file is written
+        return
+    owners: dict[str, str] = {}
+    plain: dict[str, LowRank] = {}
+    for site, update in adapter.items():
+        try:
+            name = _tensor_of(site, base)
+            if owners.setdefault(name, site) != site:
+                raise AdapterError("two sites are one tensor", found=owners[name])
+            plain[name] = _plain(outlined(update), name)
+        except AdapterError as error:
+            yield at_site(error, site)
+    for names in experts_of(plain).values():
+        shapes = {(plain[name].shape, plain[name].rank) for name in names.values()}
+        if sorted(names) != list(range(len(names))) or len(shapes) > 1:
+            for name in names.values():
+                yield AdapterError(
+                    "all experts of a layer are one tensor in this format, and these do not fit together",
+                    key=owners[name],
+                    expected="experts 0 … n of one shape and rank",
+                    found=f"{len(names)} experts, {len(shapes)} shapes, the last number {max(names)}",
+                )
+
+
+def _site_tensors(
+    site: str, name: str, update: Update, base: BaseShape, alpha: float, dtype: DTypeLike | None
+) -> dict[str, NDArray[Any]]:
+    plain = _plain(worked_out(update), name)
+    heads = base.heads_of(name) if base.is_permuted(name) and name != site else None
+    up, A = _scaled(plain, alpha, dtype), _cast(plain.A, dtype)
+    B = up if heads is None else permuted(up, heads, site)
+    return _pair(name, A.T if name == EMBEDDING else A, B)
+
+
+def _expert_tensors(
+    path: str, updates: Sequence[Update], alpha: float, dtype: DTypeLike | None
+) -> dict[str, NDArray[Any]]:
+    plain = [_plain(worked_out(update), path) for update in updates]
+    ups, downs = [_scaled(one, alpha, dtype) for one in plain], [_cast(one.A, dtype) for one in plain]
+    return _pair(path, _stacked(downs), _stacked(ups))
+
+
+def _stacked(tensors: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Experts as one tensor; where a scale has widened some of them, all of them are."""
+    kinds = {tensor.dtype for tensor in tensors}
+    return np.stack(tensors if len(kinds) == 1 else [tensor.astype(np.float32) for tensor in tensors])
 
 
 def _pair(name: str, A: NDArray[Any], B: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {f"{name}.weight.lora_a": A, f"{name}.weight.lora_b": B}
 
 
-def _tensors_of(adapter: Adapter, base: BaseShape) -> dict[str, str]:
-    """Site → tensor without ``.weight``; that of an expert with the bracket of its site."""
-    found: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for site in adapter:
-        expert = _EXPERT.fullmatch(site)
-        name = base.tensor_of(site if expert is None else expert["path"])
-        if name is None:
-            raise AdapterError(
-                f"no tensor of llama.cpp's {base.architecture} is known for this module",
-                key=site,
-                expected="a module such as model.layers.0.mlp.up_proj"
-                if base.is_known
-                else f"an architecture of {', '.join(BLOCK_NAMES)}",
-            )
-        found[site] = name if expert is None else f"{name}[{expert['expert']}]"
-        if owners.setdefault(found[site], site) != site:
-            raise AdapterError("two sites are one tensor", key=site, found=owners[found[site]])
-    return found
+def _tensor_of(site: str, base: BaseShape) -> str:
+    """The tensor of a site without ``.weight``; that of an expert with the bracket of its site."""
+    expert = expert_of(site)
+    name = base.tensor_of(site if expert is None else expert[0])
+    if name is None:
+        raise AdapterError(
+            f"no tensor of llama.cpp's {base.architecture} is known for this module",
+            key=site,
+            expected="a module such as model.layers.0.mlp.up_proj"
+            if base.is_known
+            else f"an architecture of {', '.join(BLOCK_NAMES)}",
+        )
+    return name if expert is None else f"{name}[{expert[1]}]"
 
 
-def _plain(site: str, update: Update, name: str) -> LowRank:
+def _plain(update: Update, name: str) -> LowRank:
     if not isinstance(update, LowRank):
-        raise AdapterError("GGUF adapters hold only LoRA", key=site, found=update.kind)
+        raise AdapterError("GGUF adapters hold only LoRA", found=update.kind)
     if update.layer != ("embedding" if name == EMBEDDING else "linear") or update.bias is not None:
         found = f"{update.layer}{' with a bias' * (update.bias is not None)}"
-        raise AdapterError("GGUF has no LoRA for such a layer", key=site, expected="linear, no bias", found=found)
+        raise AdapterError("GGUF has no LoRA for such a layer", expected="linear, no bias", found=found)
     if update.is_transposed != (name == EMBEDDING):
-        raise AdapterError("llama.cpp has no layer of this layout", key=site, expected="a weight stored as [out, in]")
+        raise AdapterError("llama.cpp has no layer of this layout", expected="a weight stored as [out, in]")
     return padded(update)
 
 

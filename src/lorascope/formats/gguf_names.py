@@ -147,7 +147,7 @@ def permuted(B: NDArray[Any], heads: int, site: str) -> NDArray[Any]:
     Raises:
         AdapterError: where the rows cannot be cut into that many heads.
     """
-    rows = _rows_of_a_head(B, heads, site)
+    rows = rows_of_a_head(B.shape[0], heads, site)
     return B.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(B.shape)
 
 
@@ -157,12 +157,16 @@ def unpermuted(B: NDArray[Any], heads: int, site: str) -> NDArray[Any]:
     Raises:
         AdapterError: where the rows cannot be cut into that many heads.
     """
-    rows = _rows_of_a_head(B, heads, site)
+    rows = rows_of_a_head(B.shape[0], heads, site)
     return B.reshape(heads, rows // 2, 2, -1).swapaxes(1, 2).reshape(B.shape)
 
 
-def _rows_of_a_head(B: NDArray[Any], heads: int, site: str) -> int:
-    rows = int(B.shape[0])
+def rows_of_a_head(rows: int, heads: int, site: str) -> int:
+    """The rows of one head.
+
+    Raises:
+        AdapterError: where the rows cannot be cut into that many heads.
+    """
     if rows % (2 * heads):
         raise AdapterError(
             "the rows of B cannot be cut into the heads that are stated",

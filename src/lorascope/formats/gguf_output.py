@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Tensors
 from lorascope.formats.output_file import replaced_file
-from lorascope.formats.safetensors_file import is_placeholder
+from lorascope.formats.stream_file import Slot, Unit, is_placeholder, units_of
 
 Field = str | int | float | Sequence[int] | bytes
 """The value of a field: a string, a uint32, a float32, an array of uint32, or the bytes of type and value as stored."""
@@ -47,19 +47,35 @@ def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Tensors) -> Non
     >>> read_gguf(path).tensors["x"].shape
     (2, 3)
     """
-    for name, tensor in tensors.items():
-        _check(name, tensor)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+    write_gguf_units(path, fields, units_of(tensors))
+
+
+def write_gguf_units(path: Path, fields: Mapping[str, Field], units: Sequence[Unit]) -> None:
+    """The same for tensors that are made unit by unit, each of which is called twice.
+
+    Raises:
+        AdapterError: as ``write_gguf``, and where two tensors have one name.
+        OutputError: where the file cannot be written; nothing is left behind.
+    """
+    slots: dict[str, Slot] = {}
+    for unit in units:
+        for name, tensor in unit().items():
+            if name in slots:
+                raise AdapterError("two tensors of the file would have one name", key=name)
+            _check(name, tensor)
+            slots[name] = Slot(name, tensor.dtype, tensor.shape)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(slots), len(fields))
     head += b"".join(_text(key) + _encoded(value) for key, value in fields.items())
     offset = 0
-    for name, tensor in tensors.items():
-        shape = tensor.shape[::-1]
-        head += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, TYPES[tensor.dtype.name], offset)
-        offset += tensor.nbytes + _gap(tensor.nbytes)
+    for slot in slots.values():
+        shape = slot.shape[::-1]
+        head += _text(slot.name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, TYPES[slot.dtype.name], offset)
+        offset += slot.nbytes + _gap(slot.nbytes)
     with replaced_file(path) as temporary, temporary.open("wb") as stream:
         _write_aligned(stream, head)
-        for tensor in tensors.values():
-            _write_aligned(stream, _little_endian(tensor).tobytes())
+        for unit in units:
+            for tensor in unit().values():
+                _write_aligned(stream, _little_endian(tensor).tobytes())
 
 
 def _check(name: str, tensor: NDArray[Any]) -> None:

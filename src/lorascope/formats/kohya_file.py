@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
+from lorascope.adapter import Adapter, Expanded, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
 from lorascope.formats.dtypes import cast_to
-from lorascope.formats.kohya_names import SITES_KEY, listed, names_of, sites_of
+from lorascope.formats.kohya_names import SITES_KEY, flattened, listed, names_of, sites_of
 from lorascope.formats.kohya_sites import SUFFIXES, Builder, grouped, kind_of, split_parts
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_fields import padded
-from lorascope.formats.safetensors_file import write_safetensors
+from lorascope.formats.plain_factors import outlined, worked_out
+from lorascope.formats.refusals import at_site, check
+from lorascope.formats.scalars import alpha_for
+from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
 
 FAMILY = ("kohya", "lycoris")
 
@@ -119,53 +124,96 @@ def site_notes(sites: Mapping[str, Update], builders: Iterable[Builder], assumpt
     return notes
 
 
-def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
+def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None, kinds: Collection[str] = WRITES) -> None:
     """Write one file; an unedited adapter of the family is written as it was.
 
     alpha = scale · dim at every site. A LoKr with both factors whole has no alpha that counts: its scale goes into w1.
     The metadata list the sites under ``lorascope.sites``, since names lose their dots.
 
+    Args:
+        adapter: what to write.
+        path: where.
+        dtype: of the tensors, as stored if None; alphas keep theirs.
+        kinds: the parametrisations that are kept; others of low rank are worked out.
+
     Raises:
-        AdapterError: where a site is of a kind that such files have not, an embedding, transposed or has a bias, or two
-            names become one.
+        AdapterError: where a site is of a kind that such files have not, an embedding, transposed or has a bias that
+            the scale multiplies, or two names become one.
         OutputError: where the file cannot be written.
     """
     is_own = adapter.provenance.format in FAMILY
-    if adapter.original is not None and is_own and dtype is None:
-        write_safetensors(path, adapter.original, adapter.provenance.metadata)
+    if is_unedited(adapter, FAMILY, dtype):
+        write_units(path, units_of(adapter.original or {}), adapter.provenance.metadata)
         return
     if not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
+    check(flat_refusals(adapter, kinds))
     names = names_of(adapter)
-    tensors: dict[str, NDArray[Any]] = {}
-    for site, update in adapter.items():
-        for suffix, tensor in site_tensors(update, site).items():
-            key = f"{names[site]}.{suffix}"
-            tensors[key] = tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
+    units: list[Unit] = [partial(_named_tensors, names[site], site, one, dtype, kinds) for site, one in adapter.items()]
     kept = {key: text for key, text in adapter.provenance.metadata.items() if is_own and key != SITES_KEY}
     if is_own:
-        tensors |= adapter.leftovers
+        units += units_of(adapter.leftovers)
     moved = {name: site for site, name in names.items() if name != site}
-    write_safetensors(path, tensors, kept | ({SITES_KEY: listed(moved)} if moved else {}))
+    write_units(path, units, kept | ({SITES_KEY: listed(moved)} if moved else {}))
 
 
-def site_tensors(update: Update, site: str) -> dict[str, NDArray[Any]]:
-    """Suffix → tensor, alpha among them, of a kind in ``WRITES``.
+def flat_refusals(adapter: Adapter, kinds: Collection[str] = WRITES) -> Iterator[AdapterError]:
+    """An error for each site that such a file has no place for, beside the others that there are."""
+    owner: dict[str, str] = {}
+    for site, update in adapter.items():
+        try:
+            check_site(site, update, kinds)
+            name = flattened(site)
+        except AdapterError as error:
+            yield at_site(error, site)
+            continue
+        if name in owner:
+            yield AdapterError("two sites have one name without dots", key=site, found=f"{name} of {owner[name]}")
+        owner.setdefault(name, site)
+
+
+def check_site(site: str, update: Update, kinds: Collection[str] = WRITES) -> None:
+    """Check that the family has a place for an update.
 
     Raises:
-        AdapterError: naming the site, where the family has no place for the update.
+        AdapterError: naming the site.
     """
-    kind = update.kind
     if update.is_transposed or update.layer == "embedding":
         raise AdapterError("kohya files have no embeddings and no transposed layers", key=site)
-    if update.bias is not None and kind != "full":
-        raise AdapterError("kohya files have no bias beside a LoRA", key=site)
+    if update.bias is not None and not update.is_bias_whole:
+        raise AdapterError("kohya files have no bias that the scale multiplies", key=site)
+    update = outlined(update, kinds)
+    inner = update.inner if isinstance(update, DoRA) else update
+    is_held = isinstance(inner, LowRank) or inner.kind in ("locon", *_PREFIXES)
+    if not is_held and not (inner is update and inner.kind == "full" and inner.scale == 1.0):
+        raise AdapterError(
+            "kohya files have no place for this kind of update",
+            key=site,
+            expected=", ".join(WRITES),
+            found=inner.kind,
+        )
+
+
+def _named_tensors(
+    name: str, site: str, update: Update, dtype: DTypeLike | None, kinds: Collection[str]
+) -> dict[str, NDArray[Any]]:
+    return {
+        f"{name}.{suffix}": tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
+        for suffix, tensor in site_tensors(worked_out(update, kinds)).items()
+    }
+
+
+def site_tensors(update: Update) -> dict[str, NDArray[Any]]:
+    """Suffix → tensor, alpha among them, of an update that ``check_site`` passes and that is worked out."""
+    kind = update.kind
+    if update.bias is not None and isinstance(update, LowRank | Expanded):
+        return {**site_tensors(replace(update, bias=None)), "diff_b": update.bias}
     if isinstance(update, DoRA):
-        return {**site_tensors(update.inner, site), "dora_scale": _dora_scale(update)}
+        return {**site_tensors(update.inner), "dora_scale": _dora_scale(update)}
     if isinstance(update, LowRank):
         up, down = convolution_factors(padded(update))
         return _scaled({"lora_down.weight": down, "lora_up.weight": up}, padded(update), "lora_up.weight")
-    if kind == "full" and update.scale == 1.0:
+    if kind == "full":
         suffixes = ("w_norm", "b_norm") if update.layer == "norm" else ("diff", "diff_b")
         return {
             suffix: update.stored[role]
@@ -175,24 +223,21 @@ def site_tensors(update: Update, site: str) -> dict[str, NDArray[Any]]:
     if kind == "locon":
         names = {"B": "lora_up.weight", "mid": "lora_mid.weight", "A": "lora_down.weight"}
         return _scaled({names[role]: tensor for role, tensor in update.stored.items()}, update, "lora_up.weight")
-    if kind in _PREFIXES:
-        tensors = {f"{_PREFIXES[kind]}{role}": tensor for role, tensor in update.stored.items()}
-        first = next(name for name in ("hada_w1_a", "lokr_w1", "lokr_w1_a") if name in tensors)
-        if {"lokr_w1", "lokr_w2"} <= set(tensors):
-            return tensors | {first: _times(tensors[first], update.scale), "alpha": np.array(1.0, np.float32)}
-        return _scaled(tensors, update, first)
-    raise AdapterError(
-        "kohya files have no place for this kind of update", key=site, expected=", ".join(WRITES), found=kind
-    )
+    tensors = {f"{_PREFIXES[kind]}{role}": _with_kernel(role, tensor, update) for role, tensor in update.stored.items()}
+    first = next(name for name in ("hada_w1_a", "lokr_w1", "lokr_w1_a") if name in tensors)
+    if {"lokr_w1", "lokr_w2"} <= set(tensors):
+        return tensors | {first: _times(tensors[first], update.scale), "alpha": np.array(1.0, np.float32)}
+    return _scaled(tensors, update, first)
+
+
+def _with_kernel(role: str, tensor: NDArray[Any], update: Update) -> NDArray[Any]:
+    """A Tucker core with one axis for each of the kernel's: PEFT has two of every kernel."""
+    return tensor.reshape(*tensor.shape[:2], *update.kernel[1:]) if role.startswith("t") else tensor
 
 
 def _scaled(tensors: dict[str, NDArray[Any]], update: Update, first: str) -> dict[str, NDArray[Any]]:
     """The tensors and an alpha with alpha / dim == scale where there is one; ``first`` is a factor of the product."""
-    guess = update.scale * update.dim
-    candidates = [guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf)]
-    if update.alpha is not None:
-        candidates.insert(0, update.alpha)
-    alpha = next((alpha for alpha in candidates if alpha / update.dim == update.scale), guess)
+    alpha = alpha_for(update, update.dim)
     if alpha == 0:  # in the file alpha 0 means "not stated"
         tensors, alpha = tensors | {first: np.zeros_like(tensors[first])}, float(update.dim)
     is_exact = float(np.float32(alpha)) == alpha

@@ -201,6 +201,8 @@ class Builder:
                 options={"is_kohya": self.is_kohya_oft},
             ),
         )
+        if key := group.shared("scalar"):
+            update = _with_scalar(update, self._scalar(key), key, site)
         if (key := group.shared("diff_b")) and kind != "full":
             update = _with_bias(update, self.tensors[key], key, site)
         if key := group.shared("dora_scale"):
@@ -233,7 +235,7 @@ class Builder:
         alpha = None
         if alpha_key and kind in _SCALED:
             alpha = stated_alpha(self.tensors[alpha_key], alpha_key)
-        factor = 1.0 if scalar_key is None else (stated_alpha(self.tensors[scalar_key], scalar_key) or 0.0)
+        factor = 1.0 if scalar_key is None else self._scalar(scalar_key)
 
         def scale_of(dim: int) -> Scale:
             if kind not in _SCALED or not dim:  # a LoKr with both factors whole has no dim: scale 1
@@ -245,6 +247,9 @@ class Builder:
             return Scale(alpha / dim * factor, alpha)
 
         return scale_of
+
+    def _scalar(self, key: str) -> float:
+        return stated_alpha(self.tensors[key], key) or 0.0
 
     def _dora(self, update: Update, kind: str, key: str, site: str) -> DoRA:
         if kind not in _DECORATED:
@@ -283,15 +288,20 @@ def _with_kernel_axes(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any
 
 
 def _with_bias(update: Update, bias: NDArray[Any], key: str, site: str) -> Update:
-    """The update with a change of the bias that is not scaled: stored as bias/scale, since updates scale theirs."""
-    fits = is_floating(bias) and bias.shape == (update.shape[0],) and update.bias is None and update.scale != 0.0
+    """The update with a change of the bias that the scale does not multiply."""
+    fits = is_floating(bias) and bias.shape == (update.shape[0],) and update.bias is None
     if not fits or not isinstance(update, LowRank | Structured):
         raise AdapterError(
             f"{key} does not fit the update", key=site, expected=f"[{update.shape[0]}]", found=list(bias.shape)
         )
-    if update.scale != 1.0:
-        bias = bias.astype(np.float64) / update.scale
-    return replace(update, bias=bias)
+    return replace(update, bias=bias, is_bias_whole=True)
+
+
+def _with_scalar(update: Update, scalar: float, key: str, site: str) -> Update:
+    """The update that knows which part of its scale is the file's ``scalar``."""
+    if not isinstance(update, LowRank | Structured):
+        raise AdapterError(f"{key} stands beside an update that has no scale", key=site, found=update.kind)
+    return replace(update, scalar=scalar)
 
 
 def kind_of(updates: Iterable[Update]) -> str:

@@ -26,6 +26,7 @@ from lorascope.adapter import Adapter, Layer, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.container import read_container
 from lorascope.formats.contents import TensorFile
+from lorascope.formats.gguf_file import dense
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
@@ -163,7 +164,7 @@ def _middle(pattern: str, key: str) -> str | None:
 
 
 def _update(site: str, file: TensorFile, keys: Mapping[str, str], entry: _Entry, assumed: list[str]) -> Update:
-    tensors = {role: file.tensors[key] for role, key in keys.items() if role != "alpha"}
+    tensors = {role: dense(file.tensors[key]) for role, key in keys.items() if role != "alpha"}
     if "transpose_factors" in entry.flags:
         tensors |= {role: tensors[role].T for role in ("B", "A")}
     alpha = stated_alpha(file.tensors[keys["alpha"]], keys["alpha"]) if "alpha" in keys else entry.alpha

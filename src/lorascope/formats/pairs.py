@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Layer, LowRank
+from lorascope.adapter import Layer, LowRank, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Tensors
 
@@ -171,6 +171,19 @@ def is_floating(tensor: NDArray[Any]) -> bool:
 @cache
 def _is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.name.startswith(("float", "bfloat"))
+
+
+def bias_beside(update: Update, site: str) -> NDArray[Any] | None:
+    """The bias of an update for a file in which the layer's bias changes by scale · bias, None where there is none.
+
+    Raises:
+        AdapterError: where the bias is whole and the scale 0, so that no such bias gives it.
+    """
+    if update.bias is None or not update.is_bias_whole or update.scale == 1.0:
+        return update.bias
+    if update.scale == 0.0:
+        raise AdapterError("a bias that the scale multiplies cannot express this one: the scale is 0", key=site)
+    return update.bias.astype(np.float64) / update.scale
 
 
 def convolution_factors(update: LowRank) -> tuple[NDArray[Any], NDArray[Any]]:

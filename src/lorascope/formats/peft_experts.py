@@ -21,13 +21,15 @@ src/peft/tuners/tuners_utils.py (``_inject_parameters``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from lorascope.adapter import LowRank, Note, Update
+from lorascope.adapter.site import expert_of, experts_of
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import text_or_none
 from lorascope.formats.pairs import Scale
@@ -46,7 +48,6 @@ REGISTERED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"
 MAX_EXPERTS = 1 << 16
 """Experts of one parameter."""
 
-_EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
 _TRANSPOSED_BASES = re.compile(r"(?i)gpt[-_]?oss|privacy[-_]filter|(?:^|[/_-])aria(?:[_-]|$)")
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})(?P<dev>.*\.dev)?")
 
@@ -177,7 +178,7 @@ class FusedParameters:
 
     def marked(self, site: str, update: Update) -> Update:
         """The update of a site with what is known of its layout."""
-        if isinstance(update, LowRank) and (site in self._matrices or is_expert(site)):
+        if isinstance(update, LowRank) and (site in self._matrices or expert_of(site) is not None):
             return replace(update, layout="fixed" if site in self._matrices else self.layout)
         return update
 
@@ -236,46 +237,62 @@ def _listed(names: list[str]) -> str:
     return ", ".join(name[:120] for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def is_expert(site: str) -> bool:
-    """Whether a site is one expert of a fused parameter.
-
-    >>> is_expert("mlp.experts.down_proj[3]"), is_expert("blocks.0.qkv[0:768]")
-    (True, False)
-    """
-    return _EXPERT.fullmatch(site) is not None
-
-
-def stacked(experts: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """Path of a fused parameter → its experts in one pair, A expert by expert and B rank by rank.
-
-    Raises:
-        AdapterError: where experts are missing or differ in shape, rank or scale, or the parameter has no name.
-    """
-    numbered: dict[str, dict[int, LowRank]] = {}
-    for site, update in experts.items():
-        match = _EXPERT.fullmatch(site)
-        if match is not None:
-            numbered.setdefault(match["path"], {})[int(match["expert"])] = update
-    found: dict[str, LowRank] = {}
-    for path, updates in numbered.items():
-        first = updates.get(0)
-        kinds = {(one.shape, one.rank, one.scale, one.layer, one.is_transposed, one.layout) for one in updates.values()}
+def refused_experts(updates: Mapping[str, LowRank]) -> Iterator[AdapterError]:
+    """An error for each expert of a parameter whose experts are missing or differ, or that has no name."""
+    groups = experts_of(updates)
+    parameters = Counter(path.rpartition(".")[0] for path in groups)
+    for path, sites in groups.items():
+        ones = [updates[site] for site in sites.values()]
+        kinds = {(one.shape, one.rank, one.scale, one.layer, one.is_transposed, one.layout) for one in ones}
         module, _, name = path.rpartition(".")
-        if first is None or len(updates) != max(updates) + 1 or len(kinds) > 1 or len(updates) == 1:
-            raise AdapterError(
-                "PEFT keeps all experts of a parameter in one tensor, and these do not fit together",
-                key=next(site for site in experts if site.startswith(f"{path}[")),
-                expected="two experts or more, numbered from 0, of one shape, rank, scale and layout",
-                found=f"{len(updates)} experts up to number {max(updates)}, {len(kinds)} kinds",
-            )
-        if not module or name.startswith(NAMELESS):
-            raise AdapterError(
-                "the name of the fused parameter is not known, and PEFT's configuration states it", key=f"{path}[0]"
-            )
-        ordered = [updates[expert] for expert in range(len(updates))]
-        B = np.stack([one.B for one in ordered], axis=-1).reshape(first.shape[0], -1)
-        found[path] = replace(first, B=B, A=np.concatenate([one.A for one in ordered]))
-    return found
+        for site in sites.values():
+            if sorted(sites) != list(range(len(sites))) or len(kinds) > 1 or len(sites) == 1:
+                yield AdapterError(
+                    "PEFT keeps all experts of a parameter in one tensor, and these do not fit together",
+                    key=site,
+                    expected="two experts or more, numbered from 0, of one shape, rank, scale and layout",
+                    found=f"{len(sites)} experts up to number {max(sites)}, {len(kinds)} kinds",
+                )
+            elif not module or name.startswith(NAMELESS):
+                yield AdapterError(
+                    "the name of the fused parameter is not known, and PEFT's configuration states it", key=site
+                )
+            elif parameters[module] > 1 and name not in REGISTERED:
+                yield AdapterError(
+                    "PEFT nests the fused parameters of a module in an order that only the base model knows",
+                    key=site,
+                    expected=f"one parameter, or {', '.join(REGISTERED)}",
+                    found=name,
+                )
+    if experts_version({path: updates[min(sites.values())] for path, sites in groups.items()}) is None:
+        why = "PEFT states once for all experts how the base stores them, and here they differ"
+        for sites in groups.values():
+            yield from (AdapterError(why, key=site) for site in sites.values() if updates[site].is_transposed)
+
+
+def experts_version(fused: Mapping[str, LowRank]) -> dict[str, Any] | None:
+    """The version that tells the layout of experts: PEFT took all as [in, out] before 0.19, and asks the base since.
+
+    Args:
+        fused: path of a fused parameter → one of its experts.
+
+    Returns:
+        The field of the configuration, none where all are [in, out]; None where the layouts differ.
+    """
+    layouts = {update.layout for update in fused.values()}
+    if layouts == {"unknown"}:
+        return {"peft_version": "0.18.2.dev0"}
+    kinds = {update.is_transposed and update.layout != "open" for update in fused.values()}
+    if len(kinds) > 1 or (len(layouts) > 1 and "unknown" in layouts):
+        return None
+    return {} if kinds in ({True}, set()) else {"peft_version": "0.19.0"}
+
+
+def stacked(experts: Sequence[LowRank]) -> LowRank:
+    """The experts of one parameter in one pair, A expert by expert and B rank by rank."""
+    first = experts[0]
+    B = np.stack([one.B for one in experts], axis=-1).reshape(first.shape[0], -1)
+    return replace(first, B=B, A=np.concatenate([one.A for one in experts]))
 
 
 def nested_keys(paths: Iterable[str]) -> dict[str, str]:
@@ -283,9 +300,6 @@ def nested_keys(paths: Iterable[str]) -> dict[str, str]:
 
     >>> nested_keys(["mlp.experts.down_proj", "mlp.experts.gate_up_proj"])
     {'mlp.experts.gate_up_proj': 'mlp.experts.base_layer', 'mlp.experts.down_proj': 'mlp.experts'}
-
-    Raises:
-        AdapterError: where a module has several and their order is not known.
     """
     modules: dict[str, list[str]] = {}
     for path in paths:
@@ -293,13 +307,6 @@ def nested_keys(paths: Iterable[str]) -> dict[str, str]:
         modules.setdefault(module, []).append(name)
     keys: dict[str, str] = {}
     for module, parameters in modules.items():
-        if len(parameters) > 1 and not set(parameters) <= set(REGISTERED):
-            raise AdapterError(
-                "PEFT nests the fused parameters of a module in an order that only the base model knows",
-                key=f"{module}.{parameters[0]}[0]",
-                expected=f"one parameter, or {', '.join(REGISTERED)}",
-                found=", ".join(parameters),
-            )
         ordered = sorted(parameters, key=REGISTERED.index) if len(parameters) > 1 else parameters
         for depth, name in enumerate(reversed(ordered)):
             keys[f"{module}.{name}"] = module + LEVEL * depth

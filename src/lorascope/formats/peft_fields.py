@@ -7,7 +7,6 @@ that are no power of two), the nearest one is taken and the scale moves by one u
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lorascope.adapter import LowRank, Update
+from lorascope.formats.scalars import alpha_for
 
 PEFT_KEPT = ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "auto_mapping", "exclude_modules")
 """Fields of an edited adapter's configuration that its tensors do not determine."""
@@ -35,15 +35,6 @@ def rank_fields(updates: Mapping[str, Update], ranks: Mapping[str, int], alpha_k
         "rank_pattern": {_exactly(site): value for site, value in ranks.items() if value != rank},
         "alpha_pattern": {_exactly(site): _number(value) for site, value in alphas.items() if value != alpha},
     }
-
-
-def alpha_for(update: Update, rank: int) -> float:
-    """An alpha with alpha / rank == scale in float64 where there is one: the stated one if it fits."""
-    guess = update.scale * rank
-    candidates = [guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf)]
-    if update.alpha is not None:
-        candidates.insert(0, update.alpha)
-    return next((alpha for alpha in candidates if alpha / rank == update.scale), guess)
 
 
 def padded(update: LowRank) -> LowRank:

@@ -7,7 +7,8 @@ of it and PEFT has a place for their shapes, else LORA, with structured updates 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.peft_fields import PEFT_KEPT
-from lorascope.formats.peft_lora_form import lora_form
-from lorascope.formats.peft_typed_form import typed_form
-from lorascope.formats.safetensors_file import write_safetensors
+from lorascope.formats.peft_lora_form import lora_form, lora_refusals
+from lorascope.formats.peft_typed_form import typed_form, typed_refusals
+from lorascope.formats.refusals import check
+from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
 
 
 def write_peft(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
@@ -33,21 +36,35 @@ def write_peft(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
         AdapterError: where PEFT has no place for a site.
         OutputError: where the folder cannot be written.
     """
-    if adapter.original is not None and adapter.provenance.format == "peft" and dtype is None:
-        tensors, metadata = adapter.original, adapter.provenance.metadata
+    if is_unedited(adapter, ("peft",), dtype):
+        units, metadata = units_of(adapter.original or {}), adapter.provenance.metadata
         config_text = adapter.provenance.config_text
     else:
-        tensors, config = _form(adapter)
+        units, config = _form(adapter)
         if dtype is not None:
-            tensors = {key: cast_to(tensor, dtype) for key, tensor in tensors.items()}
+            units = [partial(_cast, unit, dtype) for unit in units]
         if adapter.provenance.format == "peft":
-            tensors |= adapter.leftovers
+            units += units_of(adapter.leftovers)
         metadata = {"format": "pt"}
         config_text = json.dumps(config, indent=2, sort_keys=True)
     with written_folder(path) as folder:
-        write_safetensors(folder / "adapter_model.safetensors", tensors, metadata)
+        write_units(folder / "adapter_model.safetensors", units, metadata)
         if config_text is not None:
             (folder / "adapter_config.json").write_bytes(config_text.encode("utf-8"))
+
+
+def peft_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that a PEFT folder has no place for, beside the others that there are."""
+    return lora_refusals(adapter) if typed_form(adapter) is None else typed_refusals(adapter)
+
+
+def peft_kinds(adapter: Adapter) -> tuple[str, ...]:
+    """The kinds of update that a PEFT folder of these sites keeps; others are worked out."""
+    return ("lora", "dora", "bdlora") if typed_form(adapter) is None else ("loha", "lokr")
+
+
+def _cast(unit: Unit, dtype: DTypeLike) -> Mapping[str, NDArray[Any]]:
+    return {key: cast_to(tensor, dtype) for key, tensor in unit().items()}
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:
@@ -62,7 +79,7 @@ def peft_config(adapter: Adapter) -> dict[str, Any]:
     return _form(adapter)[1]
 
 
-def _form(adapter: Adapter) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _form(adapter: Adapter) -> tuple[list[Unit], dict[str, Any]]:
     """The tensors of the sites and the configuration."""
     if not adapter.sites:
         raise AdapterError("an adapter without sites cannot be written to this format")
@@ -73,5 +90,8 @@ def _form(adapter: Adapter) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         "inference_mode": True,
         **{key: kept[key] for key in PEFT_KEPT if key in kept},
     }
-    tensors, fields = typed_form(adapter) or lora_form(adapter)
-    return tensors, common | fields
+    form = typed_form(adapter)
+    if form is not None:
+        check(typed_refusals(adapter))
+    units, fields = form or lora_form(adapter)
+    return units, common | fields

@@ -6,53 +6,56 @@ src/peft/tuners/lora/config.py and layer.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Adapter, Expanded, LowRank, Update
+from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.adapter.site import expert_of, experts_of, is_rows
 from lorascope.errors import AdapterError
-from lorascope.formats.pairs import convolution_factors
+from lorascope.formats.pairs import bias_beside, convolution_factors
 from lorascope.formats.parametrisations.bdlora import BlockDiagonalLoRA
 from lorascope.formats.parametrisations.dora import DoRA
-from lorascope.formats.peft_experts import is_expert, nested_keys, stacked
+from lorascope.formats.peft_experts import experts_version, nested_keys, refused_experts, stacked
 from lorascope.formats.peft_fields import LORA_KEPT, padded, rank_fields
 from lorascope.formats.peft_keys import PREFIX
+from lorascope.formats.plain_factors import outlined, worked_out
+from lorascope.formats.refusals import at_site, check
+from lorascope.formats.stream_file import Unit
 
 Tensors = dict[str, NDArray[Any]]
 
 
-def lora_form(adapter: Adapter) -> tuple[Tensors, dict[str, Any]]:
-    """The tensors of the sites and the fields of the configuration.
+def lora_form(adapter: Adapter) -> tuple[list[Unit], dict[str, Any]]:
+    """The tensors of the sites, site by site, and the fields of the configuration.
 
     Raises:
         AdapterError: naming a site that PEFT's LORA has no place for.
     """
-    updates = {site: _as_lora(site, update) for site, update in adapter.items()}
-    magnitudes = {site: update.stored["magnitude"] for site, update in adapter.items() if isinstance(update, DoRA)}
-    _check_all_alike(updates, magnitudes)
-    experts = {site: update for site, update in updates.items() if is_expert(site)}
-    plain = {site: update for site, update in updates.items() if site not in experts}
-    fused = stacked({site: update for site, update in experts.items() if isinstance(update, LowRank)})
+    check(lora_refusals(adapter))
+    updates = {site: _as_lora(update, outlined) for site, update in adapter.items()}
+    groups = experts_of(updates)
+    plain = {site: update for site, update in updates.items() if expert_of(site) is None}
     has_biases = any(update.bias is not None for update in plain.values())
-    tensors: Tensors = {}
-    for site, update in plain.items():
-        tensors |= _site_tensors(f"{PREFIX}{site}", update, magnitudes.get(site), has_biases=has_biases)
-    keys = nested_keys(fused)
-    for path, update in fused.items():
-        tensors |= {f"{PREFIX}{keys[path]}.lora_A.weight": update.A, f"{PREFIX}{keys[path]}.lora_B.weight": update.B}
-    ranked = {path: experts[f"{path}[0]"] for path in fused}
+    keys = nested_keys(groups)
+    units: list[Unit] = [partial(_site_tensors, site, adapter[site], has_biases=has_biases) for site in plain]
+    units += [
+        partial(_fused_tensors, PREFIX + keys[path], [adapter[sites[number]] for number in sorted(sites)])
+        for path, sites in groups.items()
+    ]
+    ranked = {path: updates[sites[0]] for path, sites in groups.items()}
     config: dict[str, Any] = {
         "peft_type": "LORA",
         **rank_fields(
             plain | ranked, {site: max(update.rank, 1) for site, update in (plain | ranked).items()}, "lora_alpha"
         ),
         "target_modules": sorted(plain),
-        "fan_in_fan_out": _fan_in_fan_out(plain),
+        "fan_in_fan_out": any(update.is_transposed for update in plain.values() if update.layer == "linear"),
         "use_rslora": False,
-        "use_dora": bool(magnitudes),
+        "use_dora": any(isinstance(update, DoRA) for update in adapter.values()),
         "lora_bias": has_biases,
         "lora_dropout": 0.0,
         "init_lora_weights": _init(adapter),
@@ -61,92 +64,90 @@ def lora_form(adapter: Adapter) -> tuple[Tensors, dict[str, Any]]:
     if adapter.provenance.format == "peft":
         own = adapter.provenance.config
         config |= {key: own[key] for key in LORA_KEPT if key in own}
-    if fused:
-        config["target_parameters"] = sorted(fused)
-        config |= _version_of(fused)
-    return tensors, config
+    if groups:
+        config["target_parameters"] = sorted(groups)
+        config |= experts_version({path: one for path, one in ranked.items() if isinstance(one, LowRank)}) or {}
+    return units, config
 
 
-def _version_of(fused: Mapping[str, LowRank]) -> dict[str, Any]:
-    """The version that tells the layout of experts: PEFT took all as [in, out] before 0.19, and asks the base since."""
-    layouts = {update.layout for update in fused.values()}
-    if layouts == {"unknown"}:
-        return {"peft_version": "0.18.2.dev0"}
-    kinds = {update.is_transposed and update.layout != "open" for update in fused.values()}
-    if len(kinds) > 1 or (len(layouts) > 1 and "unknown" in layouts):
-        raise AdapterError(
-            "PEFT states once for all experts how the base stores them, and here they differ",
-            key=next(f"{path}[0]" for path, update in fused.items() if update.is_transposed),
-            expected="all experts of one layout",
-        )
-    return {} if kinds == {True} else {"peft_version": "0.19.0"}
+def lora_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that PEFT's LORA has no place for, beside the others that there are."""
+    updates: dict[str, LowRank | BlockDiagonalLoRA] = {}
+    for site, update in adapter.items():
+        try:
+            if is_rows(site):
+                raise AdapterError("PEFT adapts whole layers, and this site is some rows of one")
+            updates[site] = _as_lora(update, outlined)
+        except AdapterError as error:
+            yield at_site(error, site)
+    yield from refused_experts({site: update for site, update in updates.items() if isinstance(update, LowRank)})
+    yield from _refused_beside(adapter, updates)
 
 
-def _as_lora(site: str, update: Update) -> LowRank | BlockDiagonalLoRA:
-    """The pair that PEFT has for a site: of DoRA the inner one, of other updates of low rank their factors."""
-    if isinstance(update, LowRank):
-        return padded(update)
+def _as_lora(update: Update, made_plain: Callable[[Update], Update]) -> LowRank | BlockDiagonalLoRA:
+    """The pair that PEFT has for a site: of DoRA the inner one."""
     if isinstance(update, BlockDiagonalLoRA) and update.kernel:
         return update
+    update = made_plain(update)
+    if isinstance(update, LowRank):
+        return padded(update)
     if isinstance(update, DoRA) and isinstance(update.inner, LowRank) and update.axis == "out" and update.bias is None:
         return update.inner
-    if isinstance(update, Expanded):
-        factors = update.factors(np.float64)
-        wide = np.float64 if "float64" in update.dtype else np.float32
-        B, A = factors.B.astype(wide), factors.A.astype(wide)
-        return padded(LowRank(B, A, factors.scale, update.layer, update.kernel, update.is_transposed, bias=update.bias))
     raise AdapterError(
         "PEFT's LORA has no place for this update",
-        key=site,
         expected="a low-rank update, or one with a magnitude for each output",
         found=update.kind,
     )
 
 
-def _check_all_alike(updates: Mapping[str, Update], magnitudes: Mapping[str, Any]) -> None:
-    """PEFT states once for all sites whether they have magnitudes and biases."""
-    has_biases = any(update.bias is not None for update in updates.values())
+def _refused_beside(adapter: Adapter, updates: Mapping[str, Update]) -> Iterator[AdapterError]:
+    """PEFT states once for all sites whether they have magnitudes and biases, and whether the base is transposed."""
+    dora = {site for site in updates if isinstance(adapter[site], DoRA)}
+    embedding = next((site for site, update in updates.items() if update.layer == "embedding"), None)
+    linear = {update.is_transposed for site, update in updates.items() if _has_flag(site, update)}
     for site, update in updates.items():
-        if magnitudes and (site not in magnitudes or is_expert(site)):
-            raise AdapterError("PEFT states once for all sites whether they are DoRA, and here they differ", key=site)
-        if update.bias is not None and (magnitudes or is_expert(site) or update.layer == "embedding"):
-            raise AdapterError("PEFT has no bias at such a site", key=site, found=update.layer)
-        if has_biases and update.layer == "embedding":
-            biased = next(name for name, one in updates.items() if one.bias is not None)
-            raise AdapterError("PEFT has no biases where an embedding is adapted too", key=biased, found=site)
-
-
-def _site_tensors(
-    key: str, update: LowRank | BlockDiagonalLoRA, magnitude: NDArray[Any] | None, *, has_biases: bool
-) -> Tensors:
-    if update.layer == "embedding" and isinstance(update, LowRank):
-        tensors = {f"{key}.lora_embedding_A": update.A, f"{key}.lora_embedding_B": update.B}
-    else:
-        B, A = convolution_factors(update) if isinstance(update, LowRank) else (update.stored["B"], update.stored["A"])
-        tensors = {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}
-    if magnitude is not None:
-        ones = (1,) * (len(update.kernel) - 1)
-        shape = (1, update.shape[0], *ones) if update.kernel else (update.shape[0],)
-        tensors[f"{key}.lora_magnitude_vector"] = magnitude.reshape(shape)
-    if has_biases:  # PEFT has one at every site
-        dtype = tensors[f"{key}.lora_B.weight"].dtype
-        tensors[f"{key}.lora_B.bias"] = np.zeros(update.shape[0], dtype) if update.bias is None else update.bias
-    return tensors
-
-
-def _fan_in_fan_out(updates: Mapping[str, Update]) -> bool:
-    transposed = {site: update.is_transposed for site, update in updates.items() if update.layer == "linear"}
-    if len(set(transposed.values())) > 1:
-        raise AdapterError(
-            "PEFT states once for all linear layers whether the base is transposed, and here they differ",
-            key=next(site for site, value in transposed.items() if value),
-        )
-    for site, update in updates.items():
-        if update.layer != "linear" and update.is_transposed != (update.layer == "embedding"):
-            raise AdapterError(
+        is_expert = expert_of(site) is not None
+        if dora and (site not in dora or is_expert):
+            yield AdapterError("PEFT states once for all sites whether they are DoRA, and here they differ", key=site)
+        elif update.bias is not None and (dora or is_expert or update.layer == "embedding"):
+            yield AdapterError("PEFT has no bias at such a site", key=site, found=update.layer)
+        elif update.bias is not None and embedding is not None:
+            yield AdapterError("PEFT has no biases where an embedding is adapted too", key=site, found=embedding)
+        elif len(linear) > 1 and _has_flag(site, update) and update.is_transposed:
+            yield AdapterError(
+                "PEFT states once for all linear layers whether the base is transposed, and here they differ", key=site
+            )
+        elif not is_expert and update.layer != "linear" and update.is_transposed != (update.layer == "embedding"):
+            yield AdapterError(
                 f"PEFT has no {update.layer} of this layout", key=site, found=f"is_transposed={update.is_transposed}"
             )
-    return any(transposed.values())
+
+
+def _has_flag(site: str, update: Update) -> bool:
+    return update.layer == "linear" and expert_of(site) is None
+
+
+def _fused_tensors(key: str, experts: Sequence[Update]) -> Tensors:
+    pair = stacked([one for one in map(worked_out, experts) if isinstance(one, LowRank)])
+    return {f"{key}.lora_A.weight": pair.A, f"{key}.lora_B.weight": pair.B}
+
+
+def _site_tensors(site: str, update: Update, *, has_biases: bool) -> Tensors:
+    key, pair = f"{PREFIX}{site}", _as_lora(update, worked_out)
+    if pair.layer == "embedding" and isinstance(pair, LowRank):
+        tensors = {f"{key}.lora_embedding_A": pair.A, f"{key}.lora_embedding_B": pair.B}
+    else:
+        B, A = convolution_factors(pair) if isinstance(pair, LowRank) else (pair.stored["B"], pair.stored["A"])
+        tensors = {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}
+    if isinstance(update, DoRA):
+        ones = (1,) * (len(pair.kernel) - 1)
+        shape = (1, pair.shape[0], *ones) if pair.kernel else (pair.shape[0],)
+        tensors[f"{key}.lora_magnitude_vector"] = update.stored["magnitude"].reshape(shape)
+    if has_biases:  # PEFT has one at every site
+        dtype = tensors[f"{key}.lora_B.weight"].dtype
+        bias = bias_beside(pair, site)
+        tensors[f"{key}.lora_B.bias"] = np.zeros(pair.shape[0], dtype) if bias is None else bias
+    return tensors
 
 
 def _init(adapter: Adapter) -> Any:

@@ -96,7 +96,7 @@ class PeftScale:
             rank=positive_integer(config, "r", None),
             alpha=PEFT_ALPHA if stated is None else checked_alpha(stated, alpha_key),
             is_alpha_stated=stated is not None,
-            is_rslora=flag(config, "use_rslora"),
+            is_rslora=alpha_key == "lora_alpha" and flag(config, "use_rslora"),  # a field of LORA alone
             ranks=_Patterns.of(config, "rank_pattern", budget),
             alphas=_Patterns.of(config, "alpha_pattern", budget),
         )

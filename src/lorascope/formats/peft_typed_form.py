@@ -16,25 +16,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from numpy.typing import NDArray
-
 from lorascope.adapter import Adapter
+from lorascope.adapter.site import is_rows
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisations.loha import LoHa
 from lorascope.formats.parametrisations.lokr import LoKr
 from lorascope.formats.peft_fields import rank_fields
 from lorascope.formats.peft_keys import PREFIX
 from lorascope.formats.peft_scale import PEFT_RANK, PeftScale
+from lorascope.formats.stream_file import Unit, units_of
 
-Form = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+Form = tuple[list[Unit], dict[str, Any]]
 
 
 def typed_form(adapter: Adapter) -> Form | None:
-    """The tensors of the sites and the fields of the configuration; None where the sites are of no such type.
-
-    Raises:
-        AdapterError: naming a site that PEFT has no place for.
-    """
+    """The tensors of the sites and the fields of the configuration; None where the sites are of no such type."""
     loha = {site: update for site, update in adapter.items() if isinstance(update, LoHa)}
     lokr = {site: update for site, update in adapter.items() if isinstance(update, LoKr)}
     own: Mapping[str, Any] = adapter.provenance.config if adapter.provenance.format == "peft" else {}
@@ -46,7 +42,6 @@ def typed_form(adapter: Adapter) -> Form | None:
 
 
 def _loha_form(updates: Mapping[str, LoHa], own: Mapping[str, Any]) -> Form | None:
-    _check_places(updates)
     effective = {update.shape[1] > 0 and "t1" in update.stored for update in updates.values()}
     if len(effective) > 1 and own.get("peft_type") != "LOHA":
         return None  # PEFT states once for all convolutions whether they have Tucker cores
@@ -60,7 +55,6 @@ def _loha_form(updates: Mapping[str, LoHa], own: Mapping[str, Any]) -> Form | No
 
 
 def _lokr_form(updates: Mapping[str, LoKr], own: Mapping[str, Any]) -> Form | None:
-    _check_places(updates)
     if own.get("peft_type") == "LOKR":  # its shapes are PEFT's
         layout = _Layout(
             own.get("decompose_factor", -1), own.get("decompose_both", False), own.get("use_effective_conv2d", False)
@@ -83,11 +77,14 @@ def _lokr_form(updates: Mapping[str, LoKr], own: Mapping[str, Any]) -> Form | No
     }
 
 
-def _check_places(updates: Mapping[str, LoHa | LoKr]) -> None:
-    for site, update in updates.items():
+def typed_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that PEFT has no place for."""
+    for site, update in adapter.items():
         has_bias = update.bias is not None
-        if has_bias or update.is_transposed or update.layer not in ("linear", "conv1d", "conv2d"):
-            raise AdapterError(
+        if is_rows(site):
+            yield AdapterError("PEFT adapts whole layers, and this site is some rows of one", key=site)
+        elif has_bias or update.is_transposed or update.layer not in ("linear", "conv1d", "conv2d"):
+            yield AdapterError(
                 f"PEFT has no {update.kind} for such a layer",
                 key=site,
                 expected="a linear layer or convolution, and no bias",
@@ -95,12 +92,13 @@ def _check_places(updates: Mapping[str, LoHa | LoKr]) -> None:
             )
 
 
-def _tensors(updates: Mapping[str, LoHa | LoKr], prefix: str) -> dict[str, NDArray[Any]]:
-    return {
-        f"{PREFIX}{site}.{prefix}{role}": tensor
+def _tensors(updates: Mapping[str, LoHa | LoKr], prefix: str) -> list[Unit]:
+    tensors = {  # PEFT's Tucker cores have two kernel axes, also in one dimension
+        f"{PREFIX}{site}.{prefix}{role}": tensor[..., None] if role.startswith("t") and tensor.ndim == 3 else tensor
         for site, update in updates.items()
         for role, tensor in update.stored.items()
     }
+    return units_of(tensors)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lorascope.errors import AdapterError, MissingExtraError
 from lorascope.formats.output_file import replaced_file
-from lorascope.formats.safetensors_file import is_placeholder
+from lorascope.formats.stream_file import is_placeholder
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 """The suffixes that such files have."""

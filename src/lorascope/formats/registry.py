@@ -6,14 +6,14 @@ file ambiguous, which is an error and never a guess.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from numpy.typing import DTypeLike
 
-from lorascope.adapter import Adapter
+from lorascope.adapter import Adapter, Update
 from lorascope.errors import AdapterError
 from lorascope.family import Family
 from lorascope.formats.contents import Contents
@@ -41,6 +41,12 @@ class Format:
         recognise: contents → evidence, or None.
         read: contents → adapter; None where this version only recognises the format.
         write: adapter, path, dtype (None: as stored) → writes; None where this version cannot.
+        refusals: adapter → an error for each site that ``write`` has no place for, beside the others that there are.
+        kept: adapter → the parametrisations that ``write`` keeps for these sites; ``writes`` if None. Others of low
+            rank are worked out to plain factors.
+        rows_of: an update of some rows of a fused weight → the rows of the whole weight, None where only the base
+            knows them.
+        names_rows: whether a file can hold some rows of a fused weight.
         kinds: the parametrisations that files of this format can hold.
         writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
         files: what the files look like, in a few words.
@@ -57,6 +63,10 @@ class Format:
     recognise: Callable[[Contents], Evidence | None]
     read: Callable[[Contents], Adapter] | None = None
     write: Callable[[Adapter, Path, DTypeLike | None], None] | None = None
+    refusals: Callable[[Adapter], Iterable[AdapterError]] = lambda adapter: ()
+    kept: Callable[[Adapter], tuple[str, ...]] | None = None
+    rows_of: Callable[[Update], int | None] = lambda update: None
+    names_rows: bool = False
     kinds: tuple[str, ...] = ("lora",)
     writes: tuple[str, ...] = ()
     files: str = ""

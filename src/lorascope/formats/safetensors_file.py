@@ -10,7 +10,6 @@ UTF-8 JSON, no duplicate names, byte range = product(shape) · size, ranges cont
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import mmap
 import os
@@ -18,55 +17,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import TensorFile, Tensors
-from lorascope.formats.output_file import replaced_file
+from lorascope.formats.dtypes import STORED
+from lorascope.formats.stream_file import units_of, write_units
 
 MAX_HEADER = 100_000_000
 """The limit of the reference reader, in bytes."""
 
 _WHOLE_FILE = 1 << 20  # smaller files are read whole: each mapping would hold a file descriptor while it lives
-
-_DTYPES: Mapping[str, np.dtype[Any]] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "F64": np.float64,
-        "F32": np.float32,
-        "F16": np.float16,
-        "BF16": ml_dtypes.bfloat16,
-        "F8_E4M3": ml_dtypes.float8_e4m3fn,
-        "F8_E5M2": ml_dtypes.float8_e5m2,
-        "I64": np.int64,
-        "I32": np.int32,
-        "I16": np.int16,
-        "I8": np.int8,
-        "U64": np.uint64,
-        "U32": np.uint32,
-        "U16": np.uint16,
-        "U8": np.uint8,
-        "BOOL": np.bool_,
-        "C64": np.complex64,
-    }.items()
-}
-
-
-def dtype_name(dtype: np.dtype[Any]) -> str:
-    """The name that the format gives to a dtype.
-
-    >>> dtype_name(np.dtype("float16"))
-    'F16'
-
-    Raises:
-        AdapterError: where it has none.
-    """
-    for name, known in _DTYPES.items():
-        if known == dtype:
-            return name
-    raise AdapterError("safetensors has no such dtype", expected=", ".join(_DTYPES), found=dtype.name)
 
 
 def read_safetensors(path: Path) -> TensorFile:
@@ -137,22 +99,7 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] 
         AdapterError: where a tensor has no values, since only headers were read.
         OutputError: where the file cannot be written; nothing is left behind.
     """
-    for name, tensor in tensors.items():
-        if is_placeholder(tensor):
-            raise AdapterError(
-                "the values were not fetched: only headers were read", key=name, hint="read the adapter in full"
-            )
-    library: Any = importlib.import_module("safetensors.numpy")  # its annotations are not complete
-    dense = {name: np.require(tensor, requirements=["C", "A"]) for name, tensor in tensors.items()}
-    with replaced_file(path) as temporary:
-        library.save_file(dense, temporary, metadata=dict(metadata) if metadata else None)
-
-
-def is_placeholder(tensor: NDArray[Any]) -> bool:
-    """Whether a tensor stands for one whose values were not read: one NaN seen under a whole shape."""
-    if tensor.size < 2 or any(tensor.strides) or tensor.dtype.kind in "biu":
-        return False
-    return bool(np.isnan(tensor[(0,) * tensor.ndim]))
+    write_units(path, units_of(tensors), metadata)
 
 
 def _header(prefix: bytes, stream: Stream, size: int, path: object) -> tuple[dict[str, Any], int]:
@@ -234,13 +181,13 @@ def _entry(name: str, entry: Any, path: object) -> Place:
         raise AdapterError("the header entry of a tensor is no object", file=path, key=name)
     fields = cast("dict[str, Any]", entry)
     dtype_name, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
+    dtype = STORED.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         raise AdapterError(
             "unknown dtype of a tensor",
             file=path,
             key=name,
-            expected=", ".join(_DTYPES),
+            expected=", ".join(STORED),
             found=ascii(dtype_name)[:80],
         )
     numbers, pair = _naturals(shape), _naturals(offsets)

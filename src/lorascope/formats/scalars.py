@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lorascope.adapter import Update
 from lorascope.errors import AdapterError
 
 
@@ -20,9 +21,18 @@ def stated_alpha(tensor: NDArray[Any], key: str) -> float | None:
     Raises:
         AdapterError: where it is not one finite number.
     """
-    if tensor.size != 1 or tensor.dtype.kind == "c":
+    if tensor.size != 1 or tensor.dtype.kind in "cV":
         raise AdapterError("alpha is not one number", key=key, found=f"{tensor.dtype.name} {list(tensor.shape)}")
     value = float(tensor.reshape(()).astype(np.float64))
     if not math.isfinite(value):
         raise AdapterError(f"non-finite value in {key}", key=key, expected="a finite alpha", found=value)
     return value or None
+
+
+def alpha_for(update: Update, rank: int) -> float:
+    """An alpha with alpha / rank == scale in float64 where there is one: the stated one if it fits."""
+    guess = update.scale * rank
+    candidates = [guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf)]
+    if update.alpha is not None:
+        candidates.insert(0, update.alpha)
+    return next((alpha for alpha in candidates if alpha / rank == update.scale), guess)

@@ -1,4 +1,4 @@
-"""Writing a safetensors file tensor by tensor, so that only one of them is in memory at a time.
+"""Writing a safetensors file so that only one tensor, or the tensors of one site, are in memory at a time.
 
 8 bytes, little-endian: N | N bytes of JSON, padded with spaces to a multiple of 8 | data, without gaps
 """
@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.formats.safetensors_file import dtype_name
+from lorascope.errors import AdapterError
+from lorascope.formats.contents import Tensors
+from lorascope.formats.dtypes import dtype_name
+from lorascope.formats.output_file import replaced_file
+
+Unit = Callable[[], Mapping[str, NDArray[Any]]]
+"""Makes some tensors of a file, the same ones at each call: those of one site, which may have to be worked out."""
 
 
 class Slot(NamedTuple):
@@ -22,6 +28,57 @@ class Slot(NamedTuple):
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its data."""
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+
+def units_of(tensors: Tensors) -> list[Unit]:
+    """One unit for each tensor that is there."""
+    return [lambda name=name, tensor=tensor: {name: tensor} for name, tensor in tensors.items()]
+
+
+def write_units(path: Path, units: Sequence[Unit], metadata: Mapping[str, str] | None = None) -> None:
+    """Write the tensors of all units, whole or not at all.
+
+    Every unit is called twice, first for the header and then for the data, and what it gave is let go at once. The
+    tensors lie in the order of the reference writer, the widest dtypes first, so that all of them are aligned.
+
+    Raises:
+        AdapterError: where two tensors have one name, or one has no values, since only headers were read.
+        OutputError: where the file cannot be written; nothing is left behind.
+
+    >>> import tempfile
+    >>> from lorascope.formats.safetensors_file import read_safetensors
+    >>> path = Path(tempfile.mkdtemp()) / "a.safetensors"
+    >>> write_units(path, [lambda: {"x": np.ones(2, np.float16)}, lambda: {"y": np.zeros(1, np.float32)}])
+    >>> {name: tensor.tolist() for name, tensor in read_safetensors(path).tensors.items()}
+    {'y': [0.0], 'x': [1.0, 1.0]}
+    """
+    slots: dict[str, Slot] = {}
+    for unit in units:
+        for name, tensor in unit().items():
+            if name in slots:
+                raise AdapterError("two tensors of the file would have one name", key=name)
+            if is_placeholder(tensor):
+                raise AdapterError(
+                    "the values were not fetched: only headers were read", key=name, hint="read the adapter in full"
+                )
+            slots[name] = Slot(name, tensor.dtype, tensor.shape)
+    ordered = sorted(slots.values(), key=lambda slot: (-slot.dtype.itemsize, dtype_name(slot.dtype), slot.name))
+    places: dict[str, int] = {}
+    reach = 0
+    for slot in ordered:
+        places[slot.name] = reach
+        reach += slot.nbytes
+    with replaced_file(path) as temporary, temporary.open("wb") as stream:
+        start = _write_header(stream, ordered, metadata)
+        for unit in units:
+            for name, tensor in unit().items():
+                stream.seek(start + places[name])
+                _write_data(stream, slots[name], tensor)
 
 
 def write_streamed(
@@ -40,10 +97,18 @@ def write_streamed(
     [1.0, 1.0]
     """
     announced = list(slots)
+    with path.open("wb") as stream:
+        _write_header(stream, announced, metadata)
+        for slot, tensor in zip(announced, tensors, strict=True):
+            _write_data(stream, slot, tensor)
+
+
+def _write_header(stream: BinaryIO, slots: Iterable[Slot], metadata: Mapping[str, str] | None) -> int:
+    """Write the header; the place where the data begin."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for slot in announced:
-        begin, end = end, end + slot.dtype.itemsize * int(np.prod(slot.shape, dtype=np.int64))
+    for slot in slots:
+        begin, end = end, end + slot.nbytes
         header[slot.name] = {
             "dtype": dtype_name(slot.dtype),
             "shape": list(slot.shape),
@@ -51,10 +116,19 @@ def write_streamed(
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
-        for slot, tensor in zip(announced, tensors, strict=True):
-            if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
-                raise ValueError(f"{slot.name}: announced {slot.dtype} {slot.shape}, got {tensor.dtype} {tensor.shape}")
-            stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+    stream.write(len(text).to_bytes(8, "little"))
+    stream.write(text)
+    return 8 + len(text)
+
+
+def _write_data(stream: BinaryIO, slot: Slot, tensor: NDArray[Any]) -> None:
+    if tensor.dtype != slot.dtype or tensor.shape != slot.shape:
+        raise ValueError(f"{slot.name}: announced {slot.dtype} {slot.shape}, got {tensor.dtype} {tensor.shape}")
+    stream.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+
+
+def is_placeholder(tensor: NDArray[Any]) -> bool:
+    """Whether a tensor stands for one whose values were not read: one NaN seen under a whole shape."""
+    if tensor.size < 2 or any(tensor.strides) or tensor.dtype.kind in "biu":
+        return False
+    return bool(np.isnan(tensor[(0,) * tensor.ndim]))

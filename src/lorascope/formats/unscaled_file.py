@@ -7,7 +7,8 @@ A grammar gives the names of the tensors and says which sites it has none for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ from lorascope.formats.dtypes import cast_to
 from lorascope.formats.folding import unscaled
 from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.peft_fields import padded
-from lorascope.formats.safetensors_file import write_safetensors
+from lorascope.formats.plain_factors import outlined, worked_out
+from lorascope.formats.refusals import at_site, check
+from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
 
 
 class Keys(NamedTuple):
@@ -31,14 +35,22 @@ class Keys(NamedTuple):
     whole: str | None = None
 
 
+KeysOf = Callable[[str, Update], Keys]
+"""Site and update → the names of its tensors; it raises where the format has no place for the site."""
+
+NumberOf = Callable[[str], tuple[str, int]]
+"""Site → its component and its number there, for formats that name layers by numbers alone."""
+
+
 def write_unscaled(
     adapter: Adapter,
     path: Path,
     dtype: DTypeLike | None,
     *,
     format: str,
-    keys_of: Callable[[str, Update], Keys],
+    keys_of: KeysOf,
     has_convolutions: bool = False,
+    number_of: NumberOf | None = None,
     metadata_of: Callable[[Mapping[str, Update]], Mapping[str, str]] = lambda sites: {},
 ) -> None:
     """Write one file; an unedited adapter of the format is written as it was.
@@ -48,7 +60,7 @@ def write_unscaled(
         path: the file.
         dtype: of the tensors; as stored if None. The product with the scale is rounded once to it.
         format: the name of the format.
-        keys_of: site and update → the names of its tensors; it raises where the format has no place for the site.
+        keys_of, number_of: as above.
         has_convolutions: whether a site may be a convolution.
         metadata_of: the sites → metadata that the format asks for.
 
@@ -58,67 +70,90 @@ def write_unscaled(
     """
     is_own = adapter.provenance.format == format
     metadata: Mapping[str, str] = adapter.provenance.metadata if is_own else {}
-    if adapter.original is not None and is_own and dtype is None:
-        write_safetensors(path, adapter.original, metadata)
+    if is_unedited(adapter, (format,), dtype):
+        write_units(path, units_of(adapter.original or {}), metadata)
         return
     if not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
-    tensors: dict[str, NDArray[Any]] = {}
+    check(unscaled_refusals(adapter, keys_of=keys_of, has_convolutions=has_convolutions, number_of=number_of))
+    units: list[Unit] = [partial(_tensors, update, keys_of(site, update), dtype) for site, update in adapter.items()]
+    if is_own:
+        units += units_of(adapter.leftovers)
+    write_units(path, units, {**metadata, **metadata_of(adapter.sites)})
+
+
+def unscaled_refusals(
+    adapter: Adapter, *, keys_of: KeysOf, has_convolutions: bool = False, number_of: NumberOf | None = None
+) -> Iterator[AdapterError]:
+    """An error for each site that the format has no place for, beside the others that there are."""
+    owners: dict[str, str] = {}
+    known: list[str] = []
     for site, update in adapter.items():
-        for key, tensor in _tensors(site, update, keys_of(site, update), dtype, has_convolutions).items():
-            if key in tensors:
-                raise AdapterError("two sites have one name in this format", key=site, found=key)
-            tensors[key] = tensor
-    write_safetensors(
-        path, tensors | (dict(adapter.leftovers) if is_own else {}), {**metadata, **metadata_of(adapter.sites)}
-    )
+        try:
+            keys = keys_of(site, update)
+            if keys.whole is None or update.kind != "replaced":
+                check_plain(update, has_convolutions=has_convolutions, has_bias=keys.bias is not None)
+            if owners.setdefault(keys.B, site) != site:
+                raise AdapterError("two sites have one name in this format", found=keys.B)
+        except AdapterError as error:
+            yield at_site(error, site)
+        else:
+            known.append(site)
+    if number_of is not None:
+        yield from refused_numbers(known, number_of)
 
 
-def _tensors(
-    site: str, update: Update, keys: Keys, dtype: DTypeLike | None, has_convolutions: bool
-) -> dict[str, NDArray[Any]]:
+def _tensors(update: Update, keys: Keys, dtype: DTypeLike | None) -> dict[str, NDArray[Any]]:
     if keys.whole is not None and update.kind == "replaced":
         weight = update.stored["weight"]
         return {keys.whole: weight if dtype is None else cast_to(weight, dtype)}
-    plain = plain_update(site, update, has_convolutions=has_convolutions, has_bias=keys.bias is not None)
-    B, A = convolution_factors(unscaled(plain, dtype))
-    bias = unscaled(plain, dtype).bias
-    return {keys.B: B, keys.A: A} | ({} if keys.bias is None or bias is None else {keys.bias: bias})
+    plain = unscaled(plain_update(update), dtype)
+    B, A = convolution_factors(plain)
+    return {keys.B: B, keys.A: A} | ({} if keys.bias is None or plain.bias is None else {keys.bias: plain.bias})
 
 
-def plain_update(site: str, update: Update, *, has_convolutions: bool = False, has_bias: bool = False) -> LowRank:
-    """The update, where it is a plain pair of factors of a layer stored as [out, in].
+def plain_update(update: Update) -> LowRank:
+    """The plain pair that an update is, or is worked out to.
 
     Raises:
-        AdapterError: naming the site, where it is another kind, an embedding, transposed, or has a bias.
+        AdapterError: where it is another kind.
     """
-    if not isinstance(update, LowRank):
-        raise AdapterError("files of this format hold only LoRA", key=site, found=update.kind)
-    is_known = update.layer == "linear" or (has_convolutions and bool(update.kernel))
-    if not is_known or update.is_transposed:
+    plain = worked_out(update)
+    if not isinstance(plain, LowRank):
+        raise AdapterError("files of this format hold only LoRA", found=update.kind)
+    return padded(plain)
+
+
+def check_plain(update: Update, *, has_convolutions: bool = False, has_bias: bool = False) -> None:
+    """Check that an update is, or can be worked out to, a plain pair of factors of a layer stored as [out, in].
+
+    Raises:
+        AdapterError: where it is another kind, an embedding, transposed, or has a bias.
+    """
+    plain = outlined(update)
+    if not isinstance(plain, LowRank):
+        raise AdapterError("files of this format hold only LoRA", found=update.kind)
+    is_known = plain.layer == "linear" or (has_convolutions and bool(plain.kernel))
+    if not is_known or plain.is_transposed:
         expected = "linear, convolution" if has_convolutions else "linear"
-        found = f"{'transposed ' * update.is_transposed}{update.layer}"
-        raise AdapterError("the format has no LoRA for such a layer", key=site, expected=expected, found=found)
-    if update.bias is not None and not has_bias:
-        raise AdapterError("the format has no bias beside a LoRA", key=site)
-    return padded(update)
+        found = f"{'transposed ' * plain.is_transposed}{plain.layer}"
+        raise AdapterError("the format has no LoRA for such a layer", expected=expected, found=found)
+    if plain.bias is not None and not has_bias:
+        raise AdapterError("the format has no bias beside a LoRA")
 
 
-def numbered(sites: Mapping[str, Update], number_of: Callable[[str], tuple[str, int]]) -> None:
-    """Check that the numbers of each component go from 0 on without a gap, since the format names layers by them.
-
-    Raises:
-        AdapterError: naming the first site beyond a gap.
-    """
+def refused_numbers(sites: Iterable[str], number_of: NumberOf) -> Iterator[AdapterError]:
+    """An error for each site beyond a gap: the numbers of a component go from 0 on, since the format names by them."""
     found: dict[str, dict[int, str]] = {}
     for site in sites:
         component, number = number_of(site)
         found.setdefault(component, {})[number] = site
     for numbers in found.values():
-        for place, number in enumerate(sorted(numbers)):
-            if place != number:
-                raise AdapterError(
+        first = next((place for place, number in enumerate(sorted(numbers)) if place != number), None)
+        for number, site in sorted(numbers.items()):
+            if first is not None and number > first:
+                yield AdapterError(
                     "the format numbers its layers without a gap, and one before this site is missing",
-                    key=numbers[number],
-                    expected=f"a site with the number {place}",
+                    key=site,
+                    expected=f"a site with the number {first}",
                 )

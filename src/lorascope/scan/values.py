@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from lorascope.adapter import Adapter, LowRank, Note, Update
 from lorascope.adapter.spectra import Spectrum, at_site
 from lorascope.errors import AdapterError
+from lorascope.formats.parametrisations.dora import DoRA
 
 DOMINANT_SHARE = 0.5
 """A site with more than this share of ‖ΔW‖² is worth a note, where there are four sites or more."""
@@ -109,7 +110,7 @@ def _has_unlike_factors(update: Update) -> bool:
 
 
 def _is_untrained_inside(update: Update) -> bool:
-    inner = getattr(update, "inner", None)
+    inner = update.inner if isinstance(update, DoRA) else None
     return isinstance(inner, LowRank) and not (inner.B.any() and inner.A.any())
 
 

@@ -18,6 +18,7 @@ from lorascope.adapter import Adapter, Note, Update
 from lorascope.adapter.spectra import Spectrum, spectra_of
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.gguf_file import dense
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.remote_checkpoint import open_headers
 from lorascope.scan.against_base import base_findings
@@ -144,6 +145,7 @@ def _non_finite(update: Update) -> tuple[str, int, int] | None:
 
 
 def _count_non_finite(tensor: NDArray[Any]) -> int:
+    tensor = dense(tensor)
     if not is_floating(tensor):
         return 0
     wide = tensor if tensor.dtype.itemsize >= 4 else tensor.astype(np.float32)

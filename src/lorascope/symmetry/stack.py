@@ -141,5 +141,6 @@ def gauged(adapter: Adapter, gauge: Callable[[int], Array], *, dtype: DTypeLike 
             alpha=update.alpha,
             bias=update.bias,
             layout=update.layout if isinstance(update, LowRank) else "stated",
+            is_bias_whole=update.is_bias_whole,
         )
     return adapter.with_sites(sites)

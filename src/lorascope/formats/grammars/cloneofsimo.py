@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.pickle_output import SUFFIXES, write_pickle
+from lorascope.formats.refusals import check
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
-from lorascope.formats.unscaled_file import Keys, numbered, plain_update, write_unscaled
+from lorascope.formats.unedited_file import is_unedited
+from lorascope.formats.unscaled_file import Keys, plain_update, unscaled_refusals, write_unscaled
 
 _SITE = re.compile(r"(?P<component>[^:]+):(?P<number>\d+)", re.DOTALL)
 _FACTOR = re.compile(r"(?P<site>[^:]+:\d+):(?P<half>up|down)", re.DOTALL)
@@ -130,7 +133,6 @@ def write_cloneofsimo(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> 
     own: Mapping[str, str] = adapter.provenance.metadata if adapter.provenance.format == "cloneofsimo" else {}
 
     def metadata_of(sites: Mapping[str, Update]) -> dict[str, str]:
-        numbered(sites, lambda site: (site.rpartition(":")[0], int(site.rpartition(":")[2])))
         components = {site.rpartition(":")[0] for site in sites}
         classes = {name: json.dumps(_CLASSES[name]) for name in sorted(components & set(_CLASSES)) if name not in own}
         return classes | {f"{site}:rank": str(max(update.rank, 1)) for site, update in sites.items()}
@@ -142,8 +144,14 @@ def write_cloneofsimo(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> 
         format="cloneofsimo",
         keys_of=_keys,
         has_convolutions=True,
+        number_of=_number,
         metadata_of=metadata_of,
     )
+
+
+def _number(site: str) -> tuple[str, int]:
+    component, _, number = site.rpartition(":")
+    return component, int(number)
 
 
 def _keys(site: str, update: Update) -> Keys:
@@ -170,20 +178,27 @@ def write_list(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
             expected=", ".join(SUFFIXES),
             found=path.suffix or "none",
         )
-    if adapter.original is not None and adapter.provenance.format == "cloneofsimo-list" and dtype is None:
-        write_pickle(path, list(adapter.original.values()))
+    if is_unedited(adapter, ("cloneofsimo-list",), dtype):
+        write_pickle(path, list((adapter.original or {}).values()))
         return
     if not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
-    for site in adapter:
-        if not _NUMBER.fullmatch(site):
-            raise AdapterError("a list of tensors has numbers and no names", key=site, expected="a site such as 0000")
-    numbered(adapter.sites, lambda site: ("", int(site)))
+    check(list_refusals(adapter))
     tensors: list[NDArray[Any]] = []
     for site in sorted(adapter, key=int):
-        plain = plain_update(site, adapter[site], has_convolutions=True)
-        tensors += convolution_factors(unscaled(plain, dtype))
+        tensors += convolution_factors(unscaled(plain_update(adapter[site]), dtype))
     write_pickle(path, tensors)
+
+
+def list_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that a list has no place for, beside the others that there are."""
+    return unscaled_refusals(adapter, keys_of=_item, has_convolutions=True, number_of=lambda site: ("", int(site)))
+
+
+def _item(site: str, update: Update) -> Keys:
+    if not _NUMBER.fullmatch(site):
+        raise AdapterError("a list of tensors has numbers and no names", key=site, expected="a site such as 0000")
+    return Keys(f"[{2 * int(site)}]", f"[{2 * int(site) + 1}]")
 
 
 FORMATS = (
@@ -194,6 +209,7 @@ FORMATS = (
         recognise=recognise_cloneofsimo,
         read=read_cloneofsimo,
         write=write_cloneofsimo,
+        refusals=partial(unscaled_refusals, keys_of=_keys, has_convolutions=True, number_of=_number),
         kinds=("lora",),
         writes=("lora",),
         needed_metadata=frozenset(
@@ -209,6 +225,7 @@ FORMATS = (
         recognise=recognise_list,
         read=read_list,
         write=write_list,
+        refusals=list_refusals,
         suffix=".pt",
         kinds=("lora",),
         writes=("lora",),

@@ -14,21 +14,26 @@ Source: https://github.com/comfyanonymous/ComfyUI, comfy/lora.py and comfy/weigh
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter import Adapter, Provenance
+from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
 from lorascope.formats.dotted_names import DENOISER, dotted_sites, name_of
 from lorascope.formats.dtypes import cast_to
-from lorascope.formats.kohya_file import WRITES, site_notes, site_tensors
+from lorascope.formats.kohya_file import WRITES, check_site, site_notes, site_tensors
 from lorascope.formats.kohya_sites import DOTTED_SUFFIXES, Builder, grouped, kind_of, split_key
 from lorascope.formats.notes import leftover_notes
+from lorascope.formats.plain_factors import worked_out
+from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.safetensors_file import write_safetensors
+from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
 
 _OWN = re.compile(
     r"\.(lora_(up|down)\.weight|hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|w_norm|diff|diff_b|on_input|set_weight)$"
@@ -102,24 +107,36 @@ def write_comfyui(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None
     """
     is_own = adapter.provenance.format == "comfyui"
     metadata = dict(adapter.provenance.metadata) if is_own else {}
-    if adapter.original is not None and is_own and dtype is None:
-        write_safetensors(path, adapter.original, metadata)
+    if is_unedited(adapter, ("comfyui",), dtype):
+        write_units(path, units_of(adapter.original or {}), metadata)
         return
     if not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
-    tensors: dict[str, NDArray[Any]] = {}
+    check(comfyui_refusals(adapter))
+    units: list[Unit] = [partial(_tensors, site, update, dtype) for site, update in adapter.items()]
+    write_units(path, units + units_of(adapter.leftovers if is_own else {}), metadata)
+
+
+def comfyui_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that ComfyUI has no place or no name for, beside the others that there are."""
     for site, update in adapter.items():
-        name = name_of(site)
-        if name is None:
-            raise AdapterError(
-                "ComfyUI's generic keys have no name for this site",
-                key=site,
-                expected="a layer of a transformer under its own names, or of text_encoder, text_encoder_2 or _3",
-                hint="layers of a U-Net it reads from kohya files: write those",
-            )
-        for suffix, tensor in site_tensors(update, site).items():
-            tensors[f"{name}.{suffix}"] = tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
-    write_safetensors(path, tensors | (dict(adapter.leftovers) if is_own else {}), metadata)
+        try:
+            check_site(site, update)
+            if name_of(site) is None:
+                raise AdapterError(
+                    "ComfyUI's generic keys have no name for this site",
+                    expected="a layer of a transformer under its own names, or of text_encoder, text_encoder_2 or _3",
+                    hint="layers of a U-Net it reads from kohya files: write those",
+                )
+        except AdapterError as error:
+            yield at_site(error, site)
+
+
+def _tensors(site: str, update: Update, dtype: DTypeLike | None) -> dict[str, NDArray[Any]]:
+    return {
+        f"{name_of(site)}.{suffix}": tensor if dtype is None or suffix == "alpha" else cast_to(tensor, dtype)
+        for suffix, tensor in site_tensors(worked_out(update, WRITES)).items()
+    }
 
 
 FORMATS = (
@@ -130,6 +147,7 @@ FORMATS = (
         recognise=recognise_comfyui,
         read=read_comfyui,
         write=write_comfyui,
+        refusals=comfyui_refusals,
         writes=WRITES,
         site_examples=(
             "transformer.double_blocks.0.img_attn.qkv",

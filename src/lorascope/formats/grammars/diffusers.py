@@ -18,41 +18,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
-
-from lorascope.adapter import Adapter, LowRank, Provenance, Update
+from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents, Tensors
-from lorascope.formats.dtypes import cast_to
+from lorascope.formats.diffusers_file import METADATA, component_of, diffusers_refusals, write_diffusers
 from lorascope.formats.name_patterns import Budget
 from lorascope.formats.notes import assumed_scale_note, leftover_notes, repeated_notes
-from lorascope.formats.output_file import written_folder
-from lorascope.formats.pairs import Half, Halves, Scale, convolution_factors
+from lorascope.formats.pairs import Half, Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
-from lorascope.formats.parametrisations.dora import DoRA
-from lorascope.formats.peft_fields import alpha_for, padded
 from lorascope.formats.peft_keys import PREFIX as PEFT_PREFIX
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
-from lorascope.formats.safetensors_file import write_safetensors
 from lorascope.formats.scalars import stated_alpha
-
-WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-"""The name that diffusers looks for in a folder."""
-
-_METADATA = "lora_adapter_metadata"
-_COMPONENTS = (
-    *("unet", "transformer", "transformer_2", "transformer_ref", "prior", "connectors", "text_conditioner"),
-    *("text_encoder", "text_encoder_2", "text_encoder_3"),
-)
 
 _PROCESSOR = re.compile(r"(?P<path>.+)\.processor\.(?P<name>\w+)_lora\.(?P<half>down|up)\.weight", re.DOTALL)
 _OLD_TEXT = re.compile(r"(?P<path>.+\.self_attn)\.to_(?P<name>q|k|v|out)_lora\.(?P<half>down|up)\.weight", re.DOTALL)
@@ -92,17 +74,11 @@ def recognise_diffusers(contents: Contents) -> Evidence | None:
             style = key
     if style is None:
         return None
-    if _METADATA in contents.metadata:
-        return Evidence(SPECIFIC, f"PEFT-style keys with {_METADATA}")
-    if _component(style):
+    if METADATA in contents.metadata:
+        return Evidence(SPECIFIC, f"PEFT-style keys with {METADATA}")
+    if component_of(style):
         return Evidence(PLAIN, "PEFT-style keys with a component prefix")
     return None
-
-
-def _component(site: str) -> str:
-    """The component that the name begins with, or nothing."""
-    first = site.partition(".")[0]
-    return first if first in _COMPONENTS else ""
 
 
 def read_diffusers(contents: Contents) -> Adapter:
@@ -111,24 +87,25 @@ def read_diffusers(contents: Contents) -> Adapter:
     Raises:
         AdapterError: where a pair is broken, the metadata is no JSON, or a magnitude that it promises is missing.
     """
-    halves, alphas, leftover_keys = Halves(), dict[str, float | None](), list[str]()
+    halves, alpha_keys, leftover_keys = Halves(), dict[str, list[str]](), list[str]()
     extras: dict[str, dict[str, str]] = {}
-    for key, tensor in contents.tensors.items():
+    for key in contents.tensors:
         if parsed := _parsed(key):
             halves.add(*parsed, key)
         elif match := _ALPHA.fullmatch(key):
-            alphas[match["site"]] = stated_alpha(tensor, key)
+            alpha_keys.setdefault(match["site"], []).append(key)
         elif not _add_extra(extras, key):
             leftover_keys.append(key)
     pairs = halves.checked()
     leftover_keys += [key for key in contents.tensors if _is_alpha_of_no_site(key, pairs)]
     extras = {_site_of_extra(site, pairs): roles for site, roles in extras.items()}
     leftover_keys += [key for site, roles in extras.items() if site not in pairs for key in roles.values()]
+    alphas = {site: _alpha(contents.tensors, site, keys) for site, keys in alpha_keys.items() if site in pairs}
     rule = _ScaleRule(alphas, _component_rules(contents))
     sites: dict[str, Update] = {}
     for site, keys in pairs.items():
         sites[site] = _update(site, contents.tensors, {"B": keys[0], "A": keys[1], **extras.get(site, {})}, rule)
-    notes = repeated_notes(contents.metadata.get(_METADATA), f"the metadata {_METADATA}")
+    notes = repeated_notes(contents.metadata.get(METADATA), f"the metadata {METADATA}")
     # grammars a and b have no other place for alpha; a file of c may have lost its metadata
     old = [site for site in rule.assumed if not _PEFT_STYLE.fullmatch(pairs[site][0])]
     if old:
@@ -153,6 +130,21 @@ def read_diffusers(contents: Contents) -> Adapter:
         leftovers=leftovers,
         notes=(*notes, *leftover_notes(leftovers, {})),
     )
+
+
+def _alpha(tensors: Tensors, site: str, keys: list[str]) -> float | None:
+    """The one alpha that the tensors of a site state."""
+    stated = {key: stated_alpha(tensors[key], key) for key in keys}
+    if len(set(stated.values())) > 1:
+        raise AdapterError(
+            "two tensors state different alphas of one site",
+            key=site,
+            expected="one alpha",
+            found=" and ".join(f"{key} = {alpha or 0.0:g}" for key, alpha in stated.items()),
+            hint="take out the one that the trainer did not mean",
+            code="duplicate-keys",
+        )
+    return stated[keys[0]]
 
 
 def _add_extra(extras: dict[str, dict[str, str]], key: str) -> bool:
@@ -199,7 +191,10 @@ class _Component:
 
 @dataclass
 class _ScaleRule:
-    """Alpha tensors first, then the configuration of the component, else 1."""
+    """The alpha tensor of the site and the configuration of its component, which must agree; else 1.
+
+    diffusers takes the configuration where there is one, and ComfyUI the tensor.
+    """
 
     alphas: Mapping[str, float | None]
     components: Mapping[str, _Component]
@@ -208,16 +203,29 @@ class _ScaleRule:
 
     def __call__(self, site: str, rank: int) -> Scale:
         alpha = self.alphas.get(site)
-        if alpha is not None:
-            return Scale(alpha / rank, alpha)
         name, component = self._of(site)
-        if component is None:
+        if component is None and alpha is None:
             self.assumed.append(site)
             return Scale(1.0, None, is_assumed=True)
+        stated = None if alpha is None else Scale(alpha / rank, alpha)
+        if component is None:
+            return stated or Scale(1.0, None)
         scale = component.scale(site.removeprefix(f"{name}."), rank)
+        if stated is not None:
+            return self._agreed(site, stated, scale)
         if scale.is_assumed:
             self.defaulted.append(site)
         return scale
+
+    def _agreed(self, site: str, stated: Scale, configured: Scale) -> Scale:
+        if not configured.is_assumed and stated.scale != configured.scale:
+            raise AdapterError(
+                "the alpha tensor and the metadata state different scales of one site",
+                key=site,
+                expected=f"{configured.scale:g}, as {METADATA} states",
+                found=f"{stated.scale:g} of alpha {stated.alpha:g}",
+            )
+        return stated
 
     def is_dora(self, site: str) -> bool:
         """Whether the metadata say that the component of the site has magnitudes."""
@@ -232,7 +240,7 @@ class _ScaleRule:
 
 
 def _component_rules(contents: Contents) -> dict[str, _Component]:
-    text = contents.metadata.get(_METADATA)
+    text = contents.metadata.get(METADATA)
     if text is None:
         return {}
     try:
@@ -240,7 +248,7 @@ def _component_rules(contents: Contents) -> dict[str, _Component]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise AdapterError("the metadata is no JSON object", key=_METADATA, found=text[:80])
+        raise AdapterError("the metadata is no JSON object", key=METADATA, found=text[:80])
     configs: dict[str, dict[str, Any]] = {}
     for name, entry in cast("dict[str, Any]", value).items():
         component, _, key = name.rpartition(".")
@@ -253,139 +261,6 @@ def _component_rules(contents: Contents) -> dict[str, _Component]:
     }
 
 
-def write_diffusers(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
-    """Write one file of grammar c, with each component's configuration in its metadata.
-
-    ``path`` is the file where it has a suffix; else it is a folder, in which the file gets the name that diffusers
-    looks for. alpha = scale · rank at every site. An unedited adapter of this format is written as it was.
-
-    Raises:
-        AdapterError: where diffusers has no place for a site, or a component is DoRA at some of its sites only.
-        OutputError: where the file cannot be written.
-    """
-    if adapter.original is not None and adapter.provenance.format == "diffusers" and dtype is None:
-        tensors, metadata = adapter.original, adapter.provenance.metadata
-    else:
-        tensors, metadata = _written(adapter, dtype)
-    if path.suffix and not path.is_dir():
-        write_safetensors(path, tensors, metadata)
-        return
-    with written_folder(path) as folder:
-        write_safetensors(folder / WEIGHTS_NAME, tensors, metadata)
-
-
-def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    components: dict[str, dict[str, Update]] = {}
-    for site, update in adapter.items():
-        components.setdefault(_component(site), {})[site] = update
-    if not components:
-        raise AdapterError("an adapter without sites cannot be written to this format")
-    if len(components) > 1 and "" in components:
-        raise AdapterError(
-            "some sites name a component of the pipeline and others do not",
-            key=next(iter(components[""])),
-            expected=f"names that begin {', '.join(name for name in components if name)}",
-        )
-    tensors: dict[str, NDArray[Any]] = {}
-    config: dict[str, Any] = {}
-    for component, sites in components.items():
-        plain = {site: _plain(site, update) for site, update in sites.items()}
-        tensors |= _component_tensors(sites, plain, dtype)
-        prefix = f"{component}." if component else ""
-        config |= {prefix + key: value for key, value in _component_config(prefix, sites, plain).items()}
-    own = adapter.provenance.format == "diffusers"
-    metadata = dict(adapter.provenance.metadata) if own else {}
-    if own:
-        tensors |= adapter.leftovers
-    return tensors, metadata | {"format": "pt", _METADATA: json.dumps(config, indent=2, sort_keys=True)}
-
-
-def _plain(site: str, update: Update) -> LowRank:
-    """The low-rank part of a site that diffusers has a layer for."""
-    inner = update.inner if isinstance(update, DoRA) else update
-    if not isinstance(inner, LowRank):
-        raise AdapterError("diffusers files hold only LoRA and DoRA", key=site, found=update.kind)
-    if inner.layer in ("embedding", "norm") or inner.is_transposed:
-        kind = f"{'transposed ' * inner.is_transposed}{inner.layer}"
-        raise AdapterError("diffusers has no LoRA for such a layer", key=site, expected="linear, conv", found=kind)
-    if isinstance(update, DoRA) and (update.axis == "in" or inner.bias is not None):
-        raise AdapterError(
-            "this DoRA has no place in a diffusers file",
-            key=site,
-            expected="a magnitude for each output and no bias",
-            found=f"axis {update.axis}{' and a bias' * (inner.bias is not None)}",
-        )
-    if "." not in site and site.startswith(("lora_", "lycoris_")):
-        raise AdapterError(
-            "the names of kohya's files have lost their dots, so the modules are not known",
-            key=site,
-            hint="give the sites the module paths of the pipeline first",
-        )
-    return replace(padded(inner), bias=inner.bias)
-
-
-def _component_tensors(
-    sites: Mapping[str, Update], plain: Mapping[str, LowRank], dtype: DTypeLike | None
-) -> dict[str, NDArray[Any]]:
-    tensors: dict[str, NDArray[Any]] = {}
-    has_biases = any(update.bias is not None for update in plain.values())
-    for site, update in plain.items():
-        B, A = convolution_factors(update)
-        tensors[f"{site}.lora_A.weight"], tensors[f"{site}.lora_B.weight"] = A, B
-        whole = sites[site]
-        if isinstance(whole, DoRA):
-            ones = (1,) * (len(update.kernel) - 1)
-            shape = (1, update.shape[0], *ones) if update.kernel else (update.shape[0],)
-            tensors[f"{site}.lora_magnitude_vector"] = whole.stored["magnitude"].reshape(shape)
-        if has_biases:  # diffusers states them once for the component, and leaves absent ones without values
-            bias = np.zeros(update.shape[0], B.dtype) if update.bias is None else update.bias
-            tensors[f"{site}.lora_B.bias"] = bias
-    return tensors if dtype is None else {key: cast_to(tensor, dtype) for key, tensor in tensors.items()}
-
-
-def _component_config(prefix: str, sites: Mapping[str, Update], plain: Mapping[str, LowRank]) -> dict[str, Any]:
-    is_dora = {isinstance(update, DoRA) for update in sites.values()}
-    if len(is_dora) > 1:
-        raise AdapterError(
-            "diffusers states once for a component whether it is DoRA, and here the sites differ",
-            key=next(site for site, update in sites.items() if not isinstance(update, DoRA)),
-        )
-    ranks = {site: update.rank for site, update in plain.items()}
-    alphas = {site: alpha_for(update, update.rank) for site, update in plain.items()}
-    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-    return {
-        "r": rank,
-        "lora_alpha": _json_number(alpha),
-        "rank_pattern": {_pattern(prefix, site): value for site, value in ranks.items() if value != rank},
-        "alpha_pattern": {
-            _pattern(prefix, site): _json_number(value) for site, value in alphas.items() if value != alpha
-        },
-        "target_modules": sorted({_module(prefix, site) for site in plain}),
-        "use_dora": True in is_dora,
-        "lora_bias": any(update.bias is not None for update in plain.values()),
-    }
-
-
-def _commonest(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
-
-
-def _json_number(value: float) -> float | int:
-    return int(value) if value.is_integer() else value
-
-
-def _module(prefix: str, site: str) -> str:
-    """The module's name; a text encoder's ``text_model.`` is left out, as newer transformers have no such module."""
-    name = site.removeprefix(prefix)
-    return name.removeprefix("text_model.") if prefix.startswith("text_encoder") else name
-
-
-def _pattern(prefix: str, site: str) -> str:
-    """A regular expression for PEFT's ``(.*\\.)?(KEY)$`` that matches this site alone."""
-    name = _module(prefix, site)
-    return re.escape(name) if name != site.removeprefix(prefix) else f"^{re.escape(name)}"
-
-
 FORMATS = (
     Format(
         name="diffusers",
@@ -394,7 +269,8 @@ FORMATS = (
         recognise=recognise_diffusers,
         read=read_diffusers,
         write=write_diffusers,
-        needed_metadata=frozenset({_METADATA}),
+        refusals=diffusers_refusals,
+        needed_metadata=frozenset({METADATA}),
         kinds=("lora", "dora"),
         writes=("lora", "dora"),
         files="`pytorch_lora_weights.safetensors` or `.bin`: attention processors (2023), `lora.down`/`lora.up`, "

@@ -28,8 +28,10 @@ from lorascope.adapter import Adapter, Layer, Note, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import checked_alpha
 from lorascope.formats.contents import Contents
-from lorascope.formats.gguf_form import ALORA_TOKENS, BASE_NAME, NEEDED, write_gguf_adapter
-from lorascope.formats.gguf_names import EMBEDDING, BaseShape, unpermuted
+from lorascope.formats.gguf_file import dense_shape, is_in_blocks
+from lorascope.formats.gguf_form import ALORA_TOKENS, BASE_NAME, NEEDED, gguf_refusals, write_gguf_adapter
+from lorascope.formats.gguf_names import EMBEDDING, BaseShape, rows_of_a_head
+from lorascope.formats.gguf_pair import GgufPair
 from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
@@ -70,11 +72,9 @@ def read_gguf_adapter(contents: Contents) -> Adapter:
     sites: dict[str, Update] = {}
     for tensor, (key_b, key_a) in halves.checked().items():
         name = names(tensor)
-        layer: Layer = "embedding" if tensor == EMBEDDING else "linear"
+        keys = {"A": key_a, "B": key_b}
         for site, down, up in _factors(name, tensor, contents.tensors[key_a], contents.tensors[key_b]):
-            factors, keys = {"A": down, "B": names.published(site, tensor, up)}, {"A": key_a, "B": key_b}
-            parts = Parts(site, factors, keys, lambda rank: _scale(alpha, rank), layer)
-            sites[site] = built("lora", parts)
+            sites[site] = _update(site, down, up, keys, tensor, names.heads_of(tensor), alpha)
     leftovers = {key: contents.tensors[key] for key in leftover_keys}
     return Adapter(
         sites=sites,
@@ -149,10 +149,10 @@ class _Names:
             return tensor
         return site
 
-    def published(self, site: str, tensor: str, B: NDArray[Any]) -> NDArray[Any]:
-        """B with its rows as the published model has them, where the site has its name."""
+    def heads_of(self, tensor: str) -> int:
+        """In how many heads the rows of B are to be put back as the published model has them; 0 where they are."""
         heads = self.base.heads_of(tensor)
-        return B if heads is None or not self.base.is_permuted(tensor) else unpermuted(B, heads, site)
+        return heads if heads is not None and self.base.is_permuted(tensor) else 0
 
     def notes(self) -> list[Note]:
         """What keeps GGUF's names, and why."""
@@ -168,18 +168,41 @@ class _Names:
 
 
 def _factors(name: str, tensor: str, A: NDArray[Any], B: NDArray[Any]) -> list[tuple[str, NDArray[Any], NDArray[Any]]]:
-    """(site, A [rank, in], B [out, rank]); one entry for each expert."""
-    is_cut = A.ndim == 1 and B.ndim == 2 and B.shape[1] == 1  # ggml drops axes of length 1 at the end
+    """(site, A [rank, in], B [out, rank]), A of token_embd as [in, rank]; one entry for each expert."""
+    is_cut = A.ndim == 1 and B.ndim == 2 and dense_shape(B)[1] == 1  # ggml drops axes of length 1 at the end
     if A.ndim == B.ndim == 2 or is_cut:
-        return [(name, A.T if tensor == EMBEDDING else A.reshape(1, -1) if is_cut else A, B)]
+        return [(name, A.reshape((-1, 1) if tensor == EMBEDDING else (1, -1)) if is_cut else A, B)]
     if A.ndim != 3 or B.ndim != 3 or A.shape[0] != B.shape[0] or not A.size:
         raise AdapterError(
             "the two factors do not make a product",
             key=name,
             expected="lora_a [rank, in] and lora_b [out, rank], or both with one axis of experts before",
-            found=f"{list(A.shape)} and {list(B.shape)}",
+            found=f"{list(dense_shape(A))} and {list(dense_shape(B))}",
         )
     return [(f"{name}[{expert}]", down, up) for expert, (down, up) in enumerate(zip(A, B, strict=True))]
+
+
+def _update(
+    site: str, A: NDArray[Any], B: NDArray[Any], keys: Mapping[str, str], tensor: str, heads: int, alpha: float
+) -> Update:
+    """The update of one site; what is not stored as plain rows of numbers is widened when it is asked for."""
+    is_turned = tensor == EMBEDDING
+    layer: Layer = "embedding" if is_turned else "linear"
+    if not heads and not is_in_blocks(A) and not is_in_blocks(B):
+        factors = {"A": A.T if is_turned else A, "B": B}
+        return built("lora", Parts(site, factors, keys, lambda rank: _scale(alpha, rank), layer))
+    out, rank = dense_shape(B)
+    if rank != dense_shape(A)[1 if is_turned else 0] or not A.size or not B.size:
+        raise AdapterError(
+            "the two factors do not make a product",
+            key=site,
+            expected="lora_a [rank, in] and lora_b [out, rank] of one rank",
+            found=f"{list(dense_shape(A))} and {list(dense_shape(B))}",
+        )
+    if heads:
+        rows_of_a_head(out, heads, site)
+    scale = _scale(alpha, rank)
+    return GgufPair.of(B, A, keys, heads=heads, is_turned=is_turned, scale=scale.scale, alpha=scale.alpha, layer=layer)
 
 
 FORMATS = (
@@ -190,6 +213,7 @@ FORMATS = (
         recognise=recognise_gguf,
         read=read_gguf_adapter,
         write=write_gguf_adapter,
+        refusals=gguf_refusals,
         suffix=".gguf",
         base_field=BASE_NAME,
         needed_metadata=NEEDED,

@@ -18,9 +18,11 @@ from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
 from lorascope.formats.contents import Contents
-from lorascope.formats.kohya_file import read_flat, write_flat
+from lorascope.formats.kohya_file import flat_refusals, read_flat, write_flat
 from lorascope.formats.kohya_names import SITES_KEY
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
+
+_KEPT = ("lora", "locon", "dora")
 
 _FACTOR = re.compile(r"[^.]+\.lora_(down|up|mid)\.weight")
 
@@ -48,7 +50,7 @@ def write_kohya(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
         AdapterError: where the format has no place for a site.
         OutputError: where the file cannot be written.
     """
-    write_flat(adapter, path, dtype)
+    write_flat(adapter, path, dtype, _KEPT)
 
 
 FORMATS = (
@@ -60,8 +62,9 @@ FORMATS = (
         read=read_kohya,
         write=write_kohya,
         needed_metadata=frozenset({SITES_KEY}),
-        kinds=("lora", "locon", "dora"),
-        writes=("lora", "locon", "dora"),
+        refusals=lambda adapter: flat_refusals(adapter, _KEPT),
+        kinds=_KEPT,
+        writes=_KEPT,
         files="`lora_down`/`lora_up`/`alpha`, convolutions, `lora_mid`, `dora_scale`; names without dots",
     ),
 )

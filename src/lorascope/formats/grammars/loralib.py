@@ -20,7 +20,8 @@ Source: https://github.com/microsoft/LoRA, loralib/layers.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ from lorascope.formats.pairs import Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.peft_fields import padded
 from lorascope.formats.pickle_output import SUFFIXES, write_pickle
+from lorascope.formats.plain_factors import outlined
+from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.safetensors_file import write_safetensors
 from lorascope.formats.scalars import stated_alpha
+from lorascope.formats.stream_file import units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
+from lorascope.formats.unscaled_file import plain_update
 
 _GROUP = re.compile(r"(?P<site>.+)\.#(?P<group>\d{1,6})", re.DOTALL)
 _FACTOR = re.compile(r"(?P<site>.+)\.lora_(?P<half>[AB])", re.DOTALL)
@@ -190,49 +195,70 @@ def write_loralib(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None
         OutputError: where the file cannot be written.
     """
     is_own = adapter.provenance.format == "loralib"
-    leftovers = dict(adapter.leftovers) if is_own else {}
-    if adapter.original is not None and is_own and dtype is None:
-        tensors = dict(adapter.original)
+    if is_unedited(adapter, ("loralib",), dtype):
+        units = units_of(adapter.original or {})
     elif not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
     else:
-        tensors = _written(adapter, leftovers, dtype, is_own=is_own) | leftovers
+        check(loralib_refusals(adapter))
+        units = [
+            partial(_layer_tensors, name, [adapter[site] for _, site in sorted(sites.items())], dtype, is_own=is_own)
+            for name, sites in _layers(adapter).items()
+        ]
+        units += units_of(adapter.leftovers if is_own else {})
     if path.suffix.lower() in SUFFIXES:
-        write_pickle(path, tensors)
+        write_pickle(path, {name: tensor for unit in units for name, tensor in unit().items()})
     else:
-        write_safetensors(path, tensors, adapter.provenance.metadata if is_own else None)
+        write_units(path, units, adapter.provenance.metadata if is_own else None)
 
 
-def _written(adapter: Adapter, leftovers: Tensors, dtype: DTypeLike | None, *, is_own: bool) -> dict[str, NDArray[Any]]:
-    layers: dict[str, dict[int, LowRank]] = {}
+def loralib_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that a loralib file has no place for, beside the others that there are."""
+    leftovers: Tensors = adapter.leftovers if adapter.provenance.format == "loralib" else {}
+    plain: dict[str, LowRank] = {}
     for site, update in adapter.items():
         match = _GROUP.fullmatch(site)
+        try:
+            plain[site] = _plain(site, site if match is None else match["site"], outlined(update), leftovers)
+        except AdapterError as error:
+            yield at_site(error, site)
+    for sites in _layers(plain).values():
+        is_whole = sorted(sites) in ([-1], list(range(max(len(sites), 2))))
+        if not is_whole or len({(plain[site].shape, plain[site].rank) for site in sites.values()}) > 1:
+            for site in sites.values():
+                yield AdapterError(
+                    "the parts of a merged layer do not fit together",
+                    key=site,
+                    expected="parts #0 … #n of one shape and rank",
+                    found=f"{len(sites)} parts",
+                )
+
+
+def _layers(sites: Iterable[str]) -> dict[str, dict[int, str]]:
+    """Layer → number of the part, −1 of a layer without parts → site."""
+    layers: dict[str, dict[int, str]] = {}
+    for site in sites:
+        match = _GROUP.fullmatch(site)
         name, group = (site, -1) if match is None else (match["site"], int(match["group"]))
-        layers.setdefault(name, {})[group] = _plain(site, name, update, leftovers)
-    tensors: dict[str, NDArray[Any]] = {}
-    for name, groups in layers.items():
-        updates = [groups[group] for group in sorted(groups)]
-        if (
-            sorted(groups) not in ([-1], list(range(max(len(groups), 2))))
-            or len({(one.shape, one.rank) for one in updates}) > 1
-        ):
-            raise AdapterError(
-                "the parts of a merged layer do not fit together",
-                key=name,
-                expected="parts #0 … #n of one shape and rank",
-                found=f"{len(groups)} parts",
-            )
-        # the library divides its default lora_alpha of 1 by the rank
-        factors = [one.scale * one.rank for one in updates]
-        Bs = [
-            widened_times(one.B, factor) if dtype is None else times(one.B, factor, dtype)
-            for one, factor in zip(updates, factors, strict=True)
-        ]
-        As = [one.A if dtype is None else cast_to(one.A, dtype) for one in updates]
-        tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"] = np.concatenate(As), np.concatenate(Bs)
-        if not (is_own and all(one.alpha is None for one in updates)):  # an assumption is not made a statement
-            tensors[f"{name}.alpha"] = np.array(1.0, np.float32)
-    return tensors
+        layers.setdefault(name, {})[group] = site
+    return layers
+
+
+def _layer_tensors(
+    name: str, updates: Sequence[Update], dtype: DTypeLike | None, *, is_own: bool
+) -> dict[str, NDArray[Any]]:
+    plain = [plain_update(update) for update in updates]
+    # the library divides its default lora_alpha of 1 by the rank
+    factors = [one.scale * one.rank for one in plain]
+    Bs = [
+        widened_times(one.B, factor) if dtype is None else times(one.B, factor, dtype)
+        for one, factor in zip(plain, factors, strict=True)
+    ]
+    As = [one.A if dtype is None else cast_to(one.A, dtype) for one in plain]
+    tensors = {f"{name}.lora_A": np.concatenate(As), f"{name}.lora_B": np.concatenate(Bs)}
+    if is_own and all(one.alpha is None for one in plain):  # an assumption is not made a statement
+        return tensors
+    return tensors | {f"{name}.alpha": np.array(1.0, np.float32)}
 
 
 def _plain(site: str, name: str, update: Update, leftovers: Tensors) -> LowRank:
@@ -269,6 +295,7 @@ FORMATS = (
         recognise=recognise_loralib,
         read=read_loralib,
         write=write_loralib,
+        refusals=loralib_refusals,
         kinds=("lora",),
         writes=("lora",),
         files="`<site>.lora_A`/`.lora_B`: linear, merged, convolution, embedding; also ComfyUI's mochi names",

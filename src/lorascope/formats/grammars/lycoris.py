@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
 from lorascope.formats.contents import Contents
-from lorascope.formats.kohya_file import WRITES, read_flat, write_flat
+from lorascope.formats.kohya_file import WRITES, flat_refusals, read_flat, write_flat
 from lorascope.formats.kohya_names import SITES_KEY
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 
@@ -59,6 +59,7 @@ FORMATS = (
         recognise=recognise_lycoris,
         read=read_lycoris,
         write=write_lycoris,
+        refusals=flat_refusals,
         needed_metadata=frozenset({SITES_KEY}),
         kinds=(
             "lora",

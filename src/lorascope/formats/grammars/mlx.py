@@ -19,33 +19,38 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Layer, LowRank, Note, Provenance, Update
+from lorascope.adapter.site import expert_of, experts_of, is_rows
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import mapping, text_or_none
 from lorascope.formats.contents import Contents
 from lorascope.formats.dtypes import cast_to
 from lorascope.formats.embedding_names import is_embedding
-from lorascope.formats.folding import stacked_experts, times
+from lorascope.formats.folding import times
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_fields import padded
+from lorascope.formats.plain_factors import outlined, worked_out
+from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, STATED, Evidence, Format
-from lorascope.formats.safetensors_file import write_safetensors
+from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.unedited_file import is_unedited
 
 DEFAULT_SCALE = 20.0
 """The scale of the layers since January 2024; the trainer of December 2023 had 2.0 written into its forward pass."""
 
 _ROLES = {"lora_a": "A", "lora_b": "B", "m": "magnitude"}
 _KEY = re.compile(r"(?P<site>.+)\.(?P<role>lora_a|lora_b|m)", re.DOTALL)
-_EXPERT = re.compile(r"(?P<path>.+)\[(?P<expert>\d{1,6})\]", re.DOTALL)
 _WITHIN_LAYER = re.compile(r".*?\.\d+\.(?P<key>.+)", re.DOTALL)
 
 
@@ -206,40 +211,33 @@ def write_mlx(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
             not, or the experts of one path do not fit together.
         OutputError: where the folder cannot be written.
     """
-    if adapter.original is not None and adapter.provenance.format == "mlx" and dtype is None:
-        tensors, metadata = adapter.original, adapter.provenance.metadata
+    if is_unedited(adapter, ("mlx",), dtype):
+        units, metadata = units_of(adapter.original or {}), adapter.provenance.metadata
         config_text = adapter.provenance.config_text
     else:
-        tensors, config = _written(adapter, dtype)
+        units, config = _written(adapter, dtype)
         metadata, config_text = {"format": "mlx"}, json.dumps(config, indent=4, sort_keys=True)
     with written_folder(path) as folder:
-        write_safetensors(folder / "adapters.safetensors", tensors, metadata)
+        write_units(folder / "adapters.safetensors", units, metadata)
         if config_text is not None:
             (folder / "adapter_config.json").write_bytes(config_text.encode("utf-8"))
 
 
-def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    updates = {site: _plain(site, update) for site, update in adapter.items()}
-    if not updates:
+def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[list[Unit], dict[str, Any]]:
+    if not adapter.sites:
         raise AdapterError("an adapter without sites cannot be written to this format")
+    check(mlx_refusals(adapter))
+    updates = {site: _plain(site, outlined(update)) for site, update in adapter.items()}
     scale = Counter(update.scale or 1.0 for update in updates.values()).most_common(1)[0][0]
-    tensors: dict[str, NDArray[Any]] = {}
-    experts: dict[str, dict[int, tuple[NDArray[Any], NDArray[Any]]]] = {}
-    for site, update in updates.items():
-        A = update.A if dtype is None else cast_to(update.A, dtype)
-        B = times(update.B, update.scale / scale, dtype)
-        if match := _EXPERT.fullmatch(site):
-            experts.setdefault(match["path"], {})[int(match["expert"])] = (A, B)
-            continue
-        tensors[f"{site}.lora_a"], tensors[f"{site}.lora_b"] = A.T, B.T
-        whole = adapter[site]
-        if isinstance(whole, DoRA):
-            magnitude = whole.stored["magnitude"].reshape(-1)
-            tensors[f"{site}.m"] = magnitude if dtype is None else cast_to(magnitude, dtype)
-    for site, factors in experts.items():
-        tensors[f"{site}.lora_a"], tensors[f"{site}.lora_b"] = stacked_experts(site, factors)
+    units: list[Unit] = [
+        partial(_site_tensors, site, adapter[site], scale, dtype) for site in updates if expert_of(site) is None
+    ]
+    units += [
+        partial(_expert_tensors, path, {site: adapter[site] for _, site in sorted(sites.items())}, scale, dtype)
+        for path, sites in experts_of(updates).items()
+    ]
     config: dict[str, Any] = {
-        "fine_tune_type": _fine_tune_type(adapter),
+        "fine_tune_type": "dora" if any(isinstance(update, DoRA) for update in adapter.values()) else "lora",
         "num_layers": -1,
         "lora_parameters": {
             "rank": max(update.rank for update in updates.values()),
@@ -251,33 +249,77 @@ def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[dict[str, NDArr
     if adapter.provenance.base_model is not None:
         config["model"] = adapter.provenance.base_model
     if adapter.provenance.format == "mlx":
-        tensors |= adapter.leftovers
-    return tensors, config
+        units += units_of(adapter.leftovers)
+    return units, config
+
+
+def mlx_refusals(adapter: Adapter) -> Iterator[AdapterError]:
+    """An error for each site that MLX has no place for, beside the others that there are."""
+    kinds = {isinstance(update, DoRA) for update in adapter.values()}
+    updates: dict[str, LowRank] = {}
+    for site, update in adapter.items():
+        try:
+            if is_rows(site):
+                raise AdapterError("MLX adapts whole layers, and this site is some rows of one")
+            if len(kinds) > 1 and not isinstance(update, DoRA):
+                raise AdapterError("MLX states once for all sites whether they are LoRA or DoRA, and here they differ")
+            updates[site] = _plain(site, outlined(update))
+        except AdapterError as error:
+            yield at_site(error, site)
+    for sites in experts_of(updates).values():
+        ones = [updates[site] for site in sites.values()]
+        shapes = {(one.A.shape, one.B.shape, one.A.dtype, one.B.dtype) for one in ones}
+        if sorted(sites) != list(range(len(sites))) or len(shapes) > 1:
+            for site in sites.values():
+                yield AdapterError(
+                    "MLX keeps all experts of a layer in one tensor, and these do not fit together",
+                    key=site,
+                    expected="experts 0 … n of one shape, rank and dtype",
+                    found=f"{len(sites)} experts, {len(shapes)} shapes, the last number {max(sites)}",
+                )
 
 
 def _plain(site: str, update: Update) -> LowRank:
     """The low-rank part of a site that MLX has a layer for."""
     inner = update.inner if isinstance(update, DoRA) else update
     if not isinstance(inner, LowRank):
-        raise AdapterError("MLX files hold only LoRA and DoRA", key=site, found=update.kind)
+        raise AdapterError("MLX files hold only LoRA and DoRA", found=inner.kind)
     has_rows = inner.layer == "embedding"
+    if isinstance(update, DoRA) and expert_of(site) is not None:
+        raise AdapterError("MLX has no magnitude for experts")
     if isinstance(update, DoRA) and (update.axis == "in") != has_rows:
-        raise AdapterError("MLX norms each stored row, and this magnitude is for columns", key=site)
-    if inner.layer not in ("linear", "embedding") or inner.is_transposed != has_rows:
+        raise AdapterError("MLX norms each stored row, and this magnitude is for columns")
+    if inner.layer not in ("linear", "embedding") or (inner.is_transposed != has_rows):
         kind = f"{'transposed ' * inner.is_transposed}{inner.layer}"
-        raise AdapterError("MLX has no LoRA for such a layer", key=site, expected="linear, embedding", found=kind)
+        raise AdapterError("MLX has no LoRA for such a layer", expected="linear, embedding", found=kind)
     if has_rows != is_embedding(site):
-        raise AdapterError("an MLX file tells embeddings by their names, and this one tells wrong", key=site)
+        raise AdapterError("an MLX file tells embeddings by their names, and this one tells wrong")
     if inner.bias is not None:
-        raise AdapterError("MLX has no bias in a LoRA layer", key=site)
+        raise AdapterError("MLX has no bias in a LoRA layer")
     return padded(inner)
 
 
-def _fine_tune_type(adapter: Adapter) -> str:
-    kinds = {isinstance(update, DoRA) for update in adapter.values()}
-    if len(kinds) > 1:
-        raise AdapterError("MLX states once for all sites whether they are LoRA or DoRA, and here they differ")
-    return "dora" if True in kinds else "lora"
+def _pair(site: str, update: Update, scale: float, dtype: DTypeLike | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    """A and B of a site under the one scale of the file."""
+    plain = _plain(site, worked_out(update))
+    A = plain.A if dtype is None else cast_to(plain.A, dtype)
+    return A, times(plain.B, plain.scale / scale, dtype)
+
+
+def _site_tensors(site: str, update: Update, scale: float, dtype: DTypeLike | None) -> dict[str, NDArray[Any]]:
+    A, B = _pair(site, update, scale, dtype)
+    tensors = {f"{site}.lora_a": A.T, f"{site}.lora_b": B.T}
+    if isinstance(update, DoRA):
+        magnitude = update.stored["magnitude"].reshape(-1)
+        tensors[f"{site}.m"] = magnitude if dtype is None else cast_to(magnitude, dtype)
+    return tensors
+
+
+def _expert_tensors(
+    path: str, updates: Mapping[str, Update], scale: float, dtype: DTypeLike | None
+) -> dict[str, NDArray[Any]]:
+    pairs = [_pair(site, update, scale, dtype) for site, update in updates.items()]
+    return {f"{path}.lora_a": np.stack([A for A, _ in pairs]), f"{path}.lora_b": np.stack([B for _, B in pairs])}
 
 
 def _module_key(site: str) -> str:
@@ -286,8 +328,8 @@ def _module_key(site: str) -> str:
     >>> _module_key("model.layers.3.self_attn.q_proj"), _module_key("lm_head")
     ('self_attn.q_proj', 'lm_head')
     """
-    if expert := _EXPERT.fullmatch(site):
-        site = expert["path"]
+    if expert := expert_of(site):
+        site = expert[0]
     match = _WITHIN_LAYER.fullmatch(site)
     return match["key"] if match else site
 
@@ -300,6 +342,7 @@ FORMATS = (
         recognise=recognise_mlx,
         read=read_mlx,
         write=write_mlx,
+        refusals=mlx_refusals,
         is_folder=True,
         base_field="model",
         kinds=("lora", "dora"),

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorascope.adapter import Adapter, Note, Provenance, Update
-from lorascope.adapter.site import path_and_part
+from lorascope.adapter.site import expert_of, path_and_part
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, mapping, positive_integer, text_or_none
 from lorascope.formats.contents import Contents
@@ -26,8 +26,8 @@ from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations._options import names
 from lorascope.formats.parametrisations.bdlora import BLOCKS_OF_A
-from lorascope.formats.peft_experts import LEVEL, FusedParameters, is_expert
-from lorascope.formats.peft_folder import write_peft
+from lorascope.formats.peft_experts import LEVEL, FusedParameters
+from lorascope.formats.peft_folder import peft_kinds, peft_refusals, write_peft
 from lorascope.formats.peft_keys import PREFIX, is_factor, site_keys
 from lorascope.formats.peft_scale import PEFT_ALPHA, PeftScale
 from lorascope.formats.peft_types import TYPED_KINDS, TYPES, read_typed
@@ -169,7 +169,7 @@ def _kind(parts: Parts, config: Mapping[str, Any]) -> str:
         if "magnitude" in parts:
             raise AdapterError("a site is both DoRA and KaSA", key=parts.site, found=", ".join(parts.tensors))
         return "kasa"
-    if "magnitude" in parts or (flag(config, "use_dora") and not is_expert(parts.site)):
+    if "magnitude" in parts or (flag(config, "use_dora") and expert_of(parts.site) is None):
         return "dora"
     is_grouped = A.ndim > 2 and B.ndim == A.ndim and 0 < B.shape[1] < A.shape[0] and A.shape[0] % B.shape[1] == 0
     is_in_blocks = is_matrix and any(_is_in_blocks(parts.site, config, half) for half in "ab")
@@ -257,6 +257,8 @@ FORMATS = (
         recognise=recognise_peft,
         read=read_peft,
         write=write_peft,
+        refusals=peft_refusals,
+        kept=peft_kinds,
         is_folder=True,
         base_field="base_model_name_or_path",
         kinds=("lora", "dora", "kasa", "bdlora", *TYPED_KINDS),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from numpy.typing import DTypeLike
@@ -31,7 +32,7 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.unscaled_file import Keys, write_unscaled
+from lorascope.formats.unscaled_file import Keys, unscaled_refusals, write_unscaled
 
 _XLABS = re.compile(
     r"(?:diffusion_model\.)?(?P<stream>double|single)_blocks\.(?P<block>\d+)\.processor"
@@ -218,6 +219,8 @@ FORMATS = (
         recognise=recognise_xlabs,
         read=read_xlabs,
         write=write_xlabs,
+        refusals=partial(unscaled_refusals, keys_of=_xlabs_keys),
+        names_rows=True,
         writes=("lora",),
         site_examples=(*_BLOCKS, "transformer.single_blocks.3.linear2"),
         files="`double_blocks.N.processor.qkv_lora1.down.weight`",
@@ -229,6 +232,7 @@ FORMATS = (
         recognise=recognise_bfl_control,
         read=read_bfl_control,
         write=write_bfl_control,
+        refusals=partial(unscaled_refusals, keys_of=_control_keys),
         kinds=("lora", "replaced"),
         writes=("lora", "replaced"),
         site_examples=(*_BLOCKS, "transformer.double_blocks.0.img_attn.norm.query_norm"),

@@ -37,7 +37,8 @@ class DoRA(Relative):
 
     def rescaled(self, scale: float) -> DoRA:
         """The same update with another scale of ΔV."""
-        return replace(self, scale=scale, inner=self.inner.rescaled(scale))
+        inner = self.inner.rescaled(scale)
+        return replace(self, scale=inner.scale, inner=inner)
 
     def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
         # the inner update may not know the kernel: its delta comes in two axes
@@ -95,6 +96,7 @@ def decorated(inner: Update, magnitude: NDArray[Any], key: str, site: str) -> Do
         kernel=inner.kernel,
         is_transposed=inner.is_transposed,
         bias=inner.bias,
+        is_bias_whole=inner.is_bias_whole,
         inner=inner,
         axis="in" if is_on_input else "out",
     )

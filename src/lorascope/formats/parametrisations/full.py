@@ -9,7 +9,7 @@ Source: https://github.com/KohakuBlueleaf/LyCORIS, lycoris/modules/full.py and n
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,17 @@ class Full(Dense):
     """ΔW = diff; zero where only the bias changes."""
 
     kind: ClassVar[str] = "full"
+
+    def transposed(self, is_transposed: bool) -> Self:
+        """Refused where it would turn the difference, which is stored in the layout of the base.
+
+        Raises:
+            AdapterError: where the base is stored the other way.
+        """
+        if is_transposed != self.is_transposed:
+            where = "[in, out]" if is_transposed else "[out, in]"
+            raise AdapterError(f"the base stores this weight as {where}", key=self._key, found=self.kind)
+        return self
 
     @property
     def rank(self) -> int:
@@ -80,6 +91,7 @@ def build_full(parts: Parts) -> Full:
         kernel=kernel,
         is_transposed=is_transposed,
         bias=parts.tensor("diff_b", shape[0]) if "diff_b" in parts else None,
+        is_bias_whole=True,
     )
 
 
