@@ -181,10 +181,19 @@ def test_no_alpha_is_alpha_equal_rank_in_the_older_diffusers_files(tmp_path: Pat
     assert codes(verify(tmp_path)) == [("scale-assumed", severity)]
 
 
-def test_parts_whose_rows_the_format_defines_are_a_note(tmp_path: Path) -> None:
-    update = sound()
-    safetensors.numpy.save_file({"w_a_000": update.A, "w_b_000": update.B}, tmp_path / "lora.safetensors")
-    assert codes(verify(tmp_path / "lora.safetensors")) == [("fused-parts", "note")]
+def test_parts_whose_rows_the_format_defines_are_no_finding_and_numbers_of_no_encoder_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"a": (2, 768), "b": (768, 2)}
+    tensors = {
+        f"w_{half}_{number:03d}": rng.standard_normal(shapes[half]).astype(np.float32)
+        for number in range(24)
+        for half in "ab"
+    }
+    safetensors.numpy.save_file(tensors, tmp_path / "whole.safetensors")
+    assert codes(verify(tmp_path / "whole.safetensors")) == []
+    some = {key: tensor for key, tensor in tensors.items() if key.endswith(("_000", "_001"))}
+    safetensors.numpy.save_file(some, tmp_path / "some.safetensors")
+    assert codes(verify(tmp_path / "some.safetensors")) == [("numbered-sites", "warning")]
 
 
 @pytest.mark.parametrize(
