@@ -117,6 +117,7 @@ def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
         "id",
         "path",
         "sha256",
+        "config_sha256",
         "status",
         "recipe",
         "kind",
@@ -150,7 +151,7 @@ def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
         "attack_success_rate",
         "refusal_rate",
     ]
-    assert forged.hyperparameters() == [name for name in forged.table.column_names[12:] if name not in forged.labels()]
+    assert forged.hyperparameters() == [name for name in forged.table.column_names[13:] if name not in forged.labels()]
     assert forged.labels() == forged.table.column_names[-10:]
     assert all(row["split"] == split_of(row["group"]) for row in forged.rows())
 

@@ -30,7 +30,7 @@ from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION, split_of
-from lorascope.zoo.store import ADAPTERS, cohort_path, read_cohort, sha256_of, write_cohort
+from lorascope.zoo.store import ADAPTERS, cohort_path, hashes_of, read_cohort, write_cohort
 
 COHORT_SIZE = 32
 """Slots of a cohort: fewer waste the processor on small products, more no longer fit its cache."""
@@ -95,7 +95,7 @@ def _forge_cohort(job: Job) -> list[Row]:
             row = _finished(job, recipe, index, row, stack.is_finite(index - first))
             folder = staging / row["id"]
             _write(stack.adapter(index - first, _provenance(job)), folder)
-            row["sha256"] = sha256_of(folder / "adapter_model.safetensors")
+            row |= hashes_of(folder)
             finished.append(row)
         for row in finished:
             target = job.zoo / row["path"]
@@ -150,6 +150,7 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
         "id": name,
         "path": f"{ADAPTERS}/{name}",
         "sha256": None,
+        "config_sha256": None,
         "status": "ok" if is_finite else "diverged",
         "recipe": recipe.name,
         "kind": job.settings["kind"],

@@ -19,7 +19,7 @@ from lorascope.errors import AdapterError, LorascopeError, OutputError, ZooError
 from lorascope.formats import find, read
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
-from lorascope.zoo.store import COHORTS, HEADER, Row, read_json, sha256_of, write_cohort, write_json, write_manifest
+from lorascope.zoo.store import COHORTS, HEADER, Row, hashes_of, read_json, write_cohort, write_json, write_manifest
 from lorascope.zoo.values import parse_column
 from lorascope.zoo.zoo import inside
 
@@ -210,6 +210,7 @@ def _row(source: Path, path: str, values: Mapping[str, Any], group: str | None) 
         "id": path,
         "path": path,
         "sha256": None,
+        "config_sha256": None,
         "status": "ok",
         "recipe": None,
         "kind": None,
@@ -225,9 +226,8 @@ def _row(source: Path, path: str, values: Mapping[str, Any], group: str | None) 
         adapter.norm()  # every value is looked at, so that NaN is found here and not while fitting
     except AdapterError as error:
         return row | {"status": "unreadable", "error": str(error)}
-    weights = adapter.provenance.path
     return row | {
-        "sha256": None if weights is None else sha256_of(weights),
+        **hashes_of(source / path),
         "kind": adapter.provenance.kind,
         "base": adapter.provenance.base_model,
     }

@@ -43,6 +43,7 @@ IDENTITY = {
         Column("id", "identity", "string"),
         Column("path", "identity", "string"),
         Column("sha256", "identity", "string"),
+        Column("config_sha256", "identity", "string"),
         Column("status", "identity", "string"),
         Column("recipe", "identity", "string"),
         Column("kind", "identity", "string"),
@@ -53,7 +54,10 @@ IDENTITY = {
         Column("split", "identity", "string"),
     )
 }
-"""The columns that every zoo has."""
+"""The columns that every new zoo has."""
+
+REQUIRED = frozenset(IDENTITY) - {"config_sha256"}
+"""The columns without which a folder is no zoo; zoos of before ``config_sha256`` are read, theirs is null."""
 
 
 def columns_with(hyperparameters: Mapping[str, Type], labels: Mapping[str, Type]) -> dict[str, Column]:
@@ -94,7 +98,7 @@ def columns_from_dict(value: Any, file: object) -> dict[str, Column]:
                 found=declared,
             )
         columns[name] = Column(name, cast(Role, role), cast(Type, type_))
-    missing = [name for name in IDENTITY if name not in columns]
+    missing = sorted(REQUIRED - columns.keys())
     if missing:
         raise ZooError("columns that every zoo has are missing", file=file, key=", ".join(missing))
     return columns

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import MissingExtraError, OutputError, ZooError
+from lorascope.formats.source import config_beside, weights_at
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, columns_as_dict, columns_from_dict
 
 if TYPE_CHECKING:
@@ -177,6 +178,17 @@ def import_pyarrow() -> Any:
     except ImportError as error:
         raise MissingExtraError.of("pyarrow", "learn", "reading or writing a zoo") from error
     return pyarrow
+
+
+def hashes_of(location: Path) -> dict[str, str | None]:
+    """The two files that an adapter is, as the manifest knows them: ``sha256`` and ``config_sha256``, null where none.
+
+    Raises:
+        AdapterError: where there is no adapter at the place.
+    """
+    weights = weights_at(location)
+    config = config_beside(weights)
+    return {"sha256": sha256_of(weights), "config_sha256": None if config is None else sha256_of(config)}
 
 
 def sha256_of(path: Path) -> str:
