@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from lorascope.errors import ForgeError, LorascopeError, OutputError
+from lorascope.errors import ForgeError, LorascopeError, OutputError, ZooError
 from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
-from lorascope.forge.lock import locked
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits, finetuning_data
 from lorascope.formats import read
 from lorascope.zoo import split_of
+from lorascope.zoo.lock import locked
 
 SETTINGS = {"base_steps": 60, "steps": 8}
 
@@ -165,7 +165,7 @@ def test_another_seed_or_setting_is_refused_and_fresh_begins_again(tmp_path):
         forge("digits-vit", 1, tmp_path, settings={**tiny, "steps": 2})
     forge("digits-vit", 1, tmp_path, seed=1, settings=tiny, fresh=True)
     assert json.loads((tmp_path / "zoo.json").read_text())["seed"] == 1
-    with locked(tmp_path), pytest.raises(ForgeError, match="another run"):
+    with locked(tmp_path), pytest.raises(ZooError, match="another run"):
         forge("digits-vit", 1, tmp_path, seed=1, settings=tiny)
 
 

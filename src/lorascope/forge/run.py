@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, OutputError
 from lorascope.forge.base import make_base
-from lorascope.forge.cohort import COHORT_SIZE, Job, forge_cohort, missing_indices
+from lorascope.forge.cohort import COHORT_SIZE, Job, missing_indices
 from lorascope.forge.kinds import KINDS
-from lorascope.forge.lock import LOCK, locked
 from lorascope.forge.recipe import TRAINING, Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.space import parse_settings, printed
+from lorascope.forge.workers import results_of
+from lorascope.zoo.lock import LOCK, locked
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.store import (
     ADAPTERS,
@@ -136,12 +131,7 @@ def _forge_locked(
 ) -> ForgeResult:
     if fresh:
         _empty(zoo)
-    for left in (
-        *zoo.glob(".tmp-*"),
-        *zoo.glob(f"{COHORTS}/.tmp-*"),
-        *zoo.glob("base/.tmp-*"),
-    ):  # by a run that was killed; the lock says that no other is alive
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    remove_leftovers(zoo)
     base_hash = _begin(recipe, count, zoo, seed, settings)
     jobs = [
         Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count)
@@ -153,7 +143,7 @@ def _forge_locked(
     advance(already)
     forged = diverged = 0
     try:
-        for rows in _results([job for job in jobs if missing[job.cohort]], workers):
+        for rows in results_of([job for job in jobs if missing[job.cohort]], workers):
             forged += len(rows)
             diverged += sum(row["status"] == "diverged" for row in rows)
             advance(len(rows))
@@ -194,6 +184,12 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
     header["base_hash"] = make_base(recipe, options, zoo, header["base_hash"])
     write_json(zoo / HEADER, header)
     return header["base_hash"]
+
+
+def remove_leftovers(zoo: Path) -> None:
+    """Delete what a run that was killed left half made; only the holder of the lock knows that no other is alive."""
+    for left in (*zoo.glob(".tmp-*"), *zoo.glob(f"{COHORTS}/.tmp-*"), *zoo.glob("base/.tmp-*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _difference(other: Any, value: Any) -> str:
@@ -237,35 +233,3 @@ def _empty(zoo: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     (zoo / ADAPTERS).mkdir()
-
-
-def _results(jobs: list[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each cohort as it is finished."""
-    if workers == 1 or len(jobs) <= 1:
-        yield from map(forge_cohort, jobs)
-        return
-    executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        for future in as_completed([executor.submit(forge_cohort, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise ForgeError(
-            "a worker process was killed", hint="was memory short? run the same command with fewer --workers"
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, which lets cohorts that have begun come to their end; die when it dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

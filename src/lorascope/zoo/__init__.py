@@ -3,17 +3,21 @@
 from lorascope.zoo.importer import ImportReport, import_zoo
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Role, Split, Type, split_of
 from lorascope.zoo.store import write_manifest
+from lorascope.zoo.verification import Defect, Verification, verify_zoo
 from lorascope.zoo.zoo import Zoo
 
 __all__ = [
     "SCHEMA_VERSION",
     "Column",
+    "Defect",
     "ImportReport",
     "Role",
     "Split",
     "Type",
+    "Verification",
     "Zoo",
     "import_zoo",
     "split_of",
+    "verify_zoo",
     "write_manifest",
 ]

@@ -237,6 +237,7 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
     header = {
         "schema_version": SCHEMA_VERSION,
         "recipe": None,
+        **({"source": str(source)} if is_new else {}),
         "count": len(rows),
         "columns": columns_as_dict(columns),
     }

@@ -29,6 +29,7 @@ HEADER = "zoo.json"
 MANIFEST = "manifest.parquet"
 COHORTS = "cohorts"
 ADAPTERS = "adapters"
+BASE = "base/model.safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -105,19 +106,20 @@ def read_cohort(path: Path) -> list[Row]:
 
 def read_records(zoo: Path) -> list[Row]:
     """The rows of all cohort records, in the order of the cohorts."""
-    return [row for path in _record_files(zoo) for row in read_cohort(path)]
+    return [row for path in record_files(zoo) for row in read_cohort(path)]
 
 
 def records_digest(zoo: Path) -> str:
     """A hash of the records: tells a manifest that is behind them."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in _record_files(zoo):
+    for path in record_files(zoo):
         digest.update(f"{path.name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _record_files(zoo: Path) -> list[Path]:
+def record_files(zoo: Path) -> list[Path]:
+    """The cohort records, in the order of the cohorts."""
     return sorted(path for path in (zoo / COHORTS).glob("*.json") if not path.name.startswith("."))
 
 

@@ -17,6 +17,7 @@ from lorascope.zoo.store import (
     MANIFEST,
     Row,
     check_version,
+    hashes_of,
     import_pyarrow,
     read_json,
     read_records,
@@ -163,6 +164,20 @@ class Zoo:
                 hint="forge the zoo again with the same command, or import it again",
             )
         return path
+
+    def hashes(self, row: Row) -> dict[str, str | None]:
+        """The ``sha256`` and ``config_sha256`` of a row's files as they are now.
+
+        Raises:
+            ZooError: as :meth:`adapter_path`.
+            AdapterError: where no adapter is at the place.
+        """
+        return hashes_of(self.adapter_path(row))
+
+    @property
+    def is_forged(self) -> bool:
+        """Whether a recipe made the zoo, and can make any of its adapters again."""
+        return self.header.get("recipe") is not None and "settings" in self.header
 
     def summary(self) -> dict[str, Any]:
         """Counts, columns and splits, as ``lorascope zoo info --json`` prints them."""

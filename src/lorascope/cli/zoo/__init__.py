@@ -1,0 +1,13 @@
+"""``lorascope zoo``: zoos of adapters, one verb a file."""
+
+from __future__ import annotations
+
+import typer
+
+from lorascope.cli.zoo import importing, info, repair, verify
+
+app = typer.Typer(no_args_is_help=True, help="Make and look at zoos: folders of adapters with labels and splits.")
+app.command("import")(importing.import_)
+app.command("info")(info.info)
+app.command("verify")(verify.verify)
+app.command("repair")(repair.repair)
