@@ -19,6 +19,7 @@ from lorascope.forge.space import parse_settings, printed
 from lorascope.forge.workers import results_of
 from lorascope.zoo.lock import LOCK, locked
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
+from lorascope.zoo.splitting import SPLIT
 from lorascope.zoo.store import (
     ADAPTERS,
     COHORTS,
@@ -226,7 +227,7 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
 
 def _empty(zoo: Path) -> None:
     """Delete a forged zoo's own files, the header last, so that a killed deletion is still seen to be a zoo."""
-    for name in (ADAPTERS, COHORTS, "base", MANIFEST, HEADER):
+    for name in (ADAPTERS, COHORTS, "base", MANIFEST, SPLIT, HEADER):
         path = zoo / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

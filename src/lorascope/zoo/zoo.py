@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lorascope.errors import ZooError
 from lorascope.zoo.schema import SPLITS, Column, Role, columns_from_dict, split_of
+from lorascope.zoo.splitting import SPLIT, Splitting
 from lorascope.zoo.store import (
     COHORTS,
     HEADER,
@@ -36,14 +37,25 @@ class Zoo:
     is still being forged, or whose run was killed, can be read at any time.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], columns: Mapping[str, Column]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        columns: Mapping[str, Column],
+        splitting: Splitting | None = None,
+    ) -> None:
         self.path = path
         self.header = header
         self.columns = columns
+        self.splitting = splitting
 
     @classmethod
-    def open(cls, path: str | Path) -> Zoo:
+    def open(cls, path: str | Path, *, splits: str | Path | None = None) -> Zoo:
         """Open the zoo at ``path``.
+
+        Args:
+            path: its folder.
+            splits: a saved split, in place of that of the zoo.
 
         Raises:
             ZooError: where there is no zoo, it is damaged, or a newer lorascope wrote it.
@@ -66,7 +78,12 @@ class Zoo:
                 hint="run the command that made it again: it continues where it stopped",
             )
         header = read_json(folder / HEADER)
-        return cls(folder, header, columns_from_dict(header.get("columns"), folder / HEADER))
+        columns = columns_from_dict(header.get("columns"), folder / HEADER)
+        saved = Path(splits) if splits is not None else folder / SPLIT
+        splitting = Splitting.load(saved) if splits is not None or saved.is_file() else None
+        if splitting is not None and splitting.by not in columns:
+            raise ZooError("splits by a column that the zoo has not", file=saved, key=splitting.by)
+        return cls(folder, header, columns, splitting)
 
     def __repr__(self) -> str:
         return f"Zoo({str(self.path)!r}, {self.table.num_rows} adapters, labels {self.labels()})"
@@ -76,7 +93,17 @@ class Zoo:
 
     @cached_property
     def table(self) -> pyarrow.Table:
-        """All rows, of every status, as an Arrow table in the order of the cohorts."""
+        """All rows, of every status, as an Arrow table in the order of the cohorts, with the saved split if any."""
+        if self.splitting is None:
+            return self._recorded
+        return rows_to_table(map(self.splitting.applied, self.recorded_rows()), self.columns)
+
+    def recorded_rows(self) -> list[Row]:
+        """All rows as they were recorded: of every status, and with the group and split of their making."""
+        return cast(list[Row], self._recorded.to_pylist())
+
+    @cached_property
+    def _recorded(self) -> pyarrow.Table:
         pa = import_pyarrow()
         import pyarrow.parquet as parquet
 
@@ -195,6 +222,7 @@ class Zoo:
             "bases": sorted({row["base"] for row in rows if row["base"] is not None}),
             "groups": len({row["group"] for row in usable}),
             "splits": {name: splits[name] for name in SPLITS},
+            "split_digest": None if self.splitting is None else self.splitting.digest,
             "columns": {
                 column.name: {
                     "role": column.role,
