@@ -114,6 +114,9 @@ def _repair_locked(zoo: Zoo, workers: int, advance: Progress, began: float) -> R
         for rows in results_of([job for job in jobs if missing_indices(job)], workers):
             repaired += [row["id"] for row in rows]
             advance(len(rows))
+        for one in found.defects:
+            if one.problem == "shard":  # all that it held is there again
+                (zoo.path / one.path).unlink()
     finally:
         write_manifest(zoo.path)
     return RepairResult(zoo.path, tuple(sorted(repaired)), verify_zoo(zoo.path), time.monotonic() - began)

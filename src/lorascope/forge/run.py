@@ -17,6 +17,7 @@ from lorascope.forge.recipe import TRAINING, Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.space import parse_settings, printed
 from lorascope.forge.workers import results_of
+from lorascope.formats.source import SHARDS
 from lorascope.zoo.lock import LOCK, locked
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.splitting import SPLIT
@@ -227,7 +228,7 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
 
 def _empty(zoo: Path) -> None:
     """Delete a forged zoo's own files, the header last, so that a killed deletion is still seen to be a zoo."""
-    for name in (ADAPTERS, COHORTS, "base", MANIFEST, SPLIT, HEADER):
+    for name in (ADAPTERS, COHORTS, SHARDS, "base", MANIFEST, SPLIT, HEADER):
         path = zoo / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -2,6 +2,7 @@
 
 from lorascope.zoo.importer import ImportReport, import_zoo
 from lorascope.zoo.schema import SCHEMA_VERSION, SPLITS, Column, Role, Split, Type, split_of
+from lorascope.zoo.shards import PackResult, pack, unpack
 from lorascope.zoo.splitting import Splitting
 from lorascope.zoo.store import write_manifest
 from lorascope.zoo.verification import Defect, Verification, verify_zoo
@@ -13,6 +14,7 @@ __all__ = [
     "Column",
     "Defect",
     "ImportReport",
+    "PackResult",
     "Role",
     "Split",
     "Splitting",
@@ -20,7 +22,9 @@ __all__ = [
     "Verification",
     "Zoo",
     "import_zoo",
+    "pack",
     "split_of",
+    "unpack",
     "verify_zoo",
     "write_manifest",
 ]

@@ -18,10 +18,10 @@ from typing import Any
 from lorascope.errors import AdapterError, LorascopeError, OutputError, ZooError
 from lorascope.formats import find, read
 from lorascope.formats.source import CONFIG_NAME
+from lorascope.zoo.paths import inside
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
 from lorascope.zoo.store import COHORTS, HEADER, Row, hashes_of, read_json, write_cohort, write_json, write_manifest
 from lorascope.zoo.values import parse_column
-from lorascope.zoo.zoo import inside
 
 PATH_COLUMNS = ("path", "file", "adapter")
 MAXIMUM_ROWS = 5_000_000

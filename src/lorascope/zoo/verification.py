@@ -14,7 +14,7 @@ from lorascope.zoo.schema import SCHEMA_VERSION
 from lorascope.zoo.store import ADAPTERS, BASE, COHORTS, MANIFEST, Row, read_cohort, record_files, sha256_of
 from lorascope.zoo.zoo import Zoo
 
-Problem = Literal["damaged", "missing", "extra", "record", "base", "manifest"]
+Problem = Literal["damaged", "missing", "extra", "shard", "record", "base", "manifest"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Defect:
     """One thing that is not as recorded.
 
     Args:
-        problem: ``damaged`` or ``missing`` adapters; ``extra``: files that no record names; a ``record``, the ``base``
-            or the ``manifest`` that is damaged.
+        problem: ``damaged`` or ``missing`` adapters; ``extra``: files that no record names; a ``shard``, a
+            ``record``, the ``base`` or the ``manifest`` that is damaged.
         path: relative to the zoo.
         what: in words.
         id: of the adapter, where it is one.
@@ -91,6 +91,7 @@ def verify_zoo(zoo: str | Path, *, track: Callable[[Sequence[Row]], Iterable[Row
         hashed += defect is None and row.get("sha256") is not None
         defects += [] if defect is None else [defect]
     defects += _extra(opened, rows)
+    defects += [Defect("shard", path, what) for path, what in opened.shards.damaged.items()]
     defects += _base(opened)
     defects += _manifest(opened) if not any(one.problem == "record" for one in defects) else []
     asked = opened.header.get("count")
@@ -167,6 +168,9 @@ def _extra(zoo: Zoo, rows: Sequence[Row]) -> Iterator[Defect]:
                 yield Defect("extra", name, "is in no record")
 
     # adapters that were imported where they lie have other files of their owner around them
+    for shard, place in zoo.shards.names():
+        if place not in named:
+            yield Defect("extra", f"{shard}/{place}", "is in no record")
     if (zoo.path / ADAPTERS).is_dir() and all(name.startswith(f"{ADAPTERS}/") for name in named):
         yield from within(zoo.path / ADAPTERS)
 

@@ -6,11 +6,15 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lorascope.adapter import Adapter
 from lorascope.errors import ZooError
+from lorascope.formats import read
+from lorascope.zoo.paths import inside
 from lorascope.zoo.schema import SPLITS, Column, Role, columns_from_dict, split_of
+from lorascope.zoo.shards import Shards, packed_hashes
 from lorascope.zoo.splitting import SPLIT, Splitting
 from lorascope.zoo.store import (
     COHORTS,
@@ -175,8 +179,24 @@ class Zoo:
             hint=f"did you mean {near[0]}?" if near else None,
         )
 
+    @cached_property
+    def shards(self) -> Shards:
+        """The archives of a packed zoo; none in others."""
+        return Shards(self.path)
+
+    def read(self, row: Row) -> Adapter:
+        """The adapter of a row, wherever its files are.
+
+        Raises:
+            ZooError: as :meth:`adapter_path`.
+            AdapterError: where the files are no adapter that can be read.
+        """
+        return read(self.adapter_path(row))
+
     def adapter_path(self, row: Row) -> Path:
-        """Where the adapter of a row lies: a file or a folder inside the zoo.
+        """Where the adapter of a row lies: a file or a folder inside the zoo, or a place in one of its shards.
+
+        :func:`lorascope.read` takes either.
 
         Raises:
             ZooError: where the row points outside of the zoo, as a hostile manifest may, or to nothing.
@@ -184,6 +204,9 @@ class Zoo:
         stated = row["path"]
         path = inside(self.path, stated)
         if not path.exists():
+            shard = self.shards.find(stated)
+            if shard is not None:
+                return shard.path / stated
             raise ZooError(
                 "the adapter of a row is missing",
                 file=self.path / stated,
@@ -199,7 +222,13 @@ class Zoo:
             ZooError: as :meth:`adapter_path`.
             AdapterError: where no adapter is at the place.
         """
-        return hashes_of(self.adapter_path(row))
+        path = self.adapter_path(row)
+        if path.exists():
+            return hashes_of(path)
+        shard = self.shards.find(row["path"])
+        if shard is None:
+            raise ZooError("the adapter of a row is missing", file=path, key=str(row["id"]))
+        return packed_hashes(shard, row["path"])
 
     @property
     def is_forged(self) -> bool:
@@ -233,38 +262,6 @@ class Zoo:
                 if column.role != "identity"
             },
         }
-
-
-def inside(folder: Path, stated: Any) -> Path:
-    """``folder / stated`` for a relative path with ``/`` that stays inside the folder, links followed.
-
-    >>> inside(Path("zoo"), "../../etc/passwd")
-    Traceback (most recent call last):
-    lorascope.errors.ZooError: zoo: path: points outside of the zoo (expected a relative path inside it, found
-    '../../etc/passwd')
-    """
-    is_plain = (
-        isinstance(stated, str)
-        and stated not in ("", ".")
-        and not PurePosixPath(stated).is_absolute()
-        and not PureWindowsPath(stated).drive
-        and "\\" not in stated
-        and "\0" not in stated
-        and ".." not in PurePosixPath(stated).parts
-    )
-    try:
-        stays = is_plain and (folder / stated).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links
-        stays = False
-    if not stays:
-        raise ZooError(
-            "points outside of the zoo",
-            file=folder,
-            key="path",
-            expected="a relative path inside it",
-            found=repr(stated),
-        )
-    return folder / stated
 
 
 def _described(values: list[Any], column: Column) -> dict[str, Any]:
