@@ -1,4 +1,4 @@
-"""2,000 small adapters read from a zoo of folders and from the same zoo packed: every value of every adapter is summed."""
+"""2,000 small adapters read from a zoo of folders and from the same zoo packed; every value is summed."""
 
 import os
 

@@ -1,6 +1,7 @@
 """A zoo: a folder of adapters with labels and splits, the data set of weight-space learning."""
 
 from lorascope.zoo.importer import ImportReport, import_zoo
+from lorascope.zoo.merging import MergeResult, merge_zoos
 from lorascope.zoo.schema import SCHEMA_VERSION, SPLITS, Column, Role, Split, Type, split_of
 from lorascope.zoo.shards import PackResult, pack, unpack
 from lorascope.zoo.splitting import Splitting
@@ -14,6 +15,7 @@ __all__ = [
     "Column",
     "Defect",
     "ImportReport",
+    "MergeResult",
     "PackResult",
     "Role",
     "Split",
@@ -22,6 +24,7 @@ __all__ = [
     "Verification",
     "Zoo",
     "import_zoo",
+    "merge_zoos",
     "pack",
     "split_of",
     "unpack",
