@@ -17,6 +17,7 @@ from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits, finetuning_data
+from lorascope.forge.repair import repair
 from lorascope.formats import read
 from lorascope.zoo import split_of
 from lorascope.zoo.lock import locked
@@ -167,6 +168,21 @@ def test_another_seed_or_setting_is_refused_and_fresh_begins_again(tmp_path):
     assert json.loads((tmp_path / "zoo.json").read_text())["seed"] == 1
     with locked(tmp_path), pytest.raises(ZooError, match="another run"):
         forge("digits-vit", 1, tmp_path, seed=1, settings=tiny)
+
+
+def test_a_zoo_of_another_version_of_its_recipe_is_not_extended(tmp_path, monkeypatch):
+    tiny = {"base_steps": 2, "steps": 1}
+    forge("digits-vit", 1, tmp_path, settings=tiny)
+    header = json.loads((tmp_path / "zoo.json").read_text())
+    assert header.pop("recipe_version") == RECIPES["digits-vit"].version == 1
+    (tmp_path / "zoo.json").write_text(json.dumps(header))  # as before versions were recorded
+    assert forge("digits-vit", 1, tmp_path, settings=tiny).forged == 0
+    monkeypatch.setattr(type(RECIPES["digits-vit"]), "version", 2)
+    with pytest.raises(ForgeError, match="another recipe_version"):
+        forge("digits-vit", 2, tmp_path, settings=tiny)
+    with pytest.raises(ForgeError, match="recipe has changed"):
+        repair(tmp_path)
+    assert len(list((tmp_path / "adapters").iterdir())) == 1
 
 
 def test_fresh_refuses_a_folder_of_something_else(tmp_path):

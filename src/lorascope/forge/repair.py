@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import OutputError, ZooError
+from lorascope.errors import ForgeError, OutputError, ZooError
 from lorascope.forge.base import make_base
 from lorascope.forge.cohort import COHORT_SIZE, Job, id_of, missing_indices
 from lorascope.forge.recipes import RECIPES
@@ -67,12 +67,26 @@ def repair(zoo: str | Path, *, workers: int = 1, on_progress: Progress | None = 
             file=zoo,
             hint=f"get the files again from {source or 'where they came from'}; `lorascope zoo verify` lists them",
         )
+    _check_version(opened)
     began = time.monotonic()
     try:
         with locked(opened.path):
             return _repair_locked(opened, workers, on_progress or (lambda _: None), began)
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
+
+
+def _check_version(zoo: Zoo) -> None:
+    made, known = zoo.header.get("recipe_version", 1), RECIPES[zoo.header["recipe"]].version
+    if made != known:
+        raise ForgeError(
+            "the recipe has changed since the zoo was made: its adapters would come out otherwise",
+            file=zoo.path,
+            key="recipe_version",
+            expected=made,
+            found=known,
+            hint="use the lorascope that made the zoo",
+        )
 
 
 def _repair_locked(zoo: Zoo, workers: int, advance: Progress, began: float) -> RepairResult:

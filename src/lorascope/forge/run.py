@@ -156,7 +156,7 @@ def _forge_locked(
 
 def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
     """Write or check ``zoo.json``, and make the base; gives the base's hash."""
-    made = {"recipe": recipe.name, "seed": seed, "settings": settings}
+    made = {"recipe": recipe.name, "recipe_version": recipe.version, "seed": seed, "settings": settings}
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **made,
@@ -169,6 +169,7 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
     }
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
+        there.setdefault("recipe_version", 1)  # zoos of before it was recorded
         for name, value in made.items():
             if there.get(name) != value:
                 raise ForgeError(
