@@ -22,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.errors import AdapterError
+from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.contents import TensorFile, Tensors
 from lorascope.formats.output_file import replaced_file
 
@@ -162,9 +162,13 @@ def write_safetensors(path: Path, tensors: Tensors, metadata: Mapping[str, str] 
                 "the values were not fetched: only headers were read", key=name, hint="read the adapter in full"
             )
     library: Any = importlib.import_module("safetensors.numpy")  # its annotations are not complete
+    failure: type[Exception] = importlib.import_module("safetensors").SafetensorError
     dense = {name: np.require(tensor, requirements=["C", "A"]) for name, tensor in tensors.items()}
     with replaced_file(path) as temporary:
-        library.save_file(dense, temporary, metadata=dict(metadata) if metadata else None)
+        try:
+            library.save_file(dense, temporary, metadata=dict(metadata) if metadata else None)
+        except failure as error:  # a disk that is full, in the library's own words
+            raise OutputError("cannot be written", file=path, found=str(error).splitlines()[0]) from error
 
 
 def is_placeholder(tensor: NDArray[Any]) -> bool:
