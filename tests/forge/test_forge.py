@@ -30,7 +30,7 @@ def state(zoo):
     return {
         str(path.relative_to(zoo)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in zoo.rglob("*")
-        if path.is_file() and path.name not in (".forge.lock", "zoo.json")
+        if path.is_file() and path.name not in (".forge.lock", "zoo.json", "log.jsonl")
     }
 
 

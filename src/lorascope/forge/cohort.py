@@ -29,8 +29,9 @@ from lorascope.forge.recipes import RECIPES
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
+from lorascope.zoo.durable import sync_folder, sync_tree
 from lorascope.zoo.schema import SCHEMA_VERSION, split_of
-from lorascope.zoo.store import ADAPTERS, cohort_path, hashes_of, read_cohort, write_cohort
+from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, write_cohort
 
 COHORT_SIZE = 32
 """Slots of a cohort: fewer waste the processor on small products, more no longer fit its cache."""
@@ -104,12 +105,16 @@ def _forge_cohort(job: Job) -> list[Row]:
             if row["id"] in before:
                 _check_same(before[row["id"]], row, folder)
             finished.append(row)
+        sync_tree(staging)  # before the record says that they are there, also after a power cut
         for row in finished:
             target = job.zoo / row["path"]
+            target.parent.mkdir(exist_ok=True)
             if target.exists():  # left by a run that was killed before it wrote the record
                 shutil.rmtree(target)
             (staging / row["id"]).rename(target)
         staging.rmdir()
+        for folder in {(job.zoo / row["path"]).parent for row in finished}:
+            sync_folder(folder)
     except OSError as error:
         raise OutputError("cannot write", file=job.zoo, found=error.strerror or error) from error
     finally:
@@ -168,7 +173,7 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
     identity: Row = {
         "schema_version": SCHEMA_VERSION,
         "id": name,
-        "path": f"{ADAPTERS}/{name}",
+        "path": f"{ADAPTERS if is_finite else DIVERGED}/{name}",
         "sha256": None,
         "config_sha256": None,
         "status": "ok" if is_finite else "diverged",

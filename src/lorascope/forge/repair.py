@@ -19,6 +19,7 @@ from lorascope.forge.run import Progress, remove_leftovers
 from lorascope.forge.workers import results_of
 from lorascope.zoo import Verification, Zoo, verify_zoo, write_manifest
 from lorascope.zoo.lock import locked
+from lorascope.zoo.log import logged
 from lorascope.zoo.schema import SCHEMA_VERSION
 from lorascope.zoo.store import BASE, MANIFEST, cohort_path
 
@@ -70,8 +71,10 @@ def repair(zoo: str | Path, *, workers: int = 1, on_progress: Progress | None = 
     _check_version(opened)
     began = time.monotonic()
     try:
-        with locked(opened.path):
-            return _repair_locked(opened, workers, on_progress or (lambda _: None), began)
+        with locked(opened.path), logged(opened.path, "repair", {"workers": workers}) as counts:
+            result = _repair_locked(opened, workers, on_progress or (lambda _: None), began)
+            counts |= {"repaired": len(result.repaired), "left": len(result.left.defects)}
+        return result
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
 

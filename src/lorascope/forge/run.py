@@ -19,11 +19,13 @@ from lorascope.forge.space import parse_settings, printed
 from lorascope.forge.workers import results_of
 from lorascope.formats.source import SHARDS
 from lorascope.zoo.lock import LOCK, locked
+from lorascope.zoo.log import LOG, logged
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.splitting import SPLIT
 from lorascope.zoo.store import (
     ADAPTERS,
     COHORTS,
+    DIVERGED,
     HEADER,
     MANIFEST,
     import_pyarrow,
@@ -115,7 +117,13 @@ def forge(
     try:
         (zoo / ADAPTERS).mkdir(parents=True, exist_ok=True)
         with locked(zoo):
-            return _forge_locked(member, count, zoo, seed, resolved, workers, fresh, on_progress, began)
+            if fresh:
+                _empty(zoo)
+            asked = {"recipe": recipe, "count": count, "seed": seed, "settings": resolved, "workers": workers}
+            with logged(zoo, "forge", asked) as counts:
+                result = _forge_locked(member, count, zoo, seed, resolved, workers, on_progress, began)
+                counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
+            return result
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
 
@@ -127,12 +135,9 @@ def _forge_locked(
     seed: int,
     settings: dict[str, Any],
     workers: int,
-    fresh: bool,
     on_progress: Progress | None,
     began: float,
 ) -> ForgeResult:
-    if fresh:
-        _empty(zoo)
     remove_leftovers(zoo)
     base_hash = _begin(recipe, count, zoo, seed, settings)
     jobs = [
@@ -215,8 +220,9 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
         return
     if not zoo.is_dir():
         raise OutputError("is a file, not a folder", file=zoo)
-    # a run killed in its first moments leaves a lock and an empty folder
-    others = [path.name for path in zoo.iterdir() if path.name not in (LOCK, ADAPTERS) and path.name[:5] != ".tmp-"]
+    # a run killed in its first moments leaves a lock, a log and an empty folder
+    ours = {LOCK, LOG, ADAPTERS} if (zoo / LOCK).exists() else {ADAPTERS}
+    others = [path.name for path in zoo.iterdir() if path.name not in ours and path.name[:5] != ".tmp-"]
     if others or any(zoo.glob(f"{ADAPTERS}/*")):
         raise OutputError(
             "is a folder of something else: nothing in it was touched",
@@ -229,7 +235,7 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
 
 def _empty(zoo: Path) -> None:
     """Delete a forged zoo's own files, the header last, so that a killed deletion is still seen to be a zoo."""
-    for name in (ADAPTERS, COHORTS, SHARDS, "base", MANIFEST, SPLIT, HEADER):
+    for name in (ADAPTERS, DIVERGED, COHORTS, SHARDS, "base", MANIFEST, SPLIT, LOG, HEADER):
         path = zoo / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -22,9 +22,10 @@ from lorascope.formats.source import CONFIG_NAME, SHARDS, chosen_name, stored_na
 from lorascope.formats.stored_zip import StoredZip, open_stored, write_stored
 from lorascope.zoo.durable import sync_folder, sync_tree
 from lorascope.zoo.lock import locked
+from lorascope.zoo.log import logged
 from lorascope.zoo.paths import inside
 from lorascope.zoo.schema import SCHEMA_VERSION
-from lorascope.zoo.store import ADAPTERS, Row
+from lorascope.zoo.store import ADAPTERS, DIVERGED, Row
 
 if TYPE_CHECKING:
     from lorascope.zoo.zoo import Zoo
@@ -116,8 +117,10 @@ def pack(zoo: Zoo, *, shard_size: int = SHARD_SIZE, on_progress: Advance | None 
             file=zoo.path,
             hint="import them into a folder of their own with --out, and pack that",
         )
-    with locked(zoo.path), _written(zoo.path):
-        return _pack(zoo, rows, shard_size, on_progress or (lambda _: None))
+    with locked(zoo.path), _written(zoo.path), logged(zoo.path, "pack", {"shard_size": shard_size}) as counts:
+        result = _pack(zoo, rows, shard_size, on_progress or (lambda _: None))
+        counts |= {"packed": result.count, "shards": result.shards, "left": len(result.left)}
+    return result
 
 
 def _pack(zoo: Zoo, rows: Sequence[Row], shard_size: int, advance: Advance) -> PackResult:
@@ -138,7 +141,7 @@ def _pack(zoo: Zoo, rows: Sequence[Row], shard_size: int, advance: Advance) -> P
     before = Shards(zoo.path)
     for row in rows:
         place = inside(zoo.path, row["path"])
-        if not place.exists():
+        if not place.exists() or row["path"].startswith(f"{DIVERGED}/"):
             continue
         files, why = _files(place)
         if why is not None or not row["path"].startswith(f"{ADAPTERS}/"):
@@ -221,7 +224,7 @@ def unpack(zoo: Zoo, *, on_progress: Advance | None = None) -> PackResult:
         ZooError: where a name in a shard leads out of the zoo's adapters.
         OutputError: where the zoo cannot be written.
     """
-    with locked(zoo.path), _written(zoo.path):
+    with locked(zoo.path), _written(zoo.path), logged(zoo.path, "unpack", {}) as counts:
         _remove_leftovers(zoo.path)
         archives = [open_stored(path) for path in shard_files(zoo.path)][::-1]
         count = sum(_unpack(zoo.path, archive, on_progress or (lambda _: None)) for archive in archives)
@@ -230,6 +233,7 @@ def unpack(zoo: Zoo, *, on_progress: Advance | None = None) -> PackResult:
         if archives:
             sync_folder(zoo.path / SHARDS)
             (zoo.path / SHARDS).rmdir()
+        counts |= {"unpacked": count, "shards": len(archives)}
     return PackResult(zoo.path, count, len(archives), {})
 
 

@@ -3,6 +3,7 @@
 zoo.json            what the zoo is: recipe, seed, settings, columns
 cohorts/<k>.json    the truth: the rows of the adapters that are finished
 adapters/<id>/      PEFT folders (an imported zoo refers to the files where they lie)
+diverged/<id>/      those whose training ended in NaN, apart from the others
 base/               the base model, where the recipe made it
 manifest.parquet    derived from the cohort records; can be deleted and rebuilt
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import MissingExtraError, OutputError, ZooError
 from lorascope.formats.source import config_beside, weights_at
+from lorascope.zoo.durable import sync_file, sync_folder
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, columns_as_dict, columns_from_dict
 
 if TYPE_CHECKING:
@@ -29,11 +31,12 @@ HEADER = "zoo.json"
 MANIFEST = "manifest.parquet"
 COHORTS = "cohorts"
 ADAPTERS = "adapters"
+DIVERGED = "diverged"
 BASE = "base/model.safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path`` and rename it into place.
+    """Write ``content`` beside ``path``, sync it to the disk, and rename it into place.
 
     Raises:
         OutputError: where that is not possible; nothing is left behind.
@@ -41,7 +44,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         temporary.write_bytes(content)
+        sync_file(temporary)
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError("cannot write", file=path, found=error.strerror) from error

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lorascope.errors import LorascopeError
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.schema import SCHEMA_VERSION
-from lorascope.zoo.store import ADAPTERS, BASE, COHORTS, MANIFEST, Row, read_cohort, record_files, sha256_of
+from lorascope.zoo.store import ADAPTERS, BASE, COHORTS, DIVERGED, MANIFEST, Row, read_cohort, record_files, sha256_of
 from lorascope.zoo.zoo import Zoo
 
 Problem = Literal["damaged", "missing", "extra", "shard", "record", "base", "manifest"]
@@ -151,9 +151,10 @@ def _defect_of(zoo: Zoo, row: Row) -> Defect | None:
 
 def _extra(zoo: Zoo, rows: Sequence[Row]) -> Iterator[Defect]:
     """What lies among the adapters and is in no record."""
-    if (zoo.path / ADAPTERS).is_symlink():
-        yield Defect("extra", ADAPTERS, "is a link: what it leads to is not part of the zoo")
-        return
+    for own in (ADAPTERS, DIVERGED):
+        if (zoo.path / own).is_symlink():
+            yield Defect("extra", own, "is a link: what it leads to is not part of the zoo")
+            return
     named = {row["path"] for row in rows}
     above = {str(parent) for name in named for parent in Path(name).parents}
 
@@ -171,8 +172,9 @@ def _extra(zoo: Zoo, rows: Sequence[Row]) -> Iterator[Defect]:
     for shard, place in zoo.shards.names():
         if place not in named:
             yield Defect("extra", f"{shard}/{place}", "is in no record")
-    if (zoo.path / ADAPTERS).is_dir() and all(name.startswith(f"{ADAPTERS}/") for name in named):
-        yield from within(zoo.path / ADAPTERS)
+    for own in (ADAPTERS, DIVERGED):
+        if (zoo.path / own).is_dir() and all(name.split("/")[0] in (ADAPTERS, DIVERGED) for name in named):
+            yield from within(zoo.path / own)
 
 
 def _base(zoo: Zoo) -> list[Defect]:
