@@ -7,8 +7,11 @@ import shutil
 import pytest
 
 from lorascope.errors import ForgeError
+from lorascope.forge import forge
 from lorascope.forge.repair import repair
-from lorascope.zoo import verify_zoo
+from lorascope.zoo import Zoo, pack, unpack, verify_zoo
+
+SETTINGS = {"base_steps": 60, "steps": 8}
 
 
 def state(zoo):
@@ -49,3 +52,21 @@ def test_an_adapter_that_comes_out_otherwise_is_not_put_back(forged, tmp_path):
     assert {name: one for name, one in state(zoo).items() if "manifest" not in name} == {
         name: one for name, one in before.items() if "manifest" not in name
     }
+
+
+def test_a_packed_zoo_is_repaired_and_extended_like_any_other(forged, tmp_path):
+    zoo = tmp_path / "zoo"
+    forge("digits-vit", 34, zoo, settings=SETTINGS)
+    pack(Zoo.open(zoo), shard_size=20)
+    forge("digits-vit", 40, zoo, settings=SETTINGS)
+    first, second = sorted((zoo / "shards").iterdir())
+    data = bytearray(first.read_bytes())
+    data[data.index(b"lora_B") + 3000] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:-1])
+    lost = verify_zoo(zoo).ids()
+    assert len(lost) == 1 + 14
+    result = repair(zoo)
+    assert set(result.repaired) == lost and not result.left.defects and not second.exists()
+    unpack(Zoo.open(zoo))
+    assert state(zoo) == state(forged.path)
