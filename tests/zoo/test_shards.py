@@ -153,3 +153,11 @@ def test_a_hostile_shard_writes_nothing_outside(make_zoo, tmp_path):
             path: when for path, when in before.items() if path != zoo
         }
         shard.unlink()
+
+
+def test_archives_of_others_are_not_looked_into(make_zoo, tmp_path):
+    zoo = make_zoo(count=2)
+    pack(Zoo.open(zoo))
+    shutil.copytree(zoo / "shards", tmp_path / "images" / "shards")
+    (tmp_path / "images" / "shards" / "1.zip").write_bytes(b"of something else")
+    assert find(tmp_path / "images") == [] and len(find(zoo)) == 2

@@ -182,7 +182,7 @@ def find(directory: str | os.PathLike[str]) -> list[Path]:
 
 def _find(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
-        if Path(folder).name == SHARDS:
+        if Path(folder).name == SHARDS and (Path(folder).parent / "zoo.json").is_file():
             yield from _find_stored(Path(folder), names)
         folders[:] = [name for name in folders if not name.startswith(".")]
         if any(known in names for known in WEIGHTS_NAMES):
