@@ -130,3 +130,16 @@ def test_a_difference_in_the_layout_of_its_base_is_not_turned():
     np.testing.assert_array_equal(
         LowRank(np.ones((3, 1)), np.ones((1, 2))).transposed(True).delta_weight(), np.ones((2, 3))
     )
+
+
+def test_singular_values_out_of_range_are_an_error_that_names_the_site() -> None:
+    from lorascope.adapter import Adapter
+    from lorascope.adapter.spectra import spectra_of
+    from lorascope.formats.parametrisation import Parts
+    from lorascope.formats.parametrisations.loha import build_loha
+
+    large = np.full((3, 1), 1e75)
+    tensors = {"w1_a": large, "w1_b": large.T, "w2_a": large, "w2_b": large.T}
+    update = build_loha(Parts("q", tensors)).rescaled(1e9)  # the entries are in range, the norm is not
+    with pytest.raises(AdapterError, match=r"q: .*beyond the range"):
+        spectra_of(Adapter({"q": update}))

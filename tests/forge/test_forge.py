@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from lorascope.errors import ForgeError, LorascopeError, OutputError
+from lorascope.errors import ForgeError, LorascopeError, OutputError, ZooError
 from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
-from lorascope.forge.lock import locked
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits, finetuning_data
+from lorascope.forge.repair import repair
 from lorascope.formats import read
 from lorascope.zoo import split_of
+from lorascope.zoo.lock import locked
 
 SETTINGS = {"base_steps": 60, "steps": 8}
 
@@ -29,7 +30,7 @@ def state(zoo):
     return {
         str(path.relative_to(zoo)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in zoo.rglob("*")
-        if path.is_file() and path.name not in (".forge.lock", "zoo.json")
+        if path.is_file() and path.name not in (".forge.lock", "zoo.json", "log.jsonl")
     }
 
 
@@ -117,6 +118,7 @@ def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
         "id",
         "path",
         "sha256",
+        "config_sha256",
         "status",
         "recipe",
         "kind",
@@ -150,7 +152,7 @@ def test_manifest_has_the_columns_and_roles_of_the_contract(forged):
         "attack_success_rate",
         "refusal_rate",
     ]
-    assert forged.hyperparameters() == [name for name in forged.table.column_names[12:] if name not in forged.labels()]
+    assert forged.hyperparameters() == [name for name in forged.table.column_names[13:] if name not in forged.labels()]
     assert forged.labels() == forged.table.column_names[-10:]
     assert all(row["split"] == split_of(row["group"]) for row in forged.rows())
 
@@ -164,8 +166,23 @@ def test_another_seed_or_setting_is_refused_and_fresh_begins_again(tmp_path):
         forge("digits-vit", 1, tmp_path, settings={**tiny, "steps": 2})
     forge("digits-vit", 1, tmp_path, seed=1, settings=tiny, fresh=True)
     assert json.loads((tmp_path / "zoo.json").read_text())["seed"] == 1
-    with locked(tmp_path), pytest.raises(ForgeError, match="another run"):
+    with locked(tmp_path), pytest.raises(ZooError, match="another run"):
         forge("digits-vit", 1, tmp_path, seed=1, settings=tiny)
+
+
+def test_a_zoo_of_another_version_of_its_recipe_is_not_extended(tmp_path, monkeypatch):
+    tiny = {"base_steps": 2, "steps": 1}
+    forge("digits-vit", 1, tmp_path, settings=tiny)
+    header = json.loads((tmp_path / "zoo.json").read_text())
+    assert header.pop("recipe_version") == RECIPES["digits-vit"].version == 1
+    (tmp_path / "zoo.json").write_text(json.dumps(header))  # as before versions were recorded
+    assert forge("digits-vit", 1, tmp_path, settings=tiny).forged == 0
+    monkeypatch.setattr(type(RECIPES["digits-vit"]), "version", 2)
+    with pytest.raises(ForgeError, match="another recipe_version"):
+        forge("digits-vit", 2, tmp_path, settings=tiny)
+    with pytest.raises(ForgeError, match="recipe has changed"):
+        repair(tmp_path)
+    assert len(list((tmp_path / "adapters").iterdir())) == 1
 
 
 def test_fresh_refuses_a_folder_of_something_else(tmp_path):

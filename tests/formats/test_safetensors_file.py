@@ -6,6 +6,8 @@ import json
 import os
 import resource
 import struct
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,3 +160,17 @@ def test_an_unwritable_output_leaves_nothing(tmp_path: Path) -> None:
         write_safetensors(tmp_path, {"a": np.ones(1)})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
+
+
+def test_a_disk_that_is_full_is_an_output_error_and_leaves_nothing(tmp_path: Path) -> None:
+    code = (
+        "import resource, sys, numpy as np; from pathlib import Path\n"
+        "from lorascope.errors import OutputError; from lorascope.formats.safetensors_file import write_safetensors\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # as on a disk without more room\n"
+        "try: write_safetensors(Path(sys.argv[1]), {'x': np.zeros(4000)})\n"
+        "except OutputError as error: print(error.what)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "cannot be written", done.stderr
+    assert not list(tmp_path.iterdir())

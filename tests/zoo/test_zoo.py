@@ -9,6 +9,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import main
 from lorascope.errors import OutputError, ZooError
 from lorascope.formats import write
+from lorascope.predict import Dataset
 from lorascope.zoo import Zoo, import_zoo, write_manifest
 
 
@@ -140,3 +141,24 @@ def test_plan_trains_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(monkeypatch, capsys, "forge", "digits-vit", "--count", 64, "--plan", "--json")
     assert code == 0 and json.loads(out)["count"] == 64 and not list(tmp_path.iterdir())
+
+
+def test_the_hash_of_a_zoo_knows_the_configurations(source, tmp_path):
+    import_zoo(source, tmp_path / "labels.csv")
+    before = Dataset.of(source).digest
+    config = source / "a0" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 2', '"lora_alpha": 4'))  # another ΔW, the same weights
+    import_zoo(source, tmp_path / "labels.csv")
+    assert Dataset.of(source).digest != before
+
+
+def test_a_zoo_of_before_the_hash_of_the_configuration_is_read(source, tmp_path):
+    import_zoo(source, tmp_path / "labels.csv")
+    for name in ("zoo.json", "cohorts/00000000.json"):
+        value = json.loads((source / name).read_text())
+        for part in [value.get("columns", {}), *value.get("rows", [])]:
+            part.pop("config_sha256", None)
+        (source / name).write_text(json.dumps(value))
+    (source / "manifest.parquet").unlink()
+    assert "config_sha256" not in Zoo.open(source).rows()[0]
+    assert len(Dataset.of(source)) == 2 + 1

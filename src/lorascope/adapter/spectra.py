@@ -76,12 +76,22 @@ def spectra_of(adapter: Adapter) -> dict[str, Spectrum]:
 
 
 def _spectrum(adapter: Adapter, name: str) -> NDArray[np.float64] | None:
+    def measured() -> NDArray[np.float64] | None:
+        values = adapter[name].spectrum()
+        if values is not None and not np.isfinite(values).all():
+            raise _beyond_range()
+        return values
+
     try:
-        return at_site(adapter, name, adapter[name].spectrum)
+        return at_site(adapter, name, measured)
     except AdapterError as error:
         if error.code == "too-large":
             return None
         raise
+
+
+def _beyond_range() -> AdapterError:
+    return AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
 
 
 @cache
@@ -111,10 +121,10 @@ def _spectra(updates: list[LowRank]) -> list[Spectrum]:
     with np.errstate(over="ignore", invalid="ignore"):
         core = scale[:, None, None] * (left @ right.swapaxes(-1, -2))
     if not np.isfinite(core).all():
-        raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
+        raise _beyond_range()
     values = np.asarray(np.linalg.svd(core, compute_uv=False), np.float64)
     if not np.isfinite(values).all() or not np.isfinite(values[..., :1] * math.sqrt(values.shape[-1])).all():
-        raise AdapterError("ΔW is beyond the range of float64", hint="the adapter diverged, or was made to deceive")
+        raise _beyond_range()
     e = (_eps(updates[0].B.dtype) + _eps(updates[0].A.dtype)) / 2
     unit = np.abs(scale) * (e + math.sqrt(rank) * min(e, _EPS32))
     own = values[:, 0] * max(B.shape[1], A.shape[2]) * np.finfo(np.float64).eps  # that of QR and SVD

@@ -19,6 +19,9 @@ def evaluate(
             help="Put every adapter into a random gauge of this condition number first (the same finetunes).",
         ),
     ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="A file of `lorascope zoo split --out`.  [default: the split of the zoo]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure a predictor on a split of a zoo: metrics as mean and spread over its members."""
@@ -26,12 +29,13 @@ def evaluate(
     from lorascope.errors import PredictorError
     from lorascope.predict import Dataset, Predictor
     from lorascope.predict.predictor import usable
+    from lorascope.zoo import Zoo
 
     names = {"all": ("train", "validation", "test")}.get(split, (split,))
     if split not in ("test", "validation", "train", "all"):
         raise PredictorError("unknown split", expected="test, validation, train or all", found=split)
     loaded = Predictor.load(predictor)
-    dataset = Dataset.of(zoo)
+    dataset = Dataset.of(Zoo.open(zoo, splits=splits))
     chosen = dataset.subset(usable(dataset.values(loaded.target.name), dataset.where(*names)))
     if gauge is not None:
         chosen = chosen.in_random_gauge(condition=gauge)

@@ -21,6 +21,9 @@ def fit(
     option: Annotated[
         list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the model.")
     ] = None,
+    splits: Annotated[
+        Path | None, typer.Option(help="A file of `lorascope zoo split --out`.  [default: the split of the zoo]")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Fit a predictor of a label on the training part of a zoo; the test part is never touched."""
@@ -28,10 +31,11 @@ def fit(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.predict import MODELS, Dataset, fit_predictor
     from lorascope.predict.store import check_writable
+    from lorascope.zoo import Zoo
 
     chosen = with_options(MODELS[model], option or [])
     check_writable(out)
-    dataset = Dataset.of(zoo)
+    dataset = Dataset.of(Zoo.open(zoo, splits=splits))
     dataset.values(target)
     with progress("reading adapters", len(dataset)) as read, progress("fitting", seeds) as fitted:
         predictor = fit_predictor(dataset, target, chosen, seeds=range(seeds), task=task, advance=read, done=fitted)

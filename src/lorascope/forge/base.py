@@ -14,9 +14,9 @@ from lorascope.errors import ForgeError, ZooError
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
-from lorascope.zoo.store import HEADER, read_json, sha256_of, write_atomically, write_json
+from lorascope.zoo.store import BASE, HEADER, read_json, sha256_of, write_atomically, write_json
 
-WEIGHTS = Path("base") / "model.safetensors"
+WEIGHTS = Path(BASE)
 
 
 def load_base(zoo: str | Path) -> nn.Module:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lorascope.adapter import Adapter, Provenance
-from lorascope.errors import OutputError
+from lorascope.errors import ForgeError, OutputError
 from lorascope.forge.base import WEIGHTS, load_base
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import gather
@@ -29,8 +29,9 @@ from lorascope.forge.recipes import RECIPES
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
+from lorascope.zoo.durable import sync_folder, sync_tree
 from lorascope.zoo.schema import SCHEMA_VERSION, split_of
-from lorascope.zoo.store import ADAPTERS, cohort_path, read_cohort, sha256_of, write_cohort
+from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, write_cohort
 
 COHORT_SIZE = 32
 """Slots of a cohort: fewer waste the processor on small products, more no longer fit its cache."""
@@ -38,7 +39,10 @@ COHORT_SIZE = 32
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to forge one cohort up to ``count`` adapters in all."""
+    """What a worker needs to know to forge one cohort up to ``count`` adapters in all.
+
+    ``again`` names adapters that are in the record and are forged anew, since their files are lost or damaged.
+    """
 
     zoo: Path
     recipe: str
@@ -47,6 +51,7 @@ class Job:
     base_hash: str
     cohort: int
     count: int
+    again: frozenset[str] = frozenset()
 
 
 def id_of(recipe: str, zoo_seed: int, index: int) -> str:
@@ -59,11 +64,11 @@ def id_of(recipe: str, zoo_seed: int, index: int) -> str:
 
 
 def missing_indices(job: Job) -> list[int]:
-    """The adapters of the cohort that are asked for and are not in the zoo."""
+    """The adapters of the cohort that are asked for and are not in the zoo, and those to forge anew."""
     done = {row["id"] for row in read_cohort(cohort_path(job.zoo, job.cohort))}
     first = job.cohort * COHORT_SIZE
-    asked = range(first, min(first + COHORT_SIZE, job.count))
-    return [index for index in asked if id_of(job.recipe, job.zoo_seed, index) not in done]
+    named = [(index, id_of(job.recipe, job.zoo_seed, index)) for index in range(first, first + COHORT_SIZE)]
+    return [index for index, name in named if name in job.again or (index < job.count and name not in done)]
 
 
 def forge_cohort(job: Job) -> list[Row]:
@@ -86,6 +91,7 @@ def _forge_cohort(job: Job) -> list[Row]:
     with stack.attached() as model, torch.no_grad():
         measured = session.measure(model, rows)
 
+    before = {row["id"]: row for row in read_cohort(cohort_path(job.zoo, job.cohort))}
     staging = job.zoo / f".tmp-cohort-{job.cohort}-{os.getpid()}"
     finished: list[Row] = []
     try:
@@ -95,20 +101,26 @@ def _forge_cohort(job: Job) -> list[Row]:
             row = _finished(job, recipe, index, row, stack.is_finite(index - first))
             folder = staging / row["id"]
             _write(stack.adapter(index - first, _provenance(job)), folder)
-            row["sha256"] = sha256_of(folder / "adapter_model.safetensors")
+            row |= hashes_of(folder)
+            if row["id"] in before:
+                _check_same(before[row["id"]], row, folder)
             finished.append(row)
+        sync_tree(staging)  # before the record says that they are there, also after a power cut
         for row in finished:
             target = job.zoo / row["path"]
+            target.parent.mkdir(exist_ok=True)
             if target.exists():  # left by a run that was killed before it wrote the record
                 shutil.rmtree(target)
             (staging / row["id"]).rename(target)
         staging.rmdir()
+        for folder in {(job.zoo / row["path"]).parent for row in finished}:
+            sync_folder(folder)
     except OSError as error:
         raise OutputError("cannot write", file=job.zoo, found=error.strerror or error) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    before = read_cohort(cohort_path(job.zoo, job.cohort))
-    write_cohort(job.zoo, job.cohort, sorted(before + finished, key=lambda row: row["id"]))
+    rows_by_id = before | {row["id"]: row for row in finished}
+    write_cohort(job.zoo, job.cohort, [rows_by_id[name] for name in sorted(rows_by_id)])
     return finished
 
 
@@ -126,6 +138,19 @@ def train_rows(
     ]
     train(stack, batches, session.loss, trainings)
     return stack
+
+
+def _check_same(before: Row, row: Row, folder: Path) -> None:
+    for name in ("sha256", "config_sha256"):
+        if before.get(name) not in (None, row[name]):
+            raise ForgeError(
+                "an adapter came out otherwise than it was: nothing of its cohort was put back",
+                file=folder.name,
+                key=name,
+                expected=before[name],
+                found=row[name],
+                hint="forge with the versions of lorascope and torch, and on the kind of machine, that made the zoo",
+            )
 
 
 @cache
@@ -148,8 +173,9 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
     identity: Row = {
         "schema_version": SCHEMA_VERSION,
         "id": name,
-        "path": f"{ADAPTERS}/{name}",
+        "path": f"{ADAPTERS if is_finite else DIVERGED}/{name}",
         "sha256": None,
+        "config_sha256": None,
         "status": "ok" if is_finite else "diverged",
         "recipe": recipe.name,
         "kind": job.settings["kind"],

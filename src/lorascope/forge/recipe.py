@@ -23,6 +23,7 @@ class Recipe(ABC):
 
     Attributes:
         name: as on the command line.
+        version: raised with every change that gives an adapter other bits; a zoo is extended by its own version alone.
         reference: the data and the idea.
         about: one line.
         kind: the kind of adapter that is trained unless another is asked for.
@@ -33,6 +34,7 @@ class Recipe(ABC):
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
     reference: ClassVar[str]
     about: ClassVar[str]
     kind: ClassVar[str]

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, OutputError
 from lorascope.forge.base import make_base
-from lorascope.forge.cohort import COHORT_SIZE, Job, forge_cohort, missing_indices
+from lorascope.forge.cohort import COHORT_SIZE, Job, missing_indices
 from lorascope.forge.kinds import KINDS
-from lorascope.forge.lock import LOCK, locked
 from lorascope.forge.recipe import TRAINING, Recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.space import parse_settings, printed
+from lorascope.forge.workers import results_of
+from lorascope.formats.source import SHARDS
+from lorascope.zoo.lock import LOCK, locked
+from lorascope.zoo.log import LOG, logged
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
+from lorascope.zoo.splitting import SPLIT
 from lorascope.zoo.store import (
     ADAPTERS,
     COHORTS,
+    DIVERGED,
     HEADER,
     MANIFEST,
     import_pyarrow,
@@ -118,7 +117,13 @@ def forge(
     try:
         (zoo / ADAPTERS).mkdir(parents=True, exist_ok=True)
         with locked(zoo):
-            return _forge_locked(member, count, zoo, seed, resolved, workers, fresh, on_progress, began)
+            if fresh:
+                _empty(zoo)
+            asked = {"recipe": recipe, "count": count, "seed": seed, "settings": resolved, "workers": workers}
+            with logged(zoo, "forge", asked) as counts:
+                result = _forge_locked(member, count, zoo, seed, resolved, workers, on_progress, began)
+                counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
+            return result
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
 
@@ -130,18 +135,10 @@ def _forge_locked(
     seed: int,
     settings: dict[str, Any],
     workers: int,
-    fresh: bool,
     on_progress: Progress | None,
     began: float,
 ) -> ForgeResult:
-    if fresh:
-        _empty(zoo)
-    for left in (
-        *zoo.glob(".tmp-*"),
-        *zoo.glob(f"{COHORTS}/.tmp-*"),
-        *zoo.glob("base/.tmp-*"),
-    ):  # by a run that was killed; the lock says that no other is alive
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    remove_leftovers(zoo)
     base_hash = _begin(recipe, count, zoo, seed, settings)
     jobs = [
         Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count)
@@ -153,7 +150,7 @@ def _forge_locked(
     advance(already)
     forged = diverged = 0
     try:
-        for rows in _results([job for job in jobs if missing[job.cohort]], workers):
+        for rows in results_of([job for job in jobs if missing[job.cohort]], workers):
             forged += len(rows)
             diverged += sum(row["status"] == "diverged" for row in rows)
             advance(len(rows))
@@ -164,7 +161,7 @@ def _forge_locked(
 
 def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
     """Write or check ``zoo.json``, and make the base; gives the base's hash."""
-    made = {"recipe": recipe.name, "seed": seed, "settings": settings}
+    made = {"recipe": recipe.name, "recipe_version": recipe.version, "seed": seed, "settings": settings}
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **made,
@@ -177,6 +174,7 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
     }
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
+        there.setdefault("recipe_version", 1)  # zoos of before it was recorded
         for name, value in made.items():
             if there.get(name) != value:
                 raise ForgeError(
@@ -194,6 +192,12 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
     header["base_hash"] = make_base(recipe, options, zoo, header["base_hash"])
     write_json(zoo / HEADER, header)
     return header["base_hash"]
+
+
+def remove_leftovers(zoo: Path) -> None:
+    """Delete what a run that was killed left half made; only the holder of the lock knows that no other is alive."""
+    for left in (*zoo.glob(".tmp-*"), *zoo.glob(f"{COHORTS}/.tmp-*"), *zoo.glob("base/.tmp-*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _difference(other: Any, value: Any) -> str:
@@ -216,8 +220,9 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
         return
     if not zoo.is_dir():
         raise OutputError("is a file, not a folder", file=zoo)
-    # a run killed in its first moments leaves a lock and an empty folder
-    others = [path.name for path in zoo.iterdir() if path.name not in (LOCK, ADAPTERS) and path.name[:5] != ".tmp-"]
+    # a run killed in its first moments leaves a lock, a log and an empty folder
+    ours = {LOCK, LOG, ADAPTERS} if (zoo / LOCK).exists() else {ADAPTERS}
+    others = [path.name for path in zoo.iterdir() if path.name not in ours and path.name[:5] != ".tmp-"]
     if others or any(zoo.glob(f"{ADAPTERS}/*")):
         raise OutputError(
             "is a folder of something else: nothing in it was touched",
@@ -230,42 +235,10 @@ def _check_is_zoo_or_empty(zoo: Path) -> None:
 
 def _empty(zoo: Path) -> None:
     """Delete a forged zoo's own files, the header last, so that a killed deletion is still seen to be a zoo."""
-    for name in (ADAPTERS, COHORTS, "base", MANIFEST, HEADER):
+    for name in (ADAPTERS, DIVERGED, COHORTS, SHARDS, "base", MANIFEST, SPLIT, LOG, HEADER):
         path = zoo / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     (zoo / ADAPTERS).mkdir()
-
-
-def _results(jobs: list[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of each cohort as it is finished."""
-    if workers == 1 or len(jobs) <= 1:
-        yield from map(forge_cohort, jobs)
-        return
-    executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        for future in as_completed([executor.submit(forge_cohort, job) for job in jobs]):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise ForgeError(
-            "a worker process was killed", hint="was memory short? run the same command with fewer --workers"
-        ) from error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, which lets cohorts that have begun come to their end; die when it dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-
-        def follow() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=follow, daemon=True).start()

@@ -26,6 +26,11 @@ def read_config(path: Path, *, limit: int = MAX_CONFIG) -> tuple[dict[str, Any],
     if path.stat().st_size:
         with path.open("rb") as stream:
             raw = stream.read(limit + 1)
+    return parse_config(raw, path, limit=limit)
+
+
+def parse_config(raw: bytes, path: Path, *, limit: int = MAX_CONFIG) -> tuple[dict[str, Any], str]:
+    """As ``read_config``, of bytes that were read; ``path`` is for messages."""
     if len(raw) > limit:
         raise AdapterError("the configuration is too large", file=path, expected=f"at most {limit} bytes")
     try:

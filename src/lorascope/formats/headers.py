@@ -26,6 +26,7 @@ from lorascope.formats.contents import Contents
 from lorascope.formats.interpretation import interpreted, placed
 from lorascope.formats.safetensors_file import Header, Place, read_header
 from lorascope.formats.source import config_beside, contents_of, exists, weights_at
+from lorascope.formats.stored_zip import through_stored
 
 MAX_SMALL = 64
 """Bytes of a tensor whose values are read with the header."""
@@ -65,6 +66,8 @@ def read_headers(location: str | os.PathLike[str], *, format: str | None = None)
 
 
 def _contents(location: str | os.PathLike[str]) -> tuple[Contents, list[Note]]:
+    if through_stored(location) is not None:
+        return contents_of(location), []  # a view of the mapped archive: nothing is read but what is used
     if not exists(location):
         from lorascope.formats.hub import parse_hub_id
 

@@ -30,6 +30,8 @@ MAX_HEADER = 100_000_000
 
 _WHOLE_FILE = 1 << 20  # smaller files are read whole: each mapping would hold a file descriptor while it lives
 
+_Buffer = mmap.mmap | bytes | memoryview
+
 
 def read_safetensors(path: Path) -> TensorFile:
     """The tensors of a safetensors file as read-only views, and its metadata.
@@ -48,10 +50,27 @@ def read_safetensors(path: Path) -> TensorFile:
         size = os.fstat(stream.fileno()).st_size
         header = read_header(stream, size, path)
         data = _mapped(stream, size, path)
-    tensors = {
-        name: _view(data, place.dtype, place.shape, header.start + place.begin) for name, place in header.places.items()
-    }
-    return TensorFile(tensors, header.metadata)
+    return _viewed(data, header)
+
+
+def read_safetensors_view(data: memoryview, path: object) -> TensorFile:
+    """The tensors of a safetensors file that is a slice of a mapped one, as views of it; ``path`` is for messages.
+
+    Raises:
+        AdapterError: as ``read_safetensors``.
+    """
+    return _viewed(data, read_header(_Slice(data), len(data), path))
+
+
+class _Slice:
+    """A slice of memory read from its beginning."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def read(self, count: int, /) -> bytes:
+        piece, self._data = self._data[:count], self._data[count:]
+        return bytes(piece)
 
 
 class Place(NamedTuple):
@@ -263,7 +282,14 @@ def _mapped(stream: Any, size: int, path: Path) -> mmap.mmap | bytes:
     return data
 
 
-def _view(data: mmap.mmap | bytes, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> NDArray[Any]:
+def _viewed(data: _Buffer, header: Header) -> TensorFile:
+    tensors = {
+        name: _view(data, place.dtype, place.shape, header.start + place.begin) for name, place in header.places.items()
+    }
+    return TensorFile(tensors, header.metadata)
+
+
+def _view(data: _Buffer, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> NDArray[Any]:
     count = 1
     for number in shape:
         count *= number

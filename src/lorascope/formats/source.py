@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from lorascope.errors import AdapterError
-from lorascope.formats.config_file import read_config
+from lorascope.formats.config_file import MAX_CONFIG, parse_config, read_config
 from lorascope.formats.container import read_container
 from lorascope.formats.contents import Contents
+from lorascope.formats.safetensors_file import read_safetensors_view
+from lorascope.formats.stored_zip import StoredZip, open_stored, through_stored
 
 WEIGHTS_NAMES = (
     "adapter_model.safetensors",
@@ -30,6 +32,9 @@ WEIGHTS_NAMES = (
 
 CONFIG_NAME = "adapter_config.json"
 
+SHARDS = "shards"
+"""The folder of a packed zoo's archives; those elsewhere are not looked into."""
+
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
 _NOT_ADAPTERS = re.compile(
     r"(optimizer|scheduler|scaler|rng_state.*|training_args|trainer_state)\.(bin|pt|pth)"
@@ -40,14 +45,48 @@ _NOT_ADAPTERS = re.compile(
 def contents_of(location: str | os.PathLike[str]) -> Contents:
     """The tensors, metadata and configuration at a path or hub id; an existing path always wins.
 
+    A path may lead through an archive of stored files: ``zoo/shards/00000000.zip/adapters/a``.
+
     Raises:
         AdapterError: where there is nothing, nothing that is an adapter, or more than one.
     """
+    through = through_stored(location)
+    if through is not None:
+        return stored_contents(open_stored(through[0]), through[1])
     weights = weights_at(location)
     file = read_container(weights)
     config_path = config_beside(weights)
     config, text = (None, None) if config_path is None else read_config(config_path)
     return Contents(file.tensors, file.metadata, config, text, weights, file.container)
+
+
+def stored_contents(archive: StoredZip, place: str) -> Contents:
+    """As ``contents_of``, of a folder or a safetensors file in an archive of stored files.
+
+    Raises:
+        AdapterError: where there is no adapter in safetensors at that place.
+    """
+    weights, config = stored_names(archive, place)
+    path = archive.path / weights
+    file = read_safetensors_view(archive.members[weights], path)
+    raw = None if config is None else bytes(archive.members[config][: MAX_CONFIG + 1])
+    fields, text = (None, None) if raw is None else parse_config(raw, path.with_name(CONFIG_NAME))
+    return Contents(file.tensors, file.metadata, fields, text, path)
+
+
+def stored_names(archive: StoredZip, place: str) -> tuple[str, str | None]:
+    """The members that are the weights and the configuration of the adapter at a place in an archive.
+
+    Raises:
+        AdapterError: where there is no adapter in safetensors.
+    """
+    folder = place if place in archive.folders else place.rpartition("/")[0]
+    names = archive.folders.get(folder, ())
+    name = chosen_name(names) if folder == place else place.rpartition("/")[2]
+    if name not in names or not name.endswith(".safetensors"):
+        raise AdapterError("the archive holds no such adapter", file=archive.path, key=place[:200])
+    prefix = f"{folder}/" if folder else ""
+    return prefix + name, prefix + CONFIG_NAME if CONFIG_NAME in names else None
 
 
 def config_beside(weights: Path) -> Path | None:
@@ -143,6 +182,8 @@ def find(directory: str | os.PathLike[str]) -> list[Path]:
 
 def _find(root: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
+        if Path(folder).name == SHARDS and (Path(folder).parent / "zoo.json").is_file():
+            yield from _find_stored(Path(folder), names)
         folders[:] = [name for name in folders if not name.startswith(".")]
         if any(known in names for known in WEIGHTS_NAMES):
             yield Path(folder)
@@ -152,6 +193,20 @@ def _find(root: Path) -> Iterator[Path]:
                 yield Path(folder)
             else:
                 yield from (Path(folder) / name for name in loose)
+
+
+def _find_stored(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    for name in names:
+        if not name.endswith(".zip") or name.startswith("."):
+            continue
+        try:
+            archive = open_stored(folder / name)
+        except AdapterError:
+            yield folder / name  # reading it says what is wrong
+            continue
+        for place, members in archive.folders.items():
+            if chosen_name(members) is not None:
+                yield folder / name / place
 
 
 def natural(text: str) -> tuple[tuple[str, int, str], ...]:

@@ -31,7 +31,7 @@ class Dataset:
         groups: what must not straddle a split.
         splits: ``train``, ``validation`` or ``test`` for each sample.
         hyperparameters: the names of the declared hyperparameters.
-        digest: a hash of the ids, weights files and labels of the adapters.
+        digest: a hash of the ids, weights, configurations and labels of the adapters.
     """
 
     samples: tuple[Sample, ...]
@@ -50,7 +50,10 @@ class Dataset:
         rows = zoo.rows()
         names = tuple(zoo.hyperparameters())
         samples = tuple(Sample(_reader(zoo.adapter_path(row)), {name: row[name] for name in names}) for row in rows)
-        content = "\n".join(f"{row['id']} {row['sha256']} {[row[name] for name in zoo.labels()]}" for row in rows)
+        content = "\n".join(
+            f"{row['id']} {row['sha256']} {row.get('config_sha256')} {[row[name] for name in zoo.labels()]}"
+            for row in rows
+        )
         return cls(
             samples,
             {name: [row[name] for row in rows] for name in zoo.labels()},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 from lorascope.errors import AdapterError, LorascopeError, OutputError, ZooError
 from lorascope.formats import find, read
 from lorascope.formats.source import CONFIG_NAME
+from lorascope.zoo.assembly import assembled, check_new, link_file
+from lorascope.zoo.paths import inside
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
-from lorascope.zoo.store import COHORTS, HEADER, Row, read_json, sha256_of, write_cohort, write_json, write_manifest
+from lorascope.zoo.store import COHORTS, HEADER, Row, hashes_of, read_json, write_cohort, write_json, write_manifest
 from lorascope.zoo.values import parse_column
-from lorascope.zoo.zoo import inside
 
 PATH_COLUMNS = ("path", "file", "adapter")
 MAXIMUM_ROWS = 5_000_000
@@ -188,11 +188,8 @@ def _paths(source: Path, stated: Sequence[str], table: Path) -> list[str]:
 
 
 def _check_target(target: Path, *, is_new: bool) -> None:
-    # never replaced, not even where it is a zoo: an imported zoo may hold the only copy of its adapters
-    if is_new and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OutputError(
-            "there is something else at the place of the zoo", file=target, expected="a new or empty folder"
-        )
+    if is_new:
+        check_new(target)
     if (target / HEADER).is_file() and read_json(target / HEADER).get("recipe") is not None:
         raise OutputError("there is a forged zoo already", file=target, hint="name another folder with --out")
     ancestor = target.absolute()
@@ -210,6 +207,7 @@ def _row(source: Path, path: str, values: Mapping[str, Any], group: str | None) 
         "id": path,
         "path": path,
         "sha256": None,
+        "config_sha256": None,
         "status": "ok",
         "recipe": None,
         "kind": None,
@@ -225,9 +223,8 @@ def _row(source: Path, path: str, values: Mapping[str, Any], group: str | None) 
         adapter.norm()  # every value is looked at, so that NaN is found here and not while fitting
     except AdapterError as error:
         return row | {"status": "unreadable", "error": str(error)}
-    weights = adapter.provenance.path
     return row | {
-        "sha256": None if weights is None else sha256_of(weights),
+        **hashes_of(source / path),
         "kind": adapter.provenance.kind,
         "base": adapter.provenance.base_model,
     }
@@ -237,6 +234,7 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
     header = {
         "schema_version": SCHEMA_VERSION,
         "recipe": None,
+        **({"source": str(source)} if is_new else {}),
         "count": len(rows),
         "columns": columns_as_dict(columns),
     }
@@ -252,25 +250,11 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
                 raise
             raise OutputError("the zoo cannot be written", file=target, found=error.strerror) from error
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as error:
-        raise OutputError("the zoo cannot be written", file=target, found=error.strerror) from error
-    try:
+    with assembled(target) as temporary:
         for row in rows:
-            place = temporary / "adapters" / row["path"]
-            _link(source / row["path"], place)
+            _link(source / row["path"], temporary / "adapters" / row["path"])
             row["path"] = f"adapters/{row['path']}"
         _write_files(temporary, header, rows)
-        temporary.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except OSError as error:
-        raise OutputError("the zoo cannot be written", file=target, found=error.strerror) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_files(zoo: Path, header: Mapping[str, Any], rows: list[Row]) -> None:
@@ -293,7 +277,4 @@ def _link(source: Path, place: Path) -> None:
         return
     if place.exists():
         return
-    try:
-        os.link(source.resolve(), place)
-    except OSError:  # another file system
-        shutil.copy2(source, place)
+    link_file(source, place)

@@ -10,7 +10,8 @@ Three roles, so that a model can never be given as input what it is to predict:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -43,6 +44,7 @@ IDENTITY = {
         Column("id", "identity", "string"),
         Column("path", "identity", "string"),
         Column("sha256", "identity", "string"),
+        Column("config_sha256", "identity", "string"),
         Column("status", "identity", "string"),
         Column("recipe", "identity", "string"),
         Column("kind", "identity", "string"),
@@ -53,7 +55,10 @@ IDENTITY = {
         Column("split", "identity", "string"),
     )
 }
-"""The columns that every zoo has."""
+"""The columns that every new zoo has."""
+
+REQUIRED = frozenset(IDENTITY) - {"config_sha256"}
+"""The columns without which a folder is no zoo; zoos of before ``config_sha256`` are read, theirs is null."""
 
 
 def columns_with(hyperparameters: Mapping[str, Type], labels: Mapping[str, Type]) -> dict[str, Column]:
@@ -94,13 +99,35 @@ def columns_from_dict(value: Any, file: object) -> dict[str, Column]:
                 found=declared,
             )
         columns[name] = Column(name, cast(Role, role), cast(Type, type_))
-    missing = [name for name in IDENTITY if name not in columns]
+    missing = sorted(REQUIRED - columns.keys())
     if missing:
         raise ZooError("columns that every zoo has are missing", file=file, key=", ".join(missing))
     return columns
 
 
-def split_of(group: str, salt: str = "") -> Split:
+FRACTIONS = (0.70, 0.15, 0.15)
+"""The shares of the groups that train, validation and test have."""
+
+
+def check_fractions(fractions: Any) -> tuple[float, float, float]:
+    """Three shares that make a whole.
+
+    Raises:
+        ZooError: where they are not.
+
+    >>> check_fractions([0.8, 0, 0.2])
+    (0.8, 0.0, 0.2)
+    """
+    is_three = isinstance(fractions, Sequence) and len(fractions) == 3
+    if not is_three or not all(isinstance(one, int | float) and 0 <= one <= 1 for one in fractions):
+        raise ZooError("are not three shares", key="fractions", expected="train, validation, test", found=fractions)
+    if not math.isclose(sum(fractions), 1, rel_tol=1e-9):
+        raise ZooError("do not make a whole", key="fractions", expected="a sum of 1", found=sum(fractions))
+    train, validation, test = map(float, fractions)
+    return train, validation, test
+
+
+def split_of(group: str, salt: str = "", fractions: tuple[float, float, float] = FRACTIONS) -> Split:
     """The split of a group, 70/15/15: a pure hash of its name, so it never changes when the zoo grows.
 
     Another ``salt`` gives another, independent split, for spreads over seeds.
@@ -112,4 +139,7 @@ def split_of(group: str, salt: str = "") -> Split:
     """
     digest = hashlib.blake2b(f"{salt}\0{group}".encode(), digest_size=8).digest()
     fraction = int.from_bytes(digest, "big") / 2**64
-    return "train" if fraction < 0.70 else "validation" if fraction < 0.85 else "test"
+    if fraction < fractions[0]:
+        return "train"
+    is_validation = fraction < fractions[0] + fractions[1] or not fractions[2]
+    return "validation" if is_validation and fractions[1] else "test" if fractions[2] else "train"

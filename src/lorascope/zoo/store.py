@@ -3,6 +3,7 @@
 zoo.json            what the zoo is: recipe, seed, settings, columns
 cohorts/<k>.json    the truth: the rows of the adapters that are finished
 adapters/<id>/      PEFT folders (an imported zoo refers to the files where they lie)
+diverged/<id>/      those whose training ended in NaN, apart from the others
 base/               the base model, where the recipe made it
 manifest.parquet    derived from the cohort records; can be deleted and rebuilt
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import MissingExtraError, OutputError, ZooError
+from lorascope.formats.source import config_beside, weights_at
+from lorascope.zoo.durable import sync_file, sync_folder
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, columns_as_dict, columns_from_dict
 
 if TYPE_CHECKING:
@@ -28,10 +31,12 @@ HEADER = "zoo.json"
 MANIFEST = "manifest.parquet"
 COHORTS = "cohorts"
 ADAPTERS = "adapters"
+DIVERGED = "diverged"
+BASE = "base/model.safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path`` and rename it into place.
+    """Write ``content`` beside ``path``, sync it to the disk, and rename it into place.
 
     Raises:
         OutputError: where that is not possible; nothing is left behind.
@@ -39,7 +44,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
         temporary.write_bytes(content)
+        sync_file(temporary)
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError("cannot write", file=path, found=error.strerror) from error
@@ -104,19 +111,20 @@ def read_cohort(path: Path) -> list[Row]:
 
 def read_records(zoo: Path) -> list[Row]:
     """The rows of all cohort records, in the order of the cohorts."""
-    return [row for path in _record_files(zoo) for row in read_cohort(path)]
+    return [row for path in record_files(zoo) for row in read_cohort(path)]
 
 
 def records_digest(zoo: Path) -> str:
     """A hash of the records: tells a manifest that is behind them."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in _record_files(zoo):
+    for path in record_files(zoo):
         digest.update(f"{path.name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _record_files(zoo: Path) -> list[Path]:
+def record_files(zoo: Path) -> list[Path]:
+    """The cohort records, in the order of the cohorts."""
     return sorted(path for path in (zoo / COHORTS).glob("*.json") if not path.name.startswith("."))
 
 
@@ -177,6 +185,17 @@ def import_pyarrow() -> Any:
     except ImportError as error:
         raise MissingExtraError.of("pyarrow", "learn", "reading or writing a zoo") from error
     return pyarrow
+
+
+def hashes_of(location: Path) -> dict[str, str | None]:
+    """The two files that an adapter is, as the manifest knows them: ``sha256`` and ``config_sha256``, null where none.
+
+    Raises:
+        AdapterError: where there is no adapter at the place.
+    """
+    weights = weights_at(location)
+    config = config_beside(weights)
+    return {"sha256": sha256_of(weights), "config_sha256": None if config is None else sha256_of(config)}
 
 
 def sha256_of(path: Path) -> str:

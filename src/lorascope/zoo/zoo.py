@@ -6,17 +6,23 @@ import difflib
 from collections import Counter
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from lorascope.adapter import Adapter
 from lorascope.errors import ZooError
+from lorascope.formats import read
+from lorascope.zoo.paths import inside
 from lorascope.zoo.schema import SPLITS, Column, Role, columns_from_dict, split_of
+from lorascope.zoo.shards import Shards, packed_hashes
+from lorascope.zoo.splitting import SPLIT, Splitting
 from lorascope.zoo.store import (
     COHORTS,
     HEADER,
     MANIFEST,
     Row,
     check_version,
+    hashes_of,
     import_pyarrow,
     read_json,
     read_records,
@@ -35,14 +41,25 @@ class Zoo:
     is still being forged, or whose run was killed, can be read at any time.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any], columns: Mapping[str, Column]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        columns: Mapping[str, Column],
+        splitting: Splitting | None = None,
+    ) -> None:
         self.path = path
         self.header = header
         self.columns = columns
+        self.splitting = splitting
 
     @classmethod
-    def open(cls, path: str | Path) -> Zoo:
+    def open(cls, path: str | Path, *, splits: str | Path | None = None) -> Zoo:
         """Open the zoo at ``path``.
+
+        Args:
+            path: its folder.
+            splits: a saved split, in place of that of the zoo.
 
         Raises:
             ZooError: where there is no zoo, it is damaged, or a newer lorascope wrote it.
@@ -65,7 +82,12 @@ class Zoo:
                 hint="run the command that made it again: it continues where it stopped",
             )
         header = read_json(folder / HEADER)
-        return cls(folder, header, columns_from_dict(header.get("columns"), folder / HEADER))
+        columns = columns_from_dict(header.get("columns"), folder / HEADER)
+        saved = Path(splits) if splits is not None else folder / SPLIT
+        splitting = Splitting.load(saved) if splits is not None or saved.is_file() else None
+        if splitting is not None and splitting.by not in columns:
+            raise ZooError("splits by a column that the zoo has not", file=saved, key=splitting.by)
+        return cls(folder, header, columns, splitting)
 
     def __repr__(self) -> str:
         return f"Zoo({str(self.path)!r}, {self.table.num_rows} adapters, labels {self.labels()})"
@@ -75,7 +97,17 @@ class Zoo:
 
     @cached_property
     def table(self) -> pyarrow.Table:
-        """All rows, of every status, as an Arrow table in the order of the cohorts."""
+        """All rows, of every status, as an Arrow table in the order of the cohorts, with the saved split if any."""
+        if self.splitting is None:
+            return self._recorded
+        return rows_to_table(map(self.splitting.applied, self.recorded_rows()), self.columns)
+
+    def recorded_rows(self) -> list[Row]:
+        """All rows as they were recorded: of every status, and with the group and split of their making."""
+        return cast(list[Row], self._recorded.to_pylist())
+
+    @cached_property
+    def _recorded(self) -> pyarrow.Table:
         pa = import_pyarrow()
         import pyarrow.parquet as parquet
 
@@ -147,8 +179,24 @@ class Zoo:
             hint=f"did you mean {near[0]}?" if near else None,
         )
 
+    @cached_property
+    def shards(self) -> Shards:
+        """The archives of a packed zoo; none in others."""
+        return Shards(self.path)
+
+    def read(self, row: Row) -> Adapter:
+        """The adapter of a row, wherever its files are.
+
+        Raises:
+            ZooError: as :meth:`adapter_path`.
+            AdapterError: where the files are no adapter that can be read.
+        """
+        return read(self.adapter_path(row))
+
     def adapter_path(self, row: Row) -> Path:
-        """Where the adapter of a row lies: a file or a folder inside the zoo.
+        """Where the adapter of a row lies: a file or a folder inside the zoo, or a place in one of its shards.
+
+        :func:`lorascope.read` takes either.
 
         Raises:
             ZooError: where the row points outside of the zoo, as a hostile manifest may, or to nothing.
@@ -156,6 +204,9 @@ class Zoo:
         stated = row["path"]
         path = inside(self.path, stated)
         if not path.exists():
+            shard = self.shards.find(stated)
+            if shard is not None:
+                return shard.path / stated
             raise ZooError(
                 "the adapter of a row is missing",
                 file=self.path / stated,
@@ -163,6 +214,26 @@ class Zoo:
                 hint="forge the zoo again with the same command, or import it again",
             )
         return path
+
+    def hashes(self, row: Row) -> dict[str, str | None]:
+        """The ``sha256`` and ``config_sha256`` of a row's files as they are now.
+
+        Raises:
+            ZooError: as :meth:`adapter_path`.
+            AdapterError: where no adapter is at the place.
+        """
+        path = self.adapter_path(row)
+        if path.exists():
+            return hashes_of(path)
+        shard = self.shards.find(row["path"])
+        if shard is None:
+            raise ZooError("the adapter of a row is missing", file=path, key=str(row["id"]))
+        return packed_hashes(shard, row["path"])
+
+    @property
+    def is_forged(self) -> bool:
+        """Whether a recipe made the zoo, and can make any of its adapters again."""
+        return self.header.get("recipe") is not None and "settings" in self.header
 
     def summary(self) -> dict[str, Any]:
         """Counts, columns and splits, as ``lorascope zoo info --json`` prints them."""
@@ -180,6 +251,7 @@ class Zoo:
             "bases": sorted({row["base"] for row in rows if row["base"] is not None}),
             "groups": len({row["group"] for row in usable}),
             "splits": {name: splits[name] for name in SPLITS},
+            "split_digest": None if self.splitting is None else self.splitting.digest,
             "columns": {
                 column.name: {
                     "role": column.role,
@@ -190,38 +262,6 @@ class Zoo:
                 if column.role != "identity"
             },
         }
-
-
-def inside(folder: Path, stated: Any) -> Path:
-    """``folder / stated`` for a relative path with ``/`` that stays inside the folder, links followed.
-
-    >>> inside(Path("zoo"), "../../etc/passwd")
-    Traceback (most recent call last):
-    lorascope.errors.ZooError: zoo: path: points outside of the zoo (expected a relative path inside it, found
-    '../../etc/passwd')
-    """
-    is_plain = (
-        isinstance(stated, str)
-        and stated not in ("", ".")
-        and not PurePosixPath(stated).is_absolute()
-        and not PureWindowsPath(stated).drive
-        and "\\" not in stated
-        and "\0" not in stated
-        and ".." not in PurePosixPath(stated).parts
-    )
-    try:
-        stays = is_plain and (folder / stated).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # a name too long, a loop of links
-        stays = False
-    if not stays:
-        raise ZooError(
-            "points outside of the zoo",
-            file=folder,
-            key="path",
-            expected="a relative path inside it",
-            found=repr(stated),
-        )
-    return folder / stated
 
 
 def _described(values: list[Any], column: Column) -> dict[str, Any]:

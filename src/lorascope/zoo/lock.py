@@ -1,4 +1,4 @@
-"""One run at a time on one zoo."""
+"""One process at a time changes a zoo; any number read it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorascope.errors import ForgeError
+from lorascope.errors import OutputError, ZooError
 
 try:
     import fcntl
@@ -22,20 +22,25 @@ def locked(zoo: Path) -> Iterator[None]:
     """Hold the zoo's lock. The system lets go of it when the process ends, however it ends: no lock is ever stale.
 
     Raises:
-        ForgeError: where another process holds it.
+        ZooError: where another process holds it.
+        OutputError: where the zoo cannot be written.
     """
     path = zoo / LOCK
-    with path.open("a+") as stream:
+    try:
+        stream = path.open("a+")
+    except OSError as error:
+        raise OutputError("the zoo cannot be written", file=zoo, found=error.strerror) from error
+    with stream:
         if fcntl is not None:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 stream.seek(0)
-                raise ForgeError(
-                    "another run is forging into this zoo",
+                raise ZooError(
+                    "another run is changing this zoo",
                     file=zoo,
                     found=f"process {stream.read().strip() or 'unknown'}",
-                    hint="wait for it, or forge into another folder and compare",
+                    hint="wait for it, or work in another folder and compare",
                 ) from error
         stream.seek(0)
         stream.truncate()

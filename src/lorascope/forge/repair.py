@@ -1,0 +1,139 @@
+"""``repair``: forge anew what a zoo has lost, and nothing else.
+
+What an adapter is follows from its id, and a cohort with slots that take no steps gives the others the same bits. So a
+damaged adapter comes back as it was, and the record of its hash says whether it did.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorascope.errors import ForgeError, OutputError, ZooError
+from lorascope.forge.base import make_base
+from lorascope.forge.cohort import COHORT_SIZE, Job, id_of, missing_indices
+from lorascope.forge.recipes import RECIPES
+from lorascope.forge.run import Progress, remove_leftovers
+from lorascope.forge.workers import results_of
+from lorascope.zoo import Verification, Zoo, verify_zoo, write_manifest
+from lorascope.zoo.lock import locked
+from lorascope.zoo.log import logged
+from lorascope.zoo.schema import SCHEMA_VERSION
+from lorascope.zoo.store import BASE, MANIFEST, cohort_path
+
+
+@dataclass(frozen=True)
+class RepairResult:
+    """What was done: the adapters that were forged anew, and what the zoo still has that is not as recorded."""
+
+    zoo: Path
+    repaired: tuple[str, ...]
+    left: Verification
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON."""
+        left = [asdict(one) for one in self.left.defects]
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "zoo": str(self.zoo),
+            "repaired": list(self.repaired),
+            "left": left,
+            "seconds": self.seconds,
+        }
+
+
+def repair(zoo: str | Path, *, workers: int = 1, on_progress: Progress | None = None) -> RepairResult:
+    """Forge the damaged and missing adapters of a forged zoo anew, each equal to its recorded hash.
+
+    A damaged record is deleted and its cohort forged anew; so is a damaged base. Extra files are left alone.
+
+    Args:
+        zoo: its folder.
+        workers: processes, as for ``forge``.
+        on_progress: called with the number of adapters that have just been put back.
+
+    Raises:
+        ZooError: where no recipe made the zoo, so that nothing here can make its adapters again.
+        ForgeError: where an adapter comes out otherwise than recorded, as with another torch; it is not put back.
+        OutputError: where the zoo cannot be written.
+    """
+    opened = Zoo.open(zoo)
+    if not opened.is_forged:
+        source = opened.header.get("source")
+        raise ZooError(
+            "the zoo was not forged: its adapters cannot be made again",
+            file=zoo,
+            hint=f"get the files again from {source or 'where they came from'}; `lorascope zoo verify` lists them",
+        )
+    _check_version(opened)
+    began = time.monotonic()
+    try:
+        with locked(opened.path), logged(opened.path, "repair", {"workers": workers}) as counts:
+            result = _repair_locked(opened, workers, on_progress or (lambda _: None), began)
+            counts |= {"repaired": len(result.repaired), "left": len(result.left.defects)}
+        return result
+    except OSError as error:
+        raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
+
+
+def _check_version(zoo: Zoo) -> None:
+    made, known = zoo.header.get("recipe_version", 1), RECIPES[zoo.header["recipe"]].version
+    if made != known:
+        raise ForgeError(
+            "the recipe has changed since the zoo was made: its adapters would come out otherwise",
+            file=zoo.path,
+            key="recipe_version",
+            expected=made,
+            found=known,
+            hint="use the lorascope that made the zoo",
+        )
+
+
+def _repair_locked(zoo: Zoo, workers: int, advance: Progress, began: float) -> RepairResult:
+    remove_leftovers(zoo.path)
+    found = verify_zoo(zoo.path)
+    lost = {one.path for one in found.defects if one.problem == "record" and one.id is None}
+    for path in lost:
+        (zoo.path / path).unlink()
+    problems = {one.problem for one in found.defects}
+    recipe, settings = RECIPES[zoo.header["recipe"]], zoo.header["settings"]
+    if "base" in problems:
+        (zoo.path / BASE).unlink(missing_ok=True)
+    options = {name: settings[name] for name in recipe.options}
+    base_hash = make_base(recipe, options, zoo.path, zoo.header["base_hash"])
+    if "manifest" in problems:
+        (zoo.path / MANIFEST).unlink()
+    jobs: list[Job] = []
+    for cohort in range(-(-found.asked // COHORT_SIZE)):
+        is_lost = cohort_path(zoo.path, cohort).relative_to(zoo.path).as_posix() in lost
+        numbers = range(cohort * COHORT_SIZE, (cohort + 1) * COHORT_SIZE)
+        names = {id_of(recipe.name, zoo.header["seed"], index) for index in numbers}
+        if is_lost or names & found.ids():
+            # no more is forged than was there: a record that was never written belongs to the forge
+            count = found.asked if is_lost else 0
+            jobs.append(
+                Job(
+                    zoo.path.resolve(),
+                    recipe.name,
+                    zoo.header["seed"],
+                    settings,
+                    base_hash,
+                    cohort,
+                    count,
+                    frozenset(names & found.ids()),
+                )
+            )
+    repaired: list[str] = []
+    try:
+        for rows in results_of([job for job in jobs if missing_indices(job)], workers):
+            repaired += [row["id"] for row in rows]
+            advance(len(rows))
+        for one in found.defects:
+            if one.problem == "shard":  # all that it held is there again
+                (zoo.path / one.path).unlink()
+    finally:
+        write_manifest(zoo.path)
+    return RepairResult(zoo.path, tuple(sorted(repaired)), verify_zoo(zoo.path), time.monotonic() - began)

@@ -1,0 +1,31 @@
+"""What the verbs of zoos print."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorascope.report.tables import safe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorascope.zoo import Verification
+
+
+def verification_as_text(found: Verification, screen: Console, limit: int = 20) -> None:
+    """The defects of a zoo, one a line, and what to do."""
+
+    def say(text: str) -> None:
+        screen.print(safe(text, width=2000), markup=False, soft_wrap=True)
+
+    unfinished = f", {found.asked - found.count} more are to be forged" if found.asked > found.count else ""
+    unhashed = found.count - found.hashed - len(found.ids())
+    without = f", {unhashed} without a recorded hash" if unhashed > 0 else ""
+    state = f"{len(found.defects)} defects" if found.defects else "all as recorded"
+    say(f"{found.zoo}: {found.count} adapters, {state}{without}{unfinished}")
+    for defect in found.defects[:limit]:
+        say(f"  {defect.problem}: {defect.path}: {defect.what}")
+    if len(found.defects) > limit:
+        say(f"  … {len(found.defects) - limit} more; --json lists all")
+    if found.hint:
+        say(f"  {found.hint}")
