@@ -53,6 +53,7 @@ def updates(draw: Any, kind: str, dtype: str, has_convolutions: bool) -> Update:
     roles = {
         "loha": {"w1_a": (out, rank), "w1_b": (rank, in_), "w2_a": (out, rank), "w2_b": (rank, in_)},
         "lokr": {"w1": (2, 3), "w2_a": (out, rank), "w2_b": (rank, in_)},
+        "adalora": {"B": (out, rank), "E": (rank, 1), "A": (rank, in_)},
         "locon": {"B": (out, rank, 1, 1), "mid": (rank, 2, 3, 3), "A": (2, in_, 1, 1)},
         "full": {"diff": (out, in_)},
     }[kind]
@@ -63,8 +64,9 @@ def updates(draw: Any, kind: str, dtype: str, has_convolutions: bool) -> Update:
 @st.composite
 def adapters(draw: Any, member: Format, kind: str | None = None, has_convolutions: bool | None = None) -> Adapter:
     """An adapter that the format holds: one kind (PEFT has one for all sites), layers and scales that differ."""
-    # a LoKr in PEFT's own factorisation of the shape: tests/oracles/test_peft_types.py
-    chosen = kind or draw(st.sampled_from([one for one in member.writes if (member.name, one) != ("peft", "lokr")]))
+    # a LoKr in PEFT's own factorisation, gates, and projections that all sites share: tests/oracles/test_peft_types.py
+    elsewhere = ("ia3", "lokr", "vera") if member.name == "peft" else ()
+    chosen = kind or draw(st.sampled_from([one for one in member.writes if one not in elsewhere]))
     dtype = draw(st.sampled_from(DTYPES))
     can = member.name in CONVOLUTIONS if has_convolutions is None else has_convolutions
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True))

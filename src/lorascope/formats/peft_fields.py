@@ -15,8 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorascope.adapter import LowRank, Update
+from lorascope.errors import AdapterError
+
+Form = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+"""The tensors of the sites, and the fields of the configuration that are of the type."""
 
 PEFT_KEPT = ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "auto_mapping", "exclude_modules")
 """Fields of an edited adapter's configuration that its tensors do not determine."""
@@ -44,6 +49,26 @@ def alpha_for(update: Update, rank: int) -> float:
     if update.alpha is not None:
         candidates.insert(0, update.alpha)
     return next((alpha for alpha in candidates if alpha / rank == update.scale), guess)
+
+
+def fan_in_fan_out(updates: Mapping[str, Update]) -> bool:
+    """Whether the linear layers of the base are stored as [in, out].
+
+    Raises:
+        AdapterError: where they differ, or another layer is stored as PEFT knows none.
+    """
+    transposed = {site: update.is_transposed for site, update in updates.items() if update.layer == "linear"}
+    if len(set(transposed.values())) > 1:
+        raise AdapterError(
+            "PEFT states once for all linear layers whether the base is transposed, and here they differ",
+            key=next(site for site, value in transposed.items() if value),
+        )
+    for site, update in updates.items():
+        if update.layer != "linear" and update.is_transposed != (update.layer == "embedding"):
+            raise AdapterError(
+                f"PEFT has no {update.layer} of this layout", key=site, found=f"is_transposed={update.is_transposed}"
+            )
+    return any(transposed.values())
 
 
 def padded(update: LowRank) -> LowRank:

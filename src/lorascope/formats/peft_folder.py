@@ -1,7 +1,8 @@
 """Writing a PEFT folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-An unedited adapter is written as it was. Others become the PEFT type of their kind: LOHA and LOKR where all sites are
-of it and PEFT has a place for their shapes, else LORA, with structured updates of low rank worked out.
+An unedited adapter is written as it was. Others become the PEFT type of their kind (ADALORA, IA3, LOHA, LOKR, VERA)
+where all sites are of it and PEFT has a place for their shapes, else LORA, with structured updates of low rank worked
+out.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.parametrisations.bdlora import BlockDiagonalLoRA
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_experts import is_expert, nested_keys, stacked
-from lorascope.formats.peft_fields import LORA_KEPT, padded, rank_fields
+from lorascope.formats.peft_fields import LORA_KEPT, fan_in_fan_out, padded, rank_fields
 from lorascope.formats.peft_keys import PREFIX
 
 Tensors = dict[str, NDArray[Any]]
@@ -50,7 +50,7 @@ def lora_form(adapter: Adapter) -> tuple[Tensors, dict[str, Any]]:
             plain | ranked, {site: max(update.rank, 1) for site, update in (plain | ranked).items()}, "lora_alpha"
         ),
         "target_modules": sorted(plain),
-        "fan_in_fan_out": _fan_in_fan_out(plain),
+        "fan_in_fan_out": fan_in_fan_out(plain),
         "use_rslora": False,
         "use_dora": bool(magnitudes),
         "lora_bias": has_biases,
@@ -118,21 +118,6 @@ def _site_tensors(
         dtype = tensors[f"{key}.lora_B.weight"].dtype
         tensors[f"{key}.lora_B.bias"] = np.zeros(update.shape[0], dtype) if update.bias is None else update.bias
     return tensors
-
-
-def _fan_in_fan_out(updates: Mapping[str, Update]) -> bool:
-    transposed = {site: update.is_transposed for site, update in updates.items() if update.layer == "linear"}
-    if len(set(transposed.values())) > 1:
-        raise AdapterError(
-            "PEFT states once for all linear layers whether the base is transposed, and here they differ",
-            key=next(site for site, value in transposed.items() if value),
-        )
-    for site, update in updates.items():
-        if update.layer != "linear" and update.is_transposed != (update.layer == "embedding"):
-            raise AdapterError(
-                f"PEFT has no {update.layer} of this layout", key=site, found=f"is_transposed={update.is_transposed}"
-            )
-    return any(transposed.values())
 
 
 def _init(adapter: Adapter) -> Any:
