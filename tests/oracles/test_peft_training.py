@@ -14,6 +14,8 @@ transformers = pytest.importorskip("transformers")
 TOLERANCE = 1e5 * np.finfo(np.float64).eps
 COUNT = 6
 LORA_LIKE = ("lora", "rslora", "lora-plus", "lora-fa", "dora", "pissa")
+WITHOUT_PEFT = ("lora-xs",)
+"""Compared with a plain loop in ``test_plain_training.py``."""
 
 
 def peft_model(kind, started, sites):
@@ -99,4 +101,4 @@ def test_an_adapter_trains_as_peft_would_train_it(kind, number):
 
 
 def test_every_kind_that_peft_has_is_tried():
-    assert set(LORA_LIKE) == set(KINDS.names())
+    assert {*LORA_LIKE, *WITHOUT_PEFT} == set(KINDS.names())
