@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call
 
 from forge.models import base, data, loss, sites_of, slots, stack_of, trained, trainings
+from lorascope.forge.kinds.dylora import rank_of_step
 
 # Adam divides by a root of the squared gradient, which magnifies rounding where the gradient is small
 TOLERANCE = 1e5 * np.finfo(np.float64).eps
@@ -19,7 +20,19 @@ def lora_xs(slot, own, step):
     return slot.alpha / slot.rank * own["Bt"].T @ own["R"] @ own["A"]
 
 
-FORMULAS = {"lora-xs": lora_xs}
+def dylora(slot, own, step):
+    """B · A of the first ranks, as many as are drawn for the step; of all after training."""
+    drawn = slot.rank if step is None else rank_of_step(slot, step)
+    return slot.alpha / drawn * own["Bt"].T[:, :drawn] @ own["A"][:drawn]
+
+
+def melora(slot, own, step):
+    """Two small products on the diagonal."""
+    blocks = [Bt.T @ A for A, Bt in zip(own["A"], own["Bt"], strict=True)]
+    return slot.alpha / slot.rank * torch.block_diag(*blocks)
+
+
+FORMULAS = {"lora-xs": lora_xs, "dylora": dylora, "melora": melora}
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 4, 5])
@@ -79,3 +92,10 @@ def share(training, step):
     return {"constant": 1.0, "linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}[
         training.schedule
     ]
+
+
+def test_dylora_draws_every_rank_about_as_often():
+    slot = slots(COUNT)[2]
+    drawn = [rank_of_step(slot, step) for step in range(900)]
+    assert set(drawn) == {1, 2, 3}
+    assert all(abs(drawn.count(rank) - 300) < 5 * math.sqrt(900 * 2 / 9) for rank in (1, 2, 3))  # five deviations

@@ -153,6 +153,21 @@ class Choice(Distribution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Text(Choice):
+    """Like ``Choice`` of strings, but any text can be given.
+
+    >>> Text(values=("",)).parse("blocks.*"), str(Text(values=("",)))
+    ('blocks.*', "''")
+    """
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def __str__(self) -> str:
+        return super().__str__() or "''"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subset(Distribution):
     """A uniform subset of 0..``of``-1, its size uniform between ``low`` and ``high``."""
 

@@ -128,7 +128,7 @@ class AdapterStack:
     @property
     def leaves(self) -> list[Tensor]:
         """The trained parameters, in the order of the columns of ``values``."""
-        return [value for named in self.parameters.values() for value in named.values()]
+        return [self.parameters[site][name] for (site, name), _, _ in self._columns()]
 
     def rates(self) -> Tensor | None:
         """Learning rates of single parameters as multiples [N, P] of the adapter's own; None where all are 1."""

@@ -24,6 +24,7 @@ class Pissa(Kind):
     """LoRA that starts at the principal singular vectors of the weight."""
 
     name = "pissa"
+    files = "PEFT LORA of twice the rank"
     reference = "Meng et al. 2024, arXiv 2404.02948"
     formula = "ΔW = (alpha / rank) · (B · A − B₀ · A₀), B₀ · A₀ from the largest singular values of W"
 
