@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def test_a_layer_stored_transposed_is_adapted_or_refused(kind, gpt2_layer, tmp_p
         return (outputs - targets).square().mean(1)
 
     if not member.is_for_transposed:
-        with pytest.raises(ForgeError, match="cannot be put on this layer.*transposed linear"):
+        with pytest.raises(ForgeError, match=r"cannot be put on this layer.*transposed linear"):
             AdapterStack(gpt2_layer, ["0"], pair, member)
         return
     evidence = gather(gpt2_layer, ["0"], member, lambda step, part: (x, y), square, 2)
@@ -153,6 +155,12 @@ def test_the_first_ranks_of_dylora_are_better_than_those_of_lora():
     assert lost["dylora"] < lost["lora"]
 
 
+def test_the_page_of_kinds_is_current():
+    script = Path(__file__).resolve().parents[2] / "docs" / "make_forge_kinds.py"
+    done = subprocess.run([sys.executable, script, "--check"], check=False)
+    assert done.returncode == 0, "run `python docs/make_forge_kinds.py`"
+
+
 @pytest.mark.parametrize("kind", KINDS.names())
 def test_every_kind_is_forged_and_inspected_from_the_command_line(kind, tmp_path, monkeypatch, capsys):
     def run(*arguments):
@@ -166,7 +174,10 @@ def test_every_kind_is_forged_and_inspected_from_the_command_line(kind, tmp_path
         assert code == 0, err
         return out
 
-    settings = [part for name in (f"kind={kind}", "steps=3", "base_steps=5") for part in ("--set", name)]
+    given = [f"kind={kind}", "steps=3", "base_steps=5"]
+    if kind == "ia3":
+        given.append(r"feedforward=.*\.(fc1|fc2)")
+    settings = [part for name in given for part in ("--set", name)]
     run("forge", "digits-vit", "--count", 2, "--out", tmp_path / "zoo", "--workers", 1, *settings)
     lines = run("inspect", tmp_path / "zoo" / "adapters", "--json").splitlines()
     found = [json.loads(line) for line in lines]

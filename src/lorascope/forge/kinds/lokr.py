@@ -66,13 +66,14 @@ class LoKr(Kind):
             product = torch.bmm(parameters["w2_a"], parameters["w2_b"])
             w2 = product if w2 is None else w2 + product
         assert w2 is not None  # each adapter has one or the other
-        count, _, c = w1.shape
+        count, a, c = w1.shape
         y = layer.base(x)
         rows = layer.rows(seen, count).to(w1.dtype)
         z = torch.bmm(rows.reshape(count, -1, w2.shape[2]), w2.mT)  # [N, rows · c, b]
-        z = z.view(count, -1, c, z.shape[-1]).transpose(2, 3)  # [N, rows, b, c]
-        z = torch.matmul(z, w1.mT.unsqueeze(1)).transpose(2, 3)  # [N, rows, a, b]
-        return y + layer.place(z.flatten(2) * scale, y)
+        z = z.view(count, -1, c, z.shape[-1])
+        # the axes of w1 to the front: one product per adapter, not one per row
+        z = torch.bmm(w1 * scale, z.transpose(1, 2).flatten(2)).view(count, a, -1, z.shape[-1])
+        return y + layer.place(z.transpose(1, 2).flatten(2), y)
 
     def export(self, layer: SiteLayer, parameters: Parameters, slot: Slot) -> Update:
         (_, b), (_, d), kernel = self._split(layer, slot)
