@@ -65,6 +65,23 @@ def test_a_layer_stored_transposed_is_adapted_or_refused(kind, gpt2_layer, tmp_p
             assert (together[number] - alone).abs().max() < 1e3 * EPS * alone.abs().max()
 
 
+@pytest.mark.parametrize("is_base_half", [False, True], ids=["products", "base"])
+@pytest.mark.parametrize("kind", KINDS.names())
+def test_products_or_a_base_in_half_precision_train_parameters_in_float32(kind, is_base_half):
+    model, member, sites = base().bfloat16() if is_base_half else base().float(), KINDS[kind], sites_of(kind)
+
+    def wide(outputs, targets):
+        return loss(outputs.float(), targets)
+
+    evidence = gather(model, sites, member, batches_of(range(2)), wide, 2)
+    stack = AdapterStack(model, sites, slots(2), member, evidence=evidence)
+    before = stack.values.detach().clone()
+    plans = [Training(learning_rate=1e-2, steps=3)] * 2
+    train(stack, batches_of(range(2)), wide, plans, precision="float32" if is_base_half else "bfloat16")
+    assert stack.values.dtype == torch.float32 and stack.is_finite(0) and stack.is_finite(1)
+    assert not torch.equal(stack.values, before)
+
+
 @pytest.mark.parametrize(
     ("kind", "options"),
     [("lokr", {"factor": 2}), ("melora", {"groups": 3}), ("ia3", {"feedforward": "each"})],
