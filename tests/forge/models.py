@@ -7,28 +7,37 @@ from torch.nn import functional as F
 from lorascope.forge import AdapterStack, Slot, Training, gather, train
 from lorascope.forge.kinds import KINDS
 
-BATCH, TOKENS, VOCABULARY, CLASSES = 2, 6, 11, 3
+BATCH, TOKENS, VOCABULARY, CLASSES = 2, 6, 11, 6
 
 
 class Base(nn.Module):
-    """Tokens [n, 6] → logits [n, 3]: an embedding, convolutions over the tokens, linear layers on each and on all."""
+    """Tokens [n, 6] → logits [n, 6]: an embedding, convolutions over the tokens, linear layers on each and on all."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCABULARY, 5, padding_idx=0)
-        self.line = nn.Conv1d(5, 4, 3, stride=2, padding=1)
-        self.plane = nn.Conv2d(1, 3, (2, 3), padding=(1, 0), dilation=(1, 1), bias=False)
-        self.each = nn.Linear(6, 5)
-        self.head = nn.Linear(5, CLASSES)
+        self.embedding = nn.Embedding(VOCABULARY, 6, padding_idx=0)
+        self.line = nn.Conv1d(6, 6, 3, stride=2, padding=1)
+        self.plane = nn.Conv2d(1, 6, (2, 3), padding=(1, 0), dilation=(1, 1), bias=False)
+        self.space = nn.Conv3d(1, 6, (2, 3, 1), stride=(2, 2, 1))
+        self.each = nn.Linear(12, 6)
+        self.head = nn.Linear(6, CLASSES)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.line(self.embedding(tokens).transpose(1, 2))  # [n, 4, 3]
-        x = self.plane(torch.tanh(x).unsqueeze(1)).flatten(2).transpose(1, 2)  # [n, 5, 3]
+        x = self.line(self.embedding(tokens).transpose(1, 2))  # [n, 6, 3]
+        x = self.plane(torch.tanh(x).unsqueeze(1))  # [n, 6, 7, 1]
+        x = self.space(torch.tanh(x).unsqueeze(1)).flatten(2).transpose(1, 2)  # [n, 9, 6]
         x = self.each(torch.cat([x, x.cos()], -1))
         return self.head(torch.tanh(x).mean(1))
 
 
-SITES = ("embedding", "line", "plane", "each", "head")
+SITES = {
+    "embedding": "embedding",
+    "line": "conv1d",
+    "plane": "conv2d",
+    "space": "conv3d",
+    "each": "linear",
+    "head": "linear",
+}
 
 
 def base() -> Base:
@@ -40,7 +49,7 @@ def base() -> Base:
 
 def sites_of(kind) -> list[str]:
     """The sites that a kind can adapt."""
-    return [site for site in SITES if site != "embedding" or "embedding" in KINDS[kind].layers]
+    return [site for site, layer in SITES.items() if layer in KINDS[kind].layers]
 
 
 def slots(count: int, dropout: float = 0.0) -> list[Slot]:

@@ -100,7 +100,8 @@ def test_dropout_is_each_adapters_own_and_off_when_measured():
     all_slots, plans = slots(4, dropout=0.5), trainings(4, steps=30)
     with_dropout = trained("lora", all_slots, plans, range(4))
     without = trained("lora", slots(4), plans, range(4))
-    same = [torch.equal(a, b) for a, b in zip(with_dropout.values, without.values, strict=True)]
+    # the others make the products in another order: equal to rounding
+    same = [torch.allclose(a, b, rtol=0, atol=1e-9) for a, b in zip(with_dropout.values, without.values, strict=True)]
     assert same == [True, False, True, False]
     tokens = batches_of(range(4))(0, 0)[0]
     with with_dropout.attached() as model:
@@ -203,7 +204,7 @@ def test_a_site_that_is_not_there_or_of_another_class_is_refused():
     with pytest.raises(ForgeError, match="nothing to train"):
         AdapterStack(base(), [], TWO, LORA)
     with pytest.raises(ForgeError, match="singular values"):
-        AdapterStack(base(), ["head"], [Slot(4, 4.0, 0)], KINDS["pissa"])
+        AdapterStack(base(), ["head"], [Slot(7, 4.0, 0)], KINDS["pissa"])
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0.0}, {"alpha": float("nan")}, {"dropout": 1.0}])

@@ -51,6 +51,7 @@ def updates(draw: Any, kind: str, dtype: str, has_convolutions: bool) -> Update:
     roles = {
         "loha": {"w1_a": (out, rank), "w1_b": (rank, in_), "w2_a": (out, rank), "w2_b": (rank, in_)},
         "lokr": {"w1": (2, 3), "w2_a": (out, rank), "w2_b": (rank, in_)},
+        "adalora": {"B": (out, rank), "E": (rank, 1), "A": (rank, in_)},
         "locon": {"B": (out, rank, 1, 1), "mid": (rank, 2, 3, 3), "A": (2, in_, 1, 1)},
         "full": {"diff": (out, in_)},
         "replaced": {"weight": (out,)},
@@ -65,8 +66,9 @@ def updates(draw: Any, kind: str, dtype: str, has_convolutions: bool) -> Update:
 def adapters(draw: Any, *members: Format, kind: str | None = None, has_convolutions: bool | None = None) -> Adapter:
     """An adapter that the formats hold: one kind (PEFT has one for all sites), layers and scales that differ."""
     member = members[0]
-    # a LoKr in PEFT's own factorisation of the shape: tests/oracles/test_peft_types.py
-    chosen = kind or draw(st.sampled_from([one for one in member.writes if (member.name, one) != ("peft", "lokr")]))
+    # a LoKr in PEFT's own factorisation, gates, and projections that all sites share: tests/oracles/test_peft_types.py
+    elsewhere = ("ia3", "lokr", "vera") if member.name == "peft" else ()
+    chosen = kind or draw(st.sampled_from([one for one in member.writes if one not in elsewhere]))
     dtype = draw(st.sampled_from(DTYPES))
     can = member.name in CONVOLUTIONS if has_convolutions is None else has_convolutions
     known = [name for name in names_for(*members) if name.endswith("_norm") == (chosen == "replaced")]

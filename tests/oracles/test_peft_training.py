@@ -13,7 +13,11 @@ transformers = pytest.importorskip("transformers")
 # Adam divides by a root of the squared gradient, which magnifies rounding where the gradient is small
 TOLERANCE = 1e5 * np.finfo(np.float64).eps
 COUNT = 6
-LORA_LIKE = ("lora", "rslora", "lora-plus", "lora-fa", "dora", "pissa")
+LORA_LIKE = ("lora", "rslora", "lora-plus", "lora-fa", "dora", "pissa", "lora-ga", "eva")
+OF_OTHER_TYPES = ("vera", "loha", "lokr", "ia3", "adalora")
+"""In ``test_peft_types_training.py``."""
+WITHOUT_PEFT = ("lora-xs", "dylora", "melora")
+"""Compared with a plain loop in ``test_plain_training.py``."""
 
 
 def peft_model(kind, started, sites):
@@ -38,7 +42,7 @@ def peft_model(kind, started, sites):
         first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         first.data = A.reshape(first.shape).clone()
         second.data = B.reshape(second.shape).clone()
-        if kind == "pissa":  # peft takes what it starts from out of the base, but only in float32
+        if kind in ("pissa", "lora-ga"):  # peft takes what it starts from out of the base, but only in float32
             weight = layer.get_base_layer().weight
             weight.data = weight.data - (started.scale[0, 0, 0] * B @ A).reshape(weight.shape)
         if kind == "lora-fa":
@@ -99,4 +103,4 @@ def test_an_adapter_trains_as_peft_would_train_it(kind, number):
 
 
 def test_every_kind_that_peft_has_is_tried():
-    assert set(LORA_LIKE) == set(KINDS.names())
+    assert {*LORA_LIKE, *OF_OTHER_TYPES, *WITHOUT_PEFT} == set(KINDS.names())

@@ -156,8 +156,19 @@ def checked_as_loaded(adapter: Adapter, make: Make, folder: Path, peft_type: str
     ],
 )
 def test_adalora(make: Make, fields: dict[str, Any], tmp_path: Path) -> None:
-    adapter = checked(make, peft.AdaLoraConfig(total_step=10, **fields), tmp_path)
+    adapter = checked(make, peft.AdaLoraConfig(total_step=10, **fields), tmp_path / "a")
     assert {update.kind for update in adapter.values()} == {"adalora"}
+    checked_as_loaded(adapter, make, tmp_path / "b", "ADALORA")
+    checked_as_loaded(Adapter(dict(adapter)), make, tmp_path / "c", "ADALORA")
+    moved = Adapter({site: update.rescaled(0.3) for site, update in adapter.items()})
+    checked_as_loaded(moved, make, tmp_path / "d", "ADALORA")
+    assert {update.scale for update in formats.read(tmp_path / "d").values()} == {0.3}
+
+
+def test_adalora_of_scales_that_differ_becomes_lora(tmp_path: Path) -> None:
+    adapter = checked(linears, peft.AdaLoraConfig(total_step=10, init_r=3), tmp_path / "a")
+    mixed = adapter.with_sites({**adapter, "wide": adapter["wide"].rescaled(0.5)})
+    checked_as_loaded(mixed, linears, tmp_path / "b", "LORA")
 
 
 def test_adalora_after_pruning(tmp_path: Path) -> None:
@@ -181,6 +192,11 @@ def test_adalora_after_pruning(tmp_path: Path) -> None:
         assert update.norm() == pytest.approx(float(np.linalg.norm(change)), abs=1e-10)
         spectrum = update.spectrum()
         assert spectrum is not None and len(spectrum) == update.dim
+    formats.write(adapter.with_sites(dict(adapter)), tmp_path / "again", format="peft")
+    loaded = peft.PeftModel.from_pretrained(seeded(linears), tmp_path / "again").double()
+    merged = weights(loaded.merge_and_unload())
+    for name, tensor in after.items():
+        assert np.abs(merged[name] - tensor).max() < DOUBLE
 
 
 # IA3, norms ----------------------------------------------------------------------------------------------------------
@@ -201,9 +217,20 @@ def test_ia3(make: Make, which: str, tmp_path: Path) -> None:
     )
     if which == "pattern":  # both must be strings
         config = peft.IA3Config(target_modules=f"({'|'.join(names)})", feedforward_modules=feedforward, **fields)
-    adapter = checked(make, config, tmp_path)
+    adapter = checked(make, config, tmp_path / "a")
+    checked_as_loaded(adapter, make, tmp_path / "b", "IA3")
     on_input = {site for site, update in adapter.items() if update.axis == "in"}  # type: ignore[attr-defined]
     assert on_input == {"none": set(), "all": set(names), "some": set(names[:1]), "pattern": set(names[:2])}[which]
+
+
+def test_gates_on_inputs_and_outputs_whose_names_end_alike(tmp_path: Path) -> None:
+    def make() -> Layers:
+        return Layers(fc=torch.nn.Linear(6, 6), x_fc=torch.nn.Linear(6, 4))
+
+    config = peft.IA3Config(target_modules="fc|x_fc", feedforward_modules="fc")
+    adapter = checked(make, config, tmp_path / "a")
+    checked_as_loaded(adapter, make, tmp_path / "b", "IA3")
+    assert formats.read(tmp_path / "b")["fc"].axis == "in"  # type: ignore[attr-defined]
 
 
 def test_a_gate_of_a_convolution_needs_the_configuration(tmp_path: Path) -> None:
@@ -241,11 +268,29 @@ def test_tuned_norms(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [3, 20])
 def test_vera(make: Make, rank: int, tmp_path: Path) -> None:
     fields = {"fan_in_fan_out": True} if make is gpt2_layers else {}
-    adapter = checked(make, peft.VeraConfig(r=rank, **fields), tmp_path)
+    adapter = checked(make, peft.VeraConfig(r=rank, projection_prng_key=7, **fields), tmp_path / "a")
+    checked_as_loaded(adapter, make, tmp_path / "b", "VERA")
+    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["projection_prng_key"] == 7
     update: Any = adapter["wide"]
     assert update.needs == "base shape"
     with pytest.raises(AdapterError, match="up to 16 inputs"):
         update.resolved((17, 8) if update.is_transposed else (8, 17))
+
+
+def test_vera_of_sites_with_other_projections_becomes_lora(tmp_path: Path) -> None:
+    adapter = checked(linears, peft.VeraConfig(r=3), tmp_path / "a")
+    other = checked(linears, peft.VeraConfig(r=3, projection_prng_key=1), tmp_path / "b")
+    mixed: dict[str, Any] = {**adapter, "tall": other["tall"]}
+    shapes = {name: tuple(layer.weight.shape) for name, layer in linears().named_children()}
+    resolved = {name: update.resolved(shapes[name]) for name, update in mixed.items()}
+    checked_as_loaded(adapter.with_sites(resolved), linears, tmp_path / "c", "LORA")
+
+
+def test_vera_of_fewer_sites_is_written_with_smaller_projections(tmp_path: Path) -> None:
+    """PEFT makes them as large as the largest site that is adapted."""
+    adapter: Any = checked(linears, peft.VeraConfig(r=3), tmp_path / "a")
+    fewer = adapter.with_sites({"wide": adapter["wide"].resolved((8, 12))})
+    checked_as_loaded(fewer, linears, tmp_path / "b", "VERA")
 
 
 def test_vera_without_its_projections_says_why(tmp_path: Path) -> None:

@@ -44,8 +44,11 @@ class Kind(ABC):
         formula: ΔW in terms of the parameters.
         layers: the layers that it can adapt.
         options: its own parameters, by name, with what they are drawn from; a single value is a default.
+        common: those of the options that all adapters of a stack must share, since shapes depend on them.
         needs: what the initialisation looks at beside the weight: the gradient of the loss at W = the base
             [out, in], or the second moments of the inputs [in, in], both on the adapter's own first examples.
+        is_for_transposed: whether it can adapt a linear layer whose weight is stored as [in, out].
+        files: the layout of the files that are written.
     """
 
     name: ClassVar[str]
@@ -53,17 +56,33 @@ class Kind(ABC):
     formula: ClassVar[str]
     layers: ClassVar[frozenset[Layer]] = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
     options: ClassVar[Mapping[str, Distribution]] = {}
+    common: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[Literal["nothing", "gradient", "inputs"]] = "nothing"
+    is_for_transposed: ClassVar[bool] = True
+    files: ClassVar[str] = "PEFT LORA"
 
     def check(self, layer: SiteLayer) -> None:
         """Raise ``ForgeError`` where this kind cannot adapt such a layer."""
-        if layer.layer not in self.layers:
+        is_turned = layer.layer == "linear" and layer.is_transposed
+        if layer.layer not in self.layers or (is_turned and not self.is_for_transposed):
             raise ForgeError(
                 f"the kind {self.name} cannot be put on this layer",
                 key=layer.site,
                 expected=", ".join(sorted(self.layers)),
-                found=layer.layer,
+                found=f"{'transposed ' * is_turned}{layer.layer}",
             )
+
+    def check_together(self, slots: Sequence[Slot]) -> None:
+        """Raise ``ForgeError`` where such adapters cannot be in one stack."""
+        for name in sorted(self.common):
+            found = {str(self.option(slot, name)) for slot in slots}
+            if len(found) > 1:
+                raise ForgeError(
+                    "adapters that differ in this option cannot be trained together: their shapes differ",
+                    key=name,
+                    expected="one value for all",
+                    found=", ".join(sorted(found)),
+                )
 
     def option(self, slot: Slot, name: str) -> Any:
         """A parameter of this kind for one adapter, its default where the slot does not say."""
@@ -76,7 +95,8 @@ class Kind(ABC):
         """The parameters of one adapter at all its sites, before training.
 
         The engine stacks them over adapters. Where ranks are mixed it pads each with zeros, at the end of every
-        dimension, to the largest, and sees to it that they stay zeros.
+        dimension, to the largest, and sees to it that they stay zeros; a parameter that one adapter has not is
+        all padding there.
         """
         return {layer.site: self.initial(layer, slot, generator, evidence.get(layer.site)) for layer in layers}
 
@@ -126,7 +146,12 @@ class Kind(ABC):
         return {}
 
     def after_step(
-        self, stack: AdapterStack, gradients: Tensor, step: int, trainings: Sequence[Training]
+        self,
+        stack: AdapterStack,
+        gradients: Tensor,
+        step: int,
+        trainings: Sequence[Training],
+        is_active: Sequence[bool],
     ) -> dict[str, Tensor]:
         """The state after a step of the optimiser; may change ``stack.values`` in place.
 
@@ -134,6 +159,7 @@ class Kind(ABC):
             stack: the adapters; ``stack.state`` is what ``state`` gave.
             gradients: [N, P], in the order of ``stack.values``.
             step: the number of the step that was done.
-            trainings: how each adapter is trained; one that has done its steps must not change.
+            trainings: how each adapter is trained.
+            is_active: whether each has taken part in the step; the others must not change.
         """
         return stack.state

@@ -54,6 +54,12 @@ class SiteLayer(ABC):
         """(out, in) of ΔW."""
 
     @property
+    def base_shape(self) -> tuple[int, ...]:
+        """The shape that the weight is stored in."""
+        out, in_ = self.shape
+        return (out, *self.kernel) if self.kernel else (in_, out) if self.is_transposed else (out, in_)
+
+    @property
     def weight(self) -> Tensor:
         """W as a matrix [out, in], without gradient.
 
@@ -93,6 +99,28 @@ class SiteLayer(ABC):
     def zeros(self, *shape: int) -> Tensor:
         """Zeros of the parameters' dtype."""
         return torch.zeros(shape, dtype=self.dtype, device=self.device)
+
+    def keep(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, made once for this key: tensors that are one object are held once for all adapters."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def singular(self, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Uᵀ [rank, out], S [rank] and Vᵀ [rank, in] of the largest singular values of W, in float64.
+
+        Raises:
+            ForgeError: where W has not so many, or is quantised.
+        """
+        if rank > min(self.shape):
+            raise ForgeError(
+                "the weight has not so many singular values",
+                key=self.site,
+                expected=f"a rank of at most {min(self.shape)}",
+                found=rank,
+            )
+        U, S, Vt = self.keep("svd", lambda: torch.linalg.svd(self.weight.double(), full_matrices=False))
+        return U.T[:rank], S[:rank], Vt[:rank]
 
     def base(self, x: Tensor) -> Tensor:
         """What the layer gives without any adapter; of its class, as its own ``forward`` may be replaced just now."""

@@ -58,6 +58,10 @@ class Distribution(ABC):
             return sorted(values)
         return self._number(text, integer=self.type == "int")
 
+    def alternatives(self, text: str) -> list[str]:
+        """The values, as text, that a setting may be one of."""
+        return text.split("|")
+
     def _number(self, text: str, *, integer: bool) -> Any:
         what = "a whole number" if integer else "a number"
         bounds = [
@@ -153,6 +157,24 @@ class Choice(Distribution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Text(Choice):
+    """Like ``Choice`` of strings, but any text can be given; it is one value, whatever is in it.
+
+    >>> parse_settings({"sites": Text(values=("",))}, {"sites": "fc1|fc2"}), str(Text(values=("",)))
+    ({'sites': 'fc1|fc2'}, "''")
+    """
+
+    def alternatives(self, text: str) -> list[str]:
+        return [text]
+
+    def parse(self, text: str) -> str:
+        return text
+
+    def __str__(self) -> str:
+        return super().__str__() or "''"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subset(Distribution):
     """A uniform subset of 0..``of``-1, its size uniform between ``low`` and ``high``."""
 
@@ -226,7 +248,7 @@ def parse_settings(space: Mapping[str, Distribution], settings: Mapping[str, str
                 hint=f"did you mean {near[0]}?" if near else None,
             )
         try:
-            values = [space[name].parse(part) for part in str(text).split("|")]
+            values = [space[name].parse(part) for part in space[name].alternatives(str(text))]
             parsed[name] = values[0] if len(values) == 1 else {ONE_OF: values}
         except ValueError as error:
             raise ForgeError("a setting cannot have this value", key=name, expected=error, found=text) from error

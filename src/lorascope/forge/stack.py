@@ -64,6 +64,7 @@ class AdapterStack:
             kind.check(self.layers[site])
         if not self.slots or not self.layers:
             raise ForgeError("there is nothing to train", expected="at least one site and one adapter")
+        kind.check_together(self.slots)
         if kind.needs != "nothing" and evidence is None:
             raise ForgeError(
                 f"the kind {kind.name} looks at {kind.needs} before it starts, and none were given", key="evidence"
@@ -87,6 +88,8 @@ class AdapterStack:
         for number, initial in enumerate(first):
             own = dict(_places(initial, "trained"))
             for place, start, shape in self._columns():
+                if place not in own:
+                    continue
                 part = (slice(None), *(slice(size) for size in own[place].shape))
                 columns = slice(start, start + math.prod(shape))
                 values[number : number + 1, columns].view(1, *shape)[part] = own[place]
@@ -125,7 +128,7 @@ class AdapterStack:
     @property
     def leaves(self) -> list[Tensor]:
         """The trained parameters, in the order of the columns of ``values``."""
-        return [value for named in self.parameters.values() for value in named.values()]
+        return [self.parameters[site][name] for (site, name), _, _ in self._columns()]
 
     def rates(self) -> Tensor | None:
         """Learning rates of single parameters as multiples [N, P] of the adapter's own; None where all are 1."""
@@ -226,22 +229,24 @@ def _places(initial: Mapping[str, Initial], part: str) -> list[tuple[Place, Tens
 
 
 def _largest(parts: Sequence[Mapping[Place, Tensor]]) -> dict[Place, tuple[int, ...]]:
-    return {
-        place: tuple(max(sizes) for sizes in zip(*(part[place].shape for part in parts), strict=True))
-        for place in parts[0]
-    }
+    shapes: dict[Place, tuple[int, ...]] = {}
+    for part in parts:
+        for place, value in part.items():
+            shapes[place] = tuple(map(max, shapes.get(place, value.shape), value.shape))
+    return shapes
 
 
 def _held(parts: Sequence[Mapping[Place, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """What is not trained: site → name → [N, …]; once for all where it is one object."""
     held: dict[str, dict[str, Tensor]] = {}
     for (site, name), shape in _largest(parts).items():
-        tensors = [part[site, name] for part in parts]
-        if all(tensor is tensors[0] for tensor in tensors):
-            value = tensors[0].expand(len(parts), *shape)
+        tensors = {number: part[site, name] for number, part in enumerate(parts) if (site, name) in part}
+        first = next(iter(tensors.values()))
+        if len(tensors) == len(parts) and all(tensor is first for tensor in tensors.values()):
+            value = first.expand(len(parts), *shape)
         else:
-            value = tensors[0].new_zeros(len(parts), *shape)
-            for number, tensor in enumerate(tensors):
+            value = first.new_zeros(len(parts), *shape)
+            for number, tensor in tensors.items():
                 value[(number, *(slice(size) for size in tensor.shape))] = tensor
         held.setdefault(site, {})[name] = value
     return held

@@ -224,7 +224,7 @@ class _Run:
             rates = rates * self.rates
         for mask, optimiser in self.optimisers:
             optimiser.step(gradient, rates if len(self.optimisers) == 1 else rates * mask)
-        self.stack.state = self.stack.kind.after_step(self.stack, gradient, step, self.trainings)
+        self.stack.state = self.stack.kind.after_step(self.stack, gradient, step, self.trainings, is_active)
         return losses.tolist()
 
     def _chosen(self, data: tuple[Any, Any]) -> tuple[Any, Any]:

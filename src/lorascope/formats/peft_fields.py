@@ -14,9 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorascope.adapter import LowRank, Update
 from lorascope.formats.scalars import alpha_for
+
+Form = tuple[dict[str, NDArray[Any]], dict[str, Any]]
+"""The tensors of the sites, and the fields of the configuration that are of the type."""
 
 PEFT_KEPT = ("base_model_name_or_path", "revision", "task_type", "modules_to_save", "auto_mapping", "exclude_modules")
 """Fields of an edited adapter's configuration that its tensors do not determine."""
@@ -35,6 +39,11 @@ def rank_fields(updates: Mapping[str, Update], ranks: Mapping[str, int], alpha_k
         "rank_pattern": {_exactly(site): value for site, value in ranks.items() if value != rank},
         "alpha_pattern": {_exactly(site): _number(value) for site, value in alphas.items() if value != alpha},
     }
+
+
+def is_base_transposed(updates: Mapping[str, Update]) -> bool:
+    """``fan_in_fan_out``: whether the linear layers of the base are stored as [in, out]."""
+    return any(update.is_transposed for update in updates.values() if update.layer == "linear")
 
 
 def padded(update: LowRank) -> LowRank:

@@ -1,7 +1,8 @@
 """Writing a PEFT folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-An unedited adapter is written as it was. Others become the PEFT type of their kind: LOHA and LOKR where all sites are
-of it and PEFT has a place for their shapes, else LORA, with structured updates of low rank worked out.
+An unedited adapter is written as it was. Others become the PEFT type of their kind (ADALORA, IA3, LOHA, LOKR, VERA)
+where all sites are of it and PEFT has a place for their shapes, else LORA, with structured updates of low rank worked
+out.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lorascope.formats.dtypes import cast_to
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.peft_fields import PEFT_KEPT
 from lorascope.formats.peft_lora_form import lora_form, lora_refusals
-from lorascope.formats.peft_typed_form import typed_form, typed_refusals
+from lorascope.formats.peft_typed_form import TYPED_FORMS, typed_form, typed_refusals
 from lorascope.formats.refusals import check
 from lorascope.formats.stream_file import Unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
@@ -60,7 +61,7 @@ def peft_refusals(adapter: Adapter) -> Iterator[AdapterError]:
 
 def peft_kinds(adapter: Adapter) -> tuple[str, ...]:
     """The kinds of update that a PEFT folder of these sites keeps; others are worked out."""
-    return ("lora", "dora", "bdlora") if typed_form(adapter) is None else ("loha", "lokr")
+    return ("lora", "dora", "bdlora") if typed_form(adapter) is None else TYPED_FORMS
 
 
 def _cast(unit: Unit, dtype: DTypeLike) -> Mapping[str, NDArray[Any]]:
@@ -91,7 +92,8 @@ def _form(adapter: Adapter) -> tuple[list[Unit], dict[str, Any]]:
         **{key: kept[key] for key in PEFT_KEPT if key in kept},
     }
     form = typed_form(adapter)
-    if form is not None:
-        check(typed_refusals(adapter))
-    units, fields = form or lora_form(adapter)
-    return units, common | fields
+    if form is None:
+        units, fields = lora_form(adapter)
+        return units, common | fields
+    check(typed_refusals(adapter))
+    return units_of(form[0]), common | form[1]

@@ -1,163 +1,64 @@
-"""Sites as a PEFT file of the types LOHA and LOKR.
-
-    scale = alpha/r at every site, also where both factors of a LoKr are whole; alpha is chosen to give the scale back
-
-PEFT makes LoKr's factors anew from r, ``decompose_factor``, ``decompose_both`` and ``use_effective_conv2d`` before it
-loads them, so these are sought that give every site the shapes it has. Where there are none, the sites become LORA.
-
-Source: https://github.com/huggingface/peft, src/peft/tuners/loha/layer.py and src/peft/tuners/lokr/layer.py
-(``factorization``, ``update_layer``, ``create_adapter_parameters``).
-"""
+"""The PEFT type that sites of one kind are written as: one row a kind; other sites become the type LORA."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from lorascope.adapter import Adapter
+from lorascope.adapter import Adapter, Layer, Update
 from lorascope.adapter.site import is_rows
 from lorascope.errors import AdapterError
+from lorascope.formats.parametrisations.adalora import AdaLoRA
+from lorascope.formats.parametrisations.ia3 import IA3
 from lorascope.formats.parametrisations.loha import LoHa
 from lorascope.formats.parametrisations.lokr import LoKr
-from lorascope.formats.peft_fields import rank_fields
-from lorascope.formats.peft_keys import PREFIX
-from lorascope.formats.peft_scale import PEFT_RANK, PeftScale
-from lorascope.formats.stream_file import Unit, units_of
+from lorascope.formats.parametrisations.vera import VeRA
+from lorascope.formats.peft_adalora_form import adalora_form
+from lorascope.formats.peft_fields import Form
+from lorascope.formats.peft_ia3_form import ia3_form
+from lorascope.formats.peft_lycoris_form import loha_form, lokr_form
+from lorascope.formats.peft_vera_form import vera_form
 
-Form = tuple[list[Unit], dict[str, Any]]
+_TYPES: tuple[tuple[type[Update], Callable[[Any, Mapping[str, Any]], Form | None], tuple[Layer, ...]], ...] = (
+    (AdaLoRA, adalora_form, ("linear", "conv2d")),
+    (IA3, ia3_form, ("linear", "conv2d", "conv3d")),
+    (LoHa, loha_form, ("linear", "conv1d", "conv2d")),
+    (LoKr, lokr_form, ("linear", "conv1d", "conv2d")),
+    (VeRA, vera_form, ("linear",)),
+)
+
+TYPED_FORMS: tuple[str, ...] = tuple(update.kind for update, _, _ in _TYPES)
+"""The kinds that PEFT has a type of its own for, and that are written so."""
 
 
 def typed_form(adapter: Adapter) -> Form | None:
     """The tensors of the sites and the fields of the configuration; None where the sites are of no such type."""
-    loha = {site: update for site, update in adapter.items() if isinstance(update, LoHa)}
-    lokr = {site: update for site, update in adapter.items() if isinstance(update, LoKr)}
     own: Mapping[str, Any] = adapter.provenance.config if adapter.provenance.format == "peft" else {}
-    if len(loha) == len(adapter):
-        return _loha_form(loha, own)
-    if len(lokr) == len(adapter):
-        return _lokr_form(lokr, own)
+    for kind, form, _ in _TYPES:
+        if len(adapter) and all(isinstance(update, kind) for update in adapter.values()):
+            return form(dict(adapter), own)
     return None
 
 
-def _loha_form(updates: Mapping[str, LoHa], own: Mapping[str, Any]) -> Form | None:
-    effective = {update.shape[1] > 0 and "t1" in update.stored for update in updates.values()}
-    if len(effective) > 1 and own.get("peft_type") != "LOHA":
-        return None  # PEFT states once for all convolutions whether they have Tucker cores
-    return _tensors(updates, "hada_"), {
-        "peft_type": "LOHA",
-        **rank_fields(updates, {site: update.dim for site, update in updates.items()}, "alpha"),
-        "target_modules": sorted(updates),
-        "use_effective_conv2d": True in effective,
-        "init_weights": True,
-    }
-
-
-def _lokr_form(updates: Mapping[str, LoKr], own: Mapping[str, Any]) -> Form | None:
-    if own.get("peft_type") == "LOKR":  # its shapes are PEFT's
-        layout = _Layout(
-            own.get("decompose_factor", -1), own.get("decompose_both", False), own.get("use_effective_conv2d", False)
-        )
-        rule = PeftScale.of(own, "alpha")
-        ranks = {site: rule.stated_rank(site) or PEFT_RANK for site in updates}
-    else:
-        fitting = next((one for one in _layouts(updates) if all(one.rank(update) for update in updates.values())), None)
-        if fitting is None:
-            return None
-        layout, ranks = fitting, {site: fitting.rank(update) or 1 for site, update in updates.items()}
-    return _tensors(updates, "lokr_"), {
-        "peft_type": "LOKR",
-        **rank_fields(updates, ranks, "alpha"),
-        "target_modules": sorted(updates),
-        "decompose_factor": layout.factor,
-        "decompose_both": layout.is_both,
-        "use_effective_conv2d": layout.is_effective,
-        "init_weights": True,
-    }
-
-
 def typed_refusals(adapter: Adapter) -> Iterator[AdapterError]:
-    """An error for each site that PEFT has no place for."""
+    """An error for each site that the type has no place for."""
+    are_turned = {update.is_transposed for update in adapter.values() if update.layer == "linear"}
     for site, update in adapter.items():
-        has_bias = update.bias is not None
+        layers = next((layers for kind, _, layers in _TYPES if isinstance(update, kind)), ())
+        is_turned = update.is_transposed and isinstance(update, LoHa | LoKr)
         if is_rows(site):
             yield AdapterError("PEFT adapts whole layers, and this site is some rows of one", key=site)
-        elif has_bias or update.is_transposed or update.layer not in ("linear", "conv1d", "conv2d"):
+        elif update.layer not in layers or update.bias is not None or is_turned:
+            with_bias = " with a bias" if update.bias is not None else ""
             yield AdapterError(
                 f"PEFT has no {update.kind} for such a layer",
                 key=site,
-                expected="a linear layer or convolution, and no bias",
-                found=f"{'transposed ' * update.is_transposed}{update.layer}{' with a bias' * has_bias}",
+                expected=f"{', '.join(layers)}, and no bias",
+                found=f"{'transposed ' * update.is_transposed}{update.layer}{with_bias}",
             )
-
-
-def _tensors(updates: Mapping[str, LoHa | LoKr], prefix: str) -> list[Unit]:
-    tensors = {  # PEFT's Tucker cores have two kernel axes, also in one dimension
-        f"{PREFIX}{site}.{prefix}{role}": tensor[..., None] if role.startswith("t") and tensor.ndim == 3 else tensor
-        for site, update in updates.items()
-        for role, tensor in update.stored.items()
-    }
-    return units_of(tensors)
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """The fields by which PEFT gives the factors of a LoKr their shapes."""
-
-    factor: int
-    is_both: bool
-    is_effective: bool
-
-    def rank(self, update: LoKr) -> int | None:
-        """The r under which PEFT gives the factors of this update the shapes that they have, None where none does."""
-        out, columns = update.base_shape[0], update.kernel[0] if update.kernel else update.shape[1]
-        kernel = update.kernel[1:]
-        (a, b), (c, d) = _factorised(out, self.factor), _factorised(columns, self.factor)
-        rank = update.dim if not update.is_whole else max(1, -(-max(b, d) // 2))
-        is_whole_1 = not (self.is_both and rank < max(a, c) / 2)
-        is_whole_2 = rank >= max(b, d) / 2
-        if len(kernel) == 1 and is_whole_2:
-            return None  # PEFT puts the axes of this product together in another order
-        has_core = self.is_effective and len(kernel) == 2 and kernel != (1, 1)
-        expected: dict[str, tuple[int, ...]] = {"w1": (a, c)} if is_whole_1 else {"w1_a": (a, rank), "w1_b": (rank, c)}
-        if is_whole_2:
-            expected["w2"] = (b, d, *kernel)
-        elif has_core:
-            expected |= {"t2": (rank, rank, *kernel), "w2_a": (rank, b), "w2_b": (rank, d)}
-        else:
-            expected |= {"w2_a": (b, rank), "w2_b": (rank, d * math.prod(kernel))}
-        return rank if expected == {role: tensor.shape for role, tensor in update.stored.items()} else None
-
-
-def _layouts(updates: Mapping[str, LoKr]) -> Iterator[_Layout]:
-    """All layouts worth a try: PEFT's own first, then the divisors that the first factors show."""
-    shown: dict[int, None] = {-1: None}
-    for update in updates.values():
-        first = update.stored["w1"].shape if "w1" in update.stored else ()
-        shown |= dict.fromkeys(first or (update.stored["w1_a"].shape[0], update.stored["w1_b"].shape[1]))
-    for factor in shown:
-        for is_both in (False, True):
-            for is_effective in (False, True):
-                yield _Layout(factor, is_both, is_effective)
-
-
-def _factorised(dimension: int, factor: int) -> tuple[int, int]:
-    """Two numbers with that product, as PEFT's ``factorization`` chooses them.
-
-    >>> _factorised(256, -1), _factorised(128, -1), _factorised(127, -1), _factorised(128, 4)
-    ((16, 16), (8, 16), (1, 127), (4, 32))
-    """
-    if factor > 0 and dimension % factor == 0:
-        return factor, dimension // factor
-    best = (1, dimension)
-    highest = dimension if factor == -1 else factor
-    low = 1
-    while best[0] < best[1]:
-        low += 1
-        while dimension % low:
-            low += 1
-        if low + dimension // low > sum(best) or low > highest:
-            break
-        best = (low, dimension // low)
-    return min(best), max(best)
+        elif len(are_turned) > 1 and update.layer == "linear" and update.is_transposed:
+            yield AdapterError(
+                "PEFT states once for all linear layers whether the base is transposed, and here they differ", key=site
+            )
+        elif update.layer != "linear" and update.is_transposed:
+            yield AdapterError(f"PEFT has no {update.layer} of this layout", key=site, found="is_transposed=True")

@@ -44,12 +44,10 @@ class Lora(Kind):
 def random_factors(layer: SiteLayer, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A [rank, in] and Bᵀ [rank, out] as PEFT starts them, one of them zero."""
     out, in_ = layer.shape
-    # drawn in float32 whatever the base is, so that a float64 run starts from the same numbers
     if layer.layer == "embedding":
         Bt = torch.randn(rank, out, generator=generator)
         return layer.zeros(rank, in_), Bt.to(layer.device, layer.dtype)
-    A = (torch.rand(rank, in_, generator=generator) * 2 - 1) * (1 / math.sqrt(in_))
-    return A.to(layer.device, layer.dtype), layer.zeros(rank, out)
+    return uniform(generator, layer, rank, in_, fan=in_), layer.zeros(rank, out)
 
 
 def adapted(layer: SiteLayer, x: Tensor, seen: Tensor, A: Tensor, Bt: Tensor, scale: Tensor) -> Tensor:
@@ -58,9 +56,22 @@ def adapted(layer: SiteLayer, x: Tensor, seen: Tensor, A: Tensor, Bt: Tensor, sc
         module = layer.module
         y = _AdaptedLinear.apply(layer.rows(x, len(A)), module.weight, module.bias, A, Bt, scale)
         return y.view(*x.shape[:-1], y.shape[-1])
+    return expanded(layer, x, layer.project(seen, A), Bt, scale)
+
+
+def expanded(layer: SiteLayer, x: Tensor, h: Tensor, Bt: Tensor, scale: Tensor) -> Tensor:
+    """The base layer and scale · h Bᵀ of each adapter: h [N, rows, r], Bᵀ [N, r, out]."""
     y = layer.base(x)
-    h = layer.project(seen, A)
     return y + layer.place(torch.bmm(h * scale.to(h.dtype), Bt.to(h.dtype)), y)
+
+
+def uniform(generator: torch.Generator, layer: SiteLayer, *shape: int, fan: int) -> Tensor:
+    """Uniform in ±1/√fan: Kaiming with a = √5, as PEFT draws most of what it draws.
+
+    In float32 whatever the base is, so that a float64 run starts from the same numbers.
+    """
+    drawn = (torch.rand(*shape, generator=generator) * 2 - 1) * (1 / math.sqrt(fan))
+    return drawn.to(layer.device, layer.dtype)
 
 
 def pair(layer: SiteLayer, A: Tensor, Bt: Tensor, scale: float, alpha: float | None) -> LowRank:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from lorascope.adapter import LowRank
-from lorascope.errors import ForgeError
 from lorascope.forge.kind import Initial, Kind, Parameters
 from lorascope.forge.kinds.lora import adapted, pair
 from lorascope.forge.layer import SiteLayer
@@ -25,6 +24,7 @@ class Pissa(Kind):
     """LoRA that starts at the principal singular vectors of the weight."""
 
     name = "pissa"
+    files = "PEFT LORA of twice the rank"
     reference = "Meng et al. 2024, arXiv 2404.02948"
     formula = "ΔW = (alpha / rank) · (B · A − B₀ · A₀), B₀ · A₀ from the largest singular values of W"
 
@@ -33,19 +33,12 @@ class Pissa(Kind):
         return Initial({"A": A.clone(), "Bt": Bt.clone()}, {"A0": A, "Bt0": Bt})
 
     def _start(self, layer: SiteLayer, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-        key = (self.name, rank, scale)
-        if key not in layer.kept:
-            if rank > min(layer.shape):
-                raise ForgeError(
-                    "the weight has not so many singular values",
-                    key=layer.site,
-                    expected=f"a rank of at most {min(layer.shape)}",
-                    found=rank,
-                )
-            U, S, Vt = torch.linalg.svd(layer.weight.double(), full_matrices=False)
-            root = (S[:rank] / scale).sqrt().unsqueeze(1)
-            layer.kept[key] = (root * Vt[:rank]).to(layer.dtype), (root * U.T[:rank]).to(layer.dtype)
-        return layer.kept[key]
+        def start() -> tuple[Tensor, Tensor]:
+            Ut, S, Vt = layer.singular(rank)
+            root = (S / scale).sqrt().unsqueeze(1)
+            return (root * Vt).to(layer.dtype), (root * Ut).to(layer.dtype)
+
+        return layer.keep((self.name, rank, scale), start)
 
     def forward(self, layer: SiteLayer, x: Tensor, seen: Tensor, parameters: Parameters, scale: Tensor) -> Tensor:
         A, Bt = _relative(parameters, dim=1)

@@ -262,7 +262,7 @@ FORMATS = (
         is_folder=True,
         base_field="base_model_name_or_path",
         kinds=("lora", "dora", "kasa", "bdlora", *TYPED_KINDS),
-        writes=("lora", "dora", "loha", "lokr"),
+        writes=("lora", "dora", "adalora", "ia3", "loha", "lokr", "vera"),
         files="a folder with `adapter_config.json` and `adapter_model.safetensors` or `.bin`",
     ),
 )

@@ -207,6 +207,27 @@ def _second_half(parts: Parts, dims: dict[str, int]) -> tuple[int, tuple[int, ..
     return w2_a.shape[1], (columns, *kernel)
 
 
+def factorised(dimension: int, factor: int) -> tuple[int, int]:
+    """Two numbers with that product, as PEFT's ``factorization`` chooses them.
+
+    >>> factorised(256, -1), factorised(128, -1), factorised(127, -1), factorised(128, 4)
+    ((16, 16), (8, 16), (1, 127), (4, 32))
+    """
+    if factor > 0 and dimension % factor == 0:
+        return factor, dimension // factor
+    best = (1, dimension)
+    highest = dimension if factor == -1 else factor
+    low = 1
+    while best[0] < best[1]:
+        low += 1
+        while dimension % low:
+            low += 1
+        if low + dimension // low > sum(best) or low > highest:
+            break
+        best = (low, dimension // low)
+    return min(best), max(best)
+
+
 PARAMETRISATION = Parametrisation(
     name="lokr",
     title="LoKr",

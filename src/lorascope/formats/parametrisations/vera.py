@@ -11,6 +11,7 @@ src/peft/tuners/vera/layer.py and model.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -21,10 +22,16 @@ from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class VeRA(Expanded):
-    """ΔW = diag(λ_b) · B · diag(λ_d) · A."""
+    """ΔW = diag(λ_b) · B · diag(λ_d) · A.
+
+    Args:
+        seed: what A and B were drawn from, a fact about the file; PEFT loads adapters together only where it agrees.
+    """
 
     kind: ClassVar[str] = "vera"
+    seed: int | None = None
 
     @property
     def rank(self) -> int:
@@ -74,12 +81,14 @@ def build_vera(parts: Parts) -> VeRA:
     parts.tensor("A", dim, None)
     if most < out:
         raise AdapterError("the projection B is too small", key=parts.site, expected=f"{out} rows", found=most)
+    seed = parts.options.get("projection_prng_key")
     return VeRA(
         stored=parts.named("lambda_b", "lambda_d", "A", "B"),
         keys=parts.keys,
         shape=(out, -1),
         dim=dim,
         is_transposed=parts.is_transposed,
+        seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
     )
 
 
