@@ -123,7 +123,7 @@ def _members(data: memoryview, path: Path) -> dict[str, memoryview]:
         name = _name(raw, path)
         if method or flags & ~_UTF8 or packed != plain:
             raise AdapterError(
-                "a member is compressed or encrypted", file=path, key=name, expected="stored files alone", code="zip"
+                "a member is compressed or encrypted", file=path, key=name, expected="stored files alone"
             )
         if name in members:
             raise AdapterError("two members have one name", file=path, key=name)
@@ -166,9 +166,7 @@ def _name(raw: bytes, path: Path) -> str:
     parts = PurePosixPath(name).parts
     is_plain = name == "/".join(parts) and ".." not in parts and not set(name) & {"\\", "\0"}
     if not name or not is_plain or name.startswith("/") or PureWindowsPath(name).drive:
-        raise AdapterError(
-            "a member's name is not a plain relative path", file=path, found=ascii(raw[:100]), code="zip"
-        )
+        raise AdapterError("a member's name is not a plain relative path", file=path, found=ascii(raw[:100]))
     return name
 
 
