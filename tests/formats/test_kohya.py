@@ -52,7 +52,7 @@ def test_scale_is_alpha_over_rank_and_names_get_their_dots_back(tmp_path: Path) 
 def test_alpha_is_read_in_every_dtype_that_files_have(tmp_path: Path, dtype: str) -> None:
     """Files saved in bfloat16 have their alphas in it too."""
     alpha = np.array(4, getattr(ml_dtypes, dtype, dtype))
-    write_safetensors(tmp_path / "x.safetensors", kohya(**{f"{NAME}.alpha": alpha}))
+    write_safetensors(tmp_path / "x.safetensors", kohya() | {f"{NAME}.alpha": alpha})
     adapter = formats.read(tmp_path / "x.safetensors")
     assert (adapter[SITE].scale, adapter[SITE].alpha, adapter.notes) == (2.0, 4.0, ())
 
