@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from lorascope import formats
-from lorascope.adapter import Adapter, LowRank
+from lorascope.adapter import Adapter, LowRank, Provenance
 from lorascope.conversion import bake, convert
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats import Format
@@ -254,3 +254,23 @@ def test_a_bias_that_vanishes_is_a_loss(tmp_path: Path) -> None:
     formats.write(Adapter({"q": update}), tmp_path / "a")
     with pytest.raises(AdapterError, match="more than rounding"):
         convert(tmp_path / "a", tmp_path / "b", to="peft", dtype="float16")
+
+
+def test_the_name_of_the_base_is_reported_where_an_unedited_file_has_no_configuration(tmp_path: Path) -> None:
+    formats.write(Adapter({"q": plain()}), tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").unlink()
+    report = convert(tmp_path / "a", tmp_path / "b", to="peft", base_name="owner/base")
+    assert report.is_identical and formats.read(tmp_path / "b").provenance.base_model is None
+    assert [loss.what for loss in report.dropped] == ["base model owner/base"]
+
+
+def test_invocation_tokens_in_a_gguf_file_are_a_doubt(tmp_path: Path) -> None:
+    site = "model.layers.0.mlp.up_proj"
+    provenance = Provenance(base_config={"model_type": "llama"}, config={"alora_invocation_tokens": [5, 6]})
+    formats.write(Adapter({site: plain()}, provenance), tmp_path / "a.gguf", format="gguf")
+    base = tmp_path / "base.safetensors"
+    safetensors.numpy.save_file({f"{site}.weight": np.zeros((6, 4), np.float32)}, base)
+    with pytest.raises(AdapterError, match="invocation tokens"):
+        convert(tmp_path / "a.gguf", tmp_path / "b", to="peft")
+    with pytest.raises(AdapterError, match="invocation tokens"):
+        bake(base, [tmp_path / "a.gguf"], tmp_path / "out.safetensors")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 import safetensors.numpy
 
 from lorascope import formats
-from lorascope.adapter import Adapter, LowRank
+from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.conversion import convert
 from lorascope.errors import AdapterError
+from lorascope.formats import format_named
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 
@@ -93,3 +96,45 @@ def test_growth_can_be_allowed_and_a_kind_that_is_kept_does_not_grow(
     shapes = sorted(tensor.shape for key, tensor in tensors.items() if "alpha" not in key)
     assert shapes == [(SIDE * DIM, SIDE**2), (SIDE**2, SIDE * DIM)]
     assert convert(source, tmp_path / "c.safetensors", to="lycoris").expanded == ()
+
+
+def loha(side: int) -> Update:
+    rng = np.random.default_rng(0)
+    shapes = {"w1_a": (side, 2), "w1_b": (2, side), "w2_a": (side, 2), "w2_b": (2, side)}
+    tensors = {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
+    return built("loha", Parts("q", tensors, scale_of=lambda dim: Scale(0.3, None)))
+
+
+def test_a_folded_scale_works_out_kinds_that_the_target_would_have_kept(tmp_path: Path) -> None:
+    source = Adapter({"model.layers.0.self_attn.q_proj": loha(64)})
+    report = convert(source, tmp_path / "a.safetensors", to="lycoris", is_scale_folded=True)
+    assert report.expanded == tuple(source) and report.lost == ()
+    report = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="lycoris", is_scale_folded=True)
+    assert report.expanded == ()
+    kept = convert(source, tmp_path / "c.safetensors", to="lycoris")
+    assert kept.expanded == ()
+    again = convert(tmp_path / "c.safetensors", tmp_path / "d.safetensors", to="lycoris", is_scale_folded=True)
+    assert len(again.expanded) == 1
+
+
+def test_a_folded_scale_asks_for_kernels_also_within_a_format(tmp_path: Path) -> None:
+    convert(Adapter({"features.0": loha(64)}), tmp_path / "a.safetensors", to="lycoris")
+    with pytest.raises(AdapterError, match="taken for linear layers"):
+        convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="lycoris", is_scale_folded=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sites_in_doubt_are_compared_when_they_are_written(count: int, tmp_path: Path) -> None:
+    source = Adapter({f"features.{index}": loha(64) for index in range(count)})
+    report = convert(source, tmp_path / "a.safetensors", to="kohya", is_loss_allowed=True)
+    assert len(report.lost) == 1 and report.sites == count
+    assert 0 < report.relative_error < 1e-6 and report.worst_site is not None
+
+
+def test_the_kinds_that_a_format_keeps_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    member = replace(format_named("peft"), kept=lambda adapter: asked.append(len(adapter)) or ("lora",))
+    monkeypatch.setattr(sys.modules[convert.__module__], "format_named", lambda name: member)
+    B, A = np.ones((4, 1), np.float32), np.ones((1, 4), np.float32)
+    convert(Adapter({f"layers.{index}.q": LowRank(B, A) for index in range(50)}), tmp_path / "a", to="peft")
+    assert len(asked) < 5  # each looks at every site

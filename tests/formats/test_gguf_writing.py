@@ -223,3 +223,22 @@ def test_a_tensor_that_gguf_has_no_place_for(tmp_path: Path) -> None:
     ):
         with pytest.raises(AdapterError, match=match):
             write_gguf(tmp_path / "a.gguf", {}, {name: tensor})
+
+
+@pytest.mark.parametrize(
+    ("config", "base_config"),
+    [
+        ({"alora_invocation_tokens": [-1]}, {}),
+        ({"alora_invocation_tokens": [1 << 32]}, {}),
+        ({"alora_invocation_tokens": ["a"]}, {}),
+        ({"alora_invocation_tokens": "<start>"}, {}),
+        ({}, {"num_attention_heads": 1 << 40}),
+    ],
+)
+def test_numbers_that_gguf_has_no_place_for_are_refused(
+    config: dict[str, Any], base_config: dict[str, Any], tmp_path: Path
+) -> None:
+    provenance = Provenance(config=config, base_config={"model_type": "llama", **base_config})
+    with pytest.raises(AdapterError, match=r"tokens|head_count"):
+        formats.write(Adapter({UP: low_rank()}, provenance), tmp_path / "a.gguf", format="gguf")
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -15,6 +16,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import AdapterError
 from lorascope.formats.kohya_names import SITES_KEY, sites_of, unflattened
 from lorascope.formats.kohya_vocabulary import DENOISERS, TEXT_ENCODERS, diffusers_path, expanded
+from lorascope.formats.safetensors_file import write_safetensors
 
 NAME = "lora_unet_down_blocks_0_attentions_0_proj_in"
 SITE = "unet.down_blocks.0.attentions.0.proj_in"
@@ -42,6 +44,17 @@ def test_scale_is_alpha_over_rank_and_names_get_their_dots_back(tmp_path: Path) 
     assert adapter.provenance.format == "kohya" and adapter.provenance.base_model == "sd_v1"
     assert list(adapter) == [SITE]
     assert (adapter[SITE].scale, adapter[SITE].alpha, adapter[SITE].dtype) == (0.5, 1.0, "float16")
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64"]
+)
+def test_alpha_is_read_in_every_dtype_that_files_have(tmp_path: Path, dtype: str) -> None:
+    """Files saved in bfloat16 have their alphas in it too."""
+    alpha = np.array(4, getattr(ml_dtypes, dtype, dtype))
+    write_safetensors(tmp_path / "x.safetensors", kohya() | {f"{NAME}.alpha": alpha})
+    adapter = formats.read(tmp_path / "x.safetensors")
+    assert (adapter[SITE].scale, adapter[SITE].alpha, adapter.notes) == (2.0, 4.0, ())
 
 
 @pytest.mark.parametrize("alpha", [None, 0.0])

@@ -182,3 +182,23 @@ def test_what_has_no_place_is_refused(format: str, sites: Any, match: str, tmp_p
 def test_an_adapter_without_sites_is_written_to_no_format(member: formats.Format, tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="without sites"):
         formats.write(Adapter({}), tmp_path / f"a{'' if member.is_folder else member.suffix}", format=member.name)
+
+
+@pytest.mark.parametrize(
+    ("format", "site"),
+    [
+        ("cloneofsimo", f"unet:{'1' * 5000}"),
+        ("cloneofsimo", "unet:\u0660"),
+        ("cloneofsimo-list", "1" * 5000),
+        ("xlabs", f"transformer.single_blocks.0.linear1[0:{'9' * 5000}]"),
+    ],
+)
+def test_numbers_that_no_file_has_are_refused(format: str, site: str, tmp_path: Path) -> None:
+    """Python reads no integer of more than 4300 digits, and takes digits of all scripts."""
+    with pytest.raises(AdapterError, match="expected a site such as"):
+        formats.write(Adapter({site: low_rank()}), tmp_path / "a.pt", format=format)
+
+
+def test_two_sites_of_one_number_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="two sites have one number"):
+        formats.write(Adapter({"unet:0": low_rank(), "unet:00": low_rank()}), tmp_path / "a", format="cloneofsimo")

@@ -80,6 +80,7 @@ def test_blocks_are_widened_one_site_at_a_time(tmp_path: Path) -> None:
         tensors[f"blk.{layer}.attn_q.weight.lora_b"] = RNG.standard_normal((2048, 32)).astype(np.float32)
     path = written(tmp_path, tensors, "Q8_0", "llama", head_count=8)
     pair = 2 * 32 * 2048 * 4
+    formats.formats()  # the first read imports all grammars, whose code is no memory of this file
     tracemalloc.start()
     try:
         adapter = formats.read(path)
@@ -92,8 +93,9 @@ def test_blocks_are_widened_one_site_at_a_time(tmp_path: Path) -> None:
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
         for tensor in gguf.GGUFReader(path).tensors
     }
-    report = convert(path, tmp_path / "b.safetensors", to="kohya", is_scale_folded=True)
-    assert report.lost == () and report.expanded == () and report.relative_error < 1e-6
+    report = convert(path, tmp_path / "b.safetensors", to="kohya", is_scale_folded=True, is_loss_allowed=True)
+    assert [loss.what for loss in report.lost] == ["config-variant"]  # the invocation tokens of the fixture
+    assert report.expanded == () and report.relative_error < 1e-6
     for target in ("a", "b.safetensors"):
         again = formats.read(tmp_path / target)
         for layer in (0, 15):

@@ -108,6 +108,9 @@ def convert(
     with staged(path) as temporary:
         formats.write(plan.adapter, temporary, format=member.name, dtype=kind)
         written = formats.read(temporary, format=to)
+        if base_name is not None and member.base_field is not None and written.provenance.base_model != base_name:
+            why = "an unedited file without a configuration has no place for it"
+            plan.dropped.append(Loss(f"base model {base_name}", why))
         report = _report(adapter, plan, written, member, kind, name, os.fspath(target))
         plan.check()
     return report
@@ -117,8 +120,7 @@ def _report(
     adapter: Adapter, plan: Plan, written: Adapter, member: Format, dtype: np.dtype[Any] | None, name: str, target: str
 ) -> LossReport:
     """Compare what was written with the source; sites that moved by more than rounding are added to the losses."""
-    lost = {loss.what for loss in plan.lost}
-    kept = [site for site in adapter if site not in lost]
+    kept = [site for site in adapter if site in plan.adapter]  # a loss may be about a site that is written all the same
     gone = [site for site in kept if site not in written]
     plan.lost += [Loss(site, "the target gives this site another name, or loses it") for site in gone]
     errors: dict[str, tuple[float, float]] = {}

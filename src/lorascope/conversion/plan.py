@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,15 +75,16 @@ def planned(
         AdapterError: where something would be lost and losses are not allowed, or nothing would be left.
     """
     is_same = adapter.provenance.format == member.name
+    is_kept = is_same and not is_scale_folded  # a scale that goes into a factor makes plain factors of every kind
     plan = Plan(adapter, member, is_loss_allowed)
-    if not is_same:
+    if not is_kept:
         whole = adapter if member.names_rows else with_whole_rows(adapter, checkpoint)
         plan.expanded += [site for site in whole if site not in adapter]
         adapter = whole if checkpoint is None else _resolved(whole, checkpoint)
     if not is_same or dtype is not None or is_scale_folded:
         _cross(plan, adapter, is_same=is_same, is_scale_folded=is_scale_folded, has_base=checkpoint is not None)
         _leave_out_refused(plan)
-        kept = member.writes if member.kept is None else member.kept(plan.adapter)
+        kept = _kept(member, plan.adapter, is_scale_folded=is_scale_folded)
         fused = set(plan.expanded)
         plan.expanded += [site for site in plan.adapter if site not in fused and is_expanded(adapter[site], kept)]
         plan.expanded = [site for site in plan.expanded if site in plan.adapter]
@@ -152,22 +153,31 @@ def _resolved(adapter: Adapter, checkpoint: Checkpoint) -> Adapter:
     return replace(adapter, sites=sites)
 
 
+def _kept(member: Format, adapter: Adapter, *, is_scale_folded: bool) -> tuple[str, ...]:
+    """The kinds of update that stay what they are; others of low rank are worked out."""
+    if is_scale_folded:
+        return ()
+    return member.writes if member.kept is None else member.kept(adapter)
+
+
 def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool, has_base: bool) -> None:
     sites: dict[str, Update] = {}
     unknown: list[str] = []
+    is_told = has_base or (is_same and not is_scale_folded)
+    kept = () if is_told else _kept(plan.member, adapter, is_scale_folded=is_scale_folded)
     for site, update in adapter.items():
         try:
-            if _is_expressible(site, update, plan) and (is_same or _has_layout(plan, adapter, site, unknown, has_base)):
+            if _is_expressible(site, update, plan) and (is_told or _has_layout(plan, adapter, site, unknown, kept)):
                 sites[site] = folded(update) if is_scale_folded else update
         except AdapterError as error:
             plan.lost.append(Loss(site, error.what))
     plan.adapter = adapter.with_sites(sites)
-    if is_same:
-        return
     if unknown:
         where = f"{len(unknown)} sites" if len(unknown) > 1 else unknown[0]
         why = "taken for linear layers: as a convolution they would have a kernel, which --base (base=) tells"
         plan.lost.append(Loss(where, why))
+    if is_same:
+        return
     plan.lost += [
         Loss(key, "a tensor that belongs to no site, which only its own format keeps") for key in adapter.leftovers
     ]
@@ -196,12 +206,11 @@ def _is_expressible(site: str, update: Update, plan: Plan) -> bool:
     return False
 
 
-def _has_layout(plan: Plan, adapter: Adapter, site: str, unknown: list[str], has_base: bool) -> bool:
-    """Whether the layout of a site's tensors in the target is known; where it is not, the loss is noted."""
+def _has_layout(plan: Plan, adapter: Adapter, site: str, unknown: list[str], kept: Collection[str]) -> bool:
+    """Whether the file tells the layout of a site's tensors in the target; where it does not, the loss is noted."""
     update = adapter[site]
-    told = "known" if has_base else kernel_of(adapter, site)
-    is_kept = not is_expanded(update, plan.member.kept(adapter) if plan.member.kept else plan.member.writes)
-    if told == "known" or (is_kept and not update.kernel):  # a matrix stays one
+    told = kernel_of(adapter, site)
+    if told == "known" or (not is_expanded(update, kept) and not update.kernel):  # a matrix stays one
         return True
     if told == "convolution":
         why = f"the {update.kind} of a convolution whose kernel is not in the file; --base (base=) tells it"

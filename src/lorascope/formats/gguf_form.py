@@ -233,6 +233,8 @@ def _fields(old: Mapping[str, str], adapter: Adapter, base: BaseShape, alpha: fl
     if provenance.base_model is not None and provenance.base_model != old.get(BASE_NAME):
         fields |= {"general.base_model.count": 1, BASE_NAME: provenance.base_model}
     tokens = provenance.config.get("alora_invocation_tokens")
-    if isinstance(tokens, list) and all(type(token) is int for token in cast("list[Any]", tokens)):
-        fields[ALORA_TOKENS] = tuple(cast("list[int]", tokens))
+    if tokens is not None and not isinstance(tokens, list):
+        raise AdapterError("no list of tokens", key="alora_invocation_tokens", found=ascii(tokens)[:80])
+    if tokens is not None:
+        fields[ALORA_TOKENS] = tuple(cast("list[int]", tokens))  # checked where they are written
     return fields

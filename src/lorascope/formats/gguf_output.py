@@ -37,7 +37,7 @@ def write_gguf(path: Path, fields: Mapping[str, Field], tensors: Tensors) -> Non
         tensors: name → array of at most 4 axes in one of ``TYPES``.
 
     Raises:
-        AdapterError: where a tensor is one that GGUF has no place for, or has no values.
+        AdapterError: where a tensor or field is one that GGUF has no place for, or a tensor has no values.
         OutputError: where the file cannot be written; nothing is left behind.
 
     >>> import tempfile, numpy as np
@@ -65,7 +65,7 @@ def write_gguf_units(path: Path, fields: Mapping[str, Field], units: Sequence[Un
             _check(name, tensor)
             slots[name] = Slot(name, tensor.dtype, tensor.shape)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(slots), len(fields))
-    head += b"".join(_text(key) + _encoded(value) for key, value in fields.items())
+    head += b"".join(_text(key) + _encoded(key, value) for key, value in fields.items())
     offset = 0
     for slot in slots.values():
         shape = slot.shape[::-1]
@@ -94,16 +94,24 @@ def _check(name: str, tensor: NDArray[Any]) -> None:
         )
 
 
-def _encoded(value: Field) -> bytes:
+def _encoded(key: str, value: Field) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
         return struct.pack("<I", _STRING) + _text(value)
-    if isinstance(value, int):
-        return struct.pack("<II", _UINT32, value)
-    if isinstance(value, float):
-        return struct.pack("<If", _FLOAT32, value)
-    return struct.pack(f"<IIQ{len(value)}I", _ARRAY, _UINT32, len(value), *value)
+    try:
+        if isinstance(value, int):
+            return struct.pack("<II", _UINT32, value)
+        if isinstance(value, float):
+            return struct.pack("<If", _FLOAT32, value)
+        return struct.pack(f"<IIQ{len(value)}I", _ARRAY, _UINT32, len(value), *value)
+    except (struct.error, OverflowError):
+        raise AdapterError(
+            "GGUF has no place for the value of this field",
+            key=key,
+            expected="whole numbers from 0 to 2³² − 1, or a float32",
+            found=ascii(value)[:80],
+        ) from None
 
 
 def _text(value: str) -> bytes:

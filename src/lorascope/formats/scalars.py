@@ -21,7 +21,8 @@ def stated_alpha(tensor: NDArray[Any], key: str) -> float | None:
     Raises:
         AdapterError: where it is not one finite number.
     """
-    if tensor.size != 1 or tensor.dtype.kind in "cV":
+    # blocks of Q8_0 have fields; the kind of bfloat16 is that of raw bytes, and it is a number all the same
+    if tensor.size != 1 or tensor.dtype.kind == "c" or tensor.dtype.names is not None:
         raise AdapterError("alpha is not one number", key=key, found=f"{tensor.dtype.name} {list(tensor.shape)}")
     value = float(tensor.reshape(()).astype(np.float64))
     if not math.isfinite(value):

@@ -143,11 +143,13 @@ def check_plain(update: Update, *, has_convolutions: bool = False, has_bias: boo
 
 
 def refused_numbers(sites: Iterable[str], number_of: NumberOf) -> Iterator[AdapterError]:
-    """An error for each site beyond a gap: the numbers of a component go from 0 on, since the format names by them."""
+    """An error for each site beyond a gap, or with the number of another: the format names by numbers from 0 on."""
     found: dict[str, dict[int, str]] = {}
     for site in sites:
         component, number = number_of(site)
-        found.setdefault(component, {})[number] = site
+        other = found.setdefault(component, {}).setdefault(number, site)
+        if other != site:
+            yield AdapterError("two sites have one number", key=site, found=other)
     for numbers in found.values():
         first = next((place for place, number in enumerate(sorted(numbers)) if place != number), None)
         for number, site in sorted(numbers.items()):

@@ -36,9 +36,9 @@ from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 from lorascope.formats.unedited_file import is_unedited
 from lorascope.formats.unscaled_file import Keys, plain_update, unscaled_refusals, write_unscaled
 
-_SITE = re.compile(r"(?P<component>[^:]+):(?P<number>\d+)", re.DOTALL)
+_SITE = re.compile(r"[^:]+:\d{1,9}", re.DOTALL | re.ASCII)
 _FACTOR = re.compile(r"(?P<site>[^:]+:\d+):(?P<half>up|down)", re.DOTALL)
-_NUMBER = re.compile(r"\d{4,}")
+_NUMBER = re.compile(r"\d{4,9}", re.ASCII)
 _ITEM = re.compile(r"\[(?P<index>\d+)\]")
 _TOKEN = re.compile(r"<[^<>]+>", re.DOTALL)
 _CLASSES: Mapping[str, tuple[str, ...]] = {

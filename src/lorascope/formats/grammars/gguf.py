@@ -111,7 +111,7 @@ def _variants(fields: Mapping[str, str]) -> list[Note]:
     if ALORA_TOKENS not in fields:
         return []
     text = f"{ALORA_TOKENS}: activated LoRA: it acts only after its invocation tokens"
-    return [Note("config-variant", text)]
+    return [Note("config-variant", text, is_doubt=True)]
 
 
 class _Names:

@@ -48,7 +48,7 @@ _LAYERS: Mapping[tuple[str, str, str], str] = {
 }
 _XLABS_SITE = re.compile(
     r"transformer\.(?P<stream>double|single)_blocks\.(?P<block>\d+)\.(?P<layer>[a-z_]+(?:\.[a-z]+|\d)?)"
-    r"(?P<part>\[0:(?P<rows>\d+)\])?"
+    r"(?P<part>\[0:(?P<rows>\d{1,12})\])?"
 )
 _CONTROL = re.compile(
     r"(?P<site>(?:double_blocks|single_blocks|img_in|txt_in|time_in|vector_in|guidance_in|final_layer)(?:\.\w+)*)"
