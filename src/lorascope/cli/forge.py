@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 def forge(
     recipe: Annotated[
-        str, typer.Argument(help="What to train, such as digits-vit; another name lists all recipes.", metavar="RECIPE")
+        str,
+        typer.Argument(
+            help="What to train, such as digits-vit; another name lists all recipes. Or a Python file with a recipe "
+            "of your own, which is executed.",
+            metavar="RECIPE",
+        ),
     ],
     count: Annotated[int, typer.Option(help="How many adapters the zoo is to hold.", min=1)] = 100,
     out: Annotated[str | None, typer.Option(help="Folder of the zoo. Not needed with --plan.")] = None,

@@ -13,38 +13,76 @@ from torch import nn
 from lorascope.errors import ForgeError, ZooError
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipe_file import RecipeFile, load_recipe
 from lorascope.forge.recipes import RECIPES
 from lorascope.zoo.store import HEADER, read_json, sha256_of, write_atomically, write_json
 
 WEIGHTS = Path("base") / "model.safetensors"
 
 
-def load_base(zoo: str | Path) -> nn.Module:
+def load_base(zoo: str | Path, recipe: str | Path | None = None) -> nn.Module:
     """The base model that the adapters of a zoo were trained on, frozen and in evaluation mode.
 
+    Args:
+        zoo: its folder.
+        recipe: the recipe's file, for a zoo that was made with one: it is executed, so the zoo alone does not name it.
+
     Raises:
-        ZooError: where the zoo has no base or its file is not the one that the adapters were trained on.
+        ZooError: where the zoo has no base or its file is not the one that the adapters were trained on, or where
+            the recipe's file is needed and is not the one that the zoo was made with.
     """
     folder = Path(zoo)
     header = read_json(folder / HEADER)
-    if header.get("recipe") not in RECIPES.names() or not header.get("base_hash"):
+    return frozen_base(_recipe_of(header, recipe, folder), folder, header["base_hash"])
+
+
+def _recipe_of(header: Mapping[str, Any], given: str | Path | None, zoo: Path) -> Recipe:
+    recorded = header.get("recipe_file")
+    if not header.get("base_hash") or (recorded is None and header.get("recipe") not in RECIPES.names()):
         raise ZooError(
             "the zoo has no base model of its own",
-            file=folder,
+            file=zoo,
             key="recipe",
             found=header.get("recipe"),
             hint="only zoos that were forged carry their base",
         )
-    recipe = RECIPES[header["recipe"]]
-    path = folder / WEIGHTS
+    if recorded is None:
+        return RECIPES[header["recipe"]]
+    if given is None:
+        raise ZooError(
+            "the zoo was made with a recipe file, which is Python and is not executed unless it is named",
+            file=zoo,
+            key="recipe_file",
+            found=recorded["path"],
+            hint=f"load_base(zoo, recipe={recorded['path']!r}), if you trust that file",
+        )
+    file = RecipeFile.of(given)
+    if file.sha256 != recorded["sha256"]:
+        raise ZooError(
+            "is not the recipe file that the zoo was made with",
+            file=given,
+            key="sha256",
+            expected=recorded["sha256"],
+            found=file.sha256,
+        )
+    return load_recipe(file)
+
+
+def frozen_base(recipe: Recipe, zoo: Path, base_hash: str) -> nn.Module:
+    """The base in a zoo's folder, which must have that hash.
+
+    Raises:
+        ZooError: where it is missing or another.
+    """
+    path = zoo / WEIGHTS
     if not path.is_file():
         raise ZooError("the base model is missing", file=path)
-    if sha256_of(path) != header["base_hash"]:
+    if sha256_of(path) != base_hash:
         raise ZooError(
             "is not the base that the adapters were trained on",
             file=path,
             key="sha256",
-            expected=header["base_hash"],
+            expected=base_hash,
             found=sha256_of(path),
         )
     return _frozen(recipe, path)

@@ -20,12 +20,12 @@ import torch
 
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import OutputError
-from lorascope.forge.base import WEIGHTS, load_base
+from lorascope.forge.base import WEIGHTS, frozen_base
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe, Row
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe_file import RecipeFile, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
@@ -38,7 +38,10 @@ COHORT_SIZE = 32
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to know to forge one cohort up to ``count`` adapters in all."""
+    """What a worker needs to know to forge one cohort up to ``count`` adapters in all.
+
+    ``recipe`` is the recipe's name, and ``recipe_file`` where it is, unless it is one of the package's.
+    """
 
     zoo: Path
     recipe: str
@@ -47,6 +50,7 @@ class Job:
     base_hash: str
     cohort: int
     count: int
+    recipe_file: RecipeFile | None = None
 
 
 def id_of(recipe: str, zoo_seed: int, index: int) -> str:
@@ -76,8 +80,8 @@ def _forge_cohort(job: Job) -> list[Row]:
     missing = missing_indices(job)
     if not missing:
         return []
-    recipe = RECIPES[job.recipe]
-    base = _base(job.zoo, job.base_hash)
+    recipe = recipe_of(job.recipe, job.recipe_file)
+    base = _base(job.zoo, job.base_hash, recipe)
     session = recipe.session(base)
     first = job.cohort * COHORT_SIZE
     rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in range(first, first + COHORT_SIZE)]
@@ -129,8 +133,8 @@ def train_rows(
 
 
 @cache
-def _base(zoo: Path, base_hash: str) -> torch.nn.Module:
-    return load_base(zoo)
+def _base(zoo: Path, base_hash: str, recipe: Recipe) -> torch.nn.Module:
+    return frozen_base(recipe, zoo, base_hash)
 
 
 def _provenance(job: Job) -> Provenance:

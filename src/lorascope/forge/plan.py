@@ -15,7 +15,7 @@ from lorascope.errors import ForgeError
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe_file import find_recipe
 from lorascope.forge.run import resolve
 from lorascope.forge.space import printed
 from lorascope.formats import write
@@ -42,7 +42,7 @@ def plan(
         LorascopeError: for an unknown recipe.
         ForgeError: for an unknown setting.
     """
-    member = RECIPES[recipe]
+    member, _ = find_recipe(recipe)
     resolved = resolve(member, settings or {})
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")

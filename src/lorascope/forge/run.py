@@ -21,7 +21,7 @@ from lorascope.forge.cohort import COHORT_SIZE, Job, forge_cohort, missing_indic
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.lock import LOCK, locked
 from lorascope.forge.recipe import TRAINING, Recipe
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe_file import RecipeFile, find_recipe
 from lorascope.forge.space import parse_settings, printed
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_as_dict, columns_with
 from lorascope.zoo.store import (
@@ -91,7 +91,7 @@ def forge(
     the count was reached.
 
     Args:
-        recipe: the name of a recipe, such as ``digits-vit``.
+        recipe: the name of a recipe, such as ``digits-vit``, or the path of a Python file that defines one.
         count: how many adapters the zoo is to hold.
         out: the folder of the zoo; made where it does not exist.
         seed: everything random follows from it.
@@ -107,7 +107,7 @@ def forge(
         OutputError: where ``out`` cannot be written or is a folder of something else.
     """
     began = time.monotonic()
-    member = RECIPES[recipe]
+    member, file = find_recipe(recipe)
     resolved = resolve(member, settings or {})
     for name, value in (("count", count), ("workers", workers)):
         if value < 1:
@@ -118,13 +118,14 @@ def forge(
     try:
         (zoo / ADAPTERS).mkdir(parents=True, exist_ok=True)
         with locked(zoo):
-            return _forge_locked(member, count, zoo, seed, resolved, workers, fresh, on_progress, began)
+            return _forge_locked(member, file, count, zoo, seed, resolved, workers, fresh, on_progress, began)
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
 
 
 def _forge_locked(
     recipe: Recipe,
+    file: RecipeFile | None,
     count: int,
     zoo: Path,
     seed: int,
@@ -142,9 +143,9 @@ def _forge_locked(
         *zoo.glob("base/.tmp-*"),
     ):  # by a run that was killed; the lock says that no other is alive
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    base_hash = _begin(recipe, count, zoo, seed, settings)
+    base_hash = _begin(recipe, file, count, zoo, seed, settings)
     jobs = [
-        Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count)
+        Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count, file)
         for cohort in range(-(-count // COHORT_SIZE))
     ]
     missing = {job.cohort: len(missing_indices(job)) for job in jobs}
@@ -162,12 +163,14 @@ def _forge_locked(
     return ForgeResult(zoo, count, forged, already, diverged, time.monotonic() - began)
 
 
-def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
+def _begin(recipe: Recipe, file: RecipeFile | None, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
     """Write or check ``zoo.json``, and make the base; gives the base's hash."""
     made = {"recipe": recipe.name, "seed": seed, "settings": settings}
+    recorded = None if file is None else file.as_dict()
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **made,
+        "recipe_file": recorded,
         "count": count,
         "space": {
             name: printed(settings.get(name, drawn)) for name, drawn in recipe.all_settings(settings["kind"]).items()
@@ -177,6 +180,15 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
     }
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
+        if (there.get("recipe_file") or {}).get("sha256") != (recorded or {}).get("sha256"):
+            raise ForgeError(
+                "there is a zoo of another version of the recipe's file here",
+                file=zoo,
+                key="recipe_file",
+                expected=there.get("recipe_file"),
+                found=recorded,
+                hint="forge into another folder, or delete this zoo with --fresh",
+            )
         for name, value in made.items():
             if there.get(name) != value:
                 raise ForgeError(
