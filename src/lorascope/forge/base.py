@@ -1,12 +1,17 @@
-"""The base model of a zoo: pretrained once, kept in the zoo, known by the hash of its file."""
+"""The base model of a zoo: pretrained once, kept in the zoo, known by the hash of its file.
+
+What a base has from elsewhere, such as a model that a package brings, is not copied: the file then holds the other
+weights only, and its metadata say what was found, so that the hash of the file stands for both.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -18,6 +23,7 @@ from lorascope.forge.recipes import RECIPES
 from lorascope.zoo.store import HEADER, read_json, sha256_of, write_atomically, write_json
 
 WEIGHTS = Path("base") / "model.safetensors"
+_FOUND = "found"
 
 
 def load_base(zoo: str | Path, recipe: str | Path | None = None) -> nn.Module:
@@ -97,11 +103,13 @@ def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_ha
     path = zoo / WEIGHTS
     if expected_hash is None or not path.is_file():
         path.parent.mkdir(exist_ok=True)
+        found_base = dict(recipe.found())
         with deterministic():
             trained = recipe.pretrain(options)
-        weights = {name: value.contiguous() for name, value in trained.state_dict().items()}
-        write_atomically(path, save(weights, metadata={"format": "pt"}))
-        write_json(path.with_name("config.json"), {"schema_version": 1, "recipe": recipe.name, **options})
+        weights = {name: value.contiguous() for name, value in recipe.made(trained).items()}
+        write_atomically(path, save(weights, metadata=_metadata(found_base)))
+        described = {"schema_version": 1, "recipe": recipe.name, **options}
+        write_json(path.with_name("config.json"), described | ({_FOUND: found_base} if found_base else {}))
     found = sha256_of(path)
     if expected_hash not in (None, found):
         raise ForgeError(
@@ -115,10 +123,32 @@ def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_ha
     return found
 
 
+def _metadata(found: Mapping[str, str]) -> dict[str, str]:
+    # one entry and no more: safetensors writes several in an order that changes, and the hash of the file with it
+    return {_FOUND: json.dumps(dict(found), sort_keys=True)} if found else {"format": "pt"}
+
+
 def _frozen(recipe: Recipe, path: Path) -> nn.Module:
-    model = recipe.architecture()
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        with safe_open(path, "pt") as file:
+            recorded = json.loads((file.metadata() or {}).get(_FOUND, "{}"))
+        found = dict(recipe.found())
+        if recorded != found:
+            raise ZooError(
+                "the base that is installed is not the one that the adapters were trained on",
+                file=path,
+                key=_FOUND,
+                expected=recorded,
+                found=found,
+            )
+        model, weights = recipe.architecture(), load_file(path)
+        expected = set(recipe.made(model))
+        if set(weights) != expected:
+            names = sorted(set(weights) ^ expected)
+            raise ZooError(
+                "is not the recipe's base model", file=path, key=names[0], expected=f"{len(expected)} tensors"
+            )
+        model.load_state_dict(weights, strict=False)  # shapes are checked still; the rest was found
+    except (SafetensorError, RuntimeError, ValueError) as error:
         raise ZooError("is not the recipe's base model", file=path, found=str(error).splitlines()[0]) from error
     return model.eval().requires_grad_(False)

@@ -98,7 +98,7 @@ def _forge_cohort(job: Job) -> list[Row]:
             row = rows[index - first] | measured[index - first]
             row = _finished(job, recipe, index, row, stack.is_finite(index - first))
             folder = staging / row["id"]
-            _write(stack.adapter(index - first, _provenance(job)), folder)
+            _write(stack.adapter(index - first, _provenance(job, recipe)), folder)
             row["sha256"] = sha256_of(folder / "adapter_model.safetensors")
             finished.append(row)
         for row in finished:
@@ -137,8 +137,9 @@ def _base(zoo: Path, base_hash: str, recipe: Recipe) -> torch.nn.Module:
     return frozen_base(recipe, zoo, base_hash)
 
 
-def _provenance(job: Job) -> Provenance:
-    return Provenance(kind=job.settings["kind"], base_model=f"{job.recipe}/{job.base_hash[:12]}")
+def _provenance(job: Job, recipe: Recipe) -> Provenance:
+    published = recipe.found().get("model")
+    return Provenance(kind=job.settings["kind"], base_model=published or f"{job.recipe}/{job.base_hash[:12]}")
 
 
 def _write(adapter: Adapter, folder: Path) -> None:
@@ -148,7 +149,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
 def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -> Row:
     name = id_of(job.recipe, job.zoo_seed, index)
     is_finite = is_finite and all(math.isfinite(v) for v in row.values() if isinstance(v, float))
-    group = f"{recipe.name}/{row['seed']}"
+    group = recipe.group(row)
     identity: Row = {
         "schema_version": SCHEMA_VERSION,
         "id": name,

@@ -82,7 +82,7 @@ def plan(
         "milliseconds_per_adapter_step": 1e3 * per_step / COHORT_SIZE,
         "adapters_per_minute_per_core": 60 * COHORT_SIZE / per_cohort,
         "memory_bytes": int(min(workers, cohorts) * (_INTERPRETER_BYTES + 4 * _bytes_of(stack.values))),
-        "disk_bytes": count * per_adapter + _bytes_of(*base.state_dict().values()),
+        "disk_bytes": count * per_adapter + _bytes_of(*member.made(base).values()),
         "space": {
             name: {
                 "about": drawn.about,
