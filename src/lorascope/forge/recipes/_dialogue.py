@@ -41,8 +41,8 @@ SOURCES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """Name and files of each source; its number is its place here."""
 
-HELD_OUT, POOL = 8, 40
-"""Texts of each source that are measured on, and at most in each of the three pools."""
+HELD_OUT, POOL, REST = 8, 40, 80
+"""Texts of each source that are measured on, at most in each of the three pools, and at most to make the base on."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Divided:
     rest: tuple[str, ...]
 
 
-def divided(texts: Sequence[str], held_out: int = HELD_OUT, pool: int = POOL) -> Divided:
+def divided(texts: Sequence[str], held_out: int = HELD_OUT, pool: int = POOL, rest: int = REST) -> Divided:
     """One source's texts, divided: each pool has at most ``pool``, and a quarter of what is not held out.
 
     >>> of = divided([f"text {n}" for n in range(20)], held_out=4, pool=3)
@@ -69,7 +69,7 @@ def divided(texts: Sequence[str], held_out: int = HELD_OUT, pool: int = POOL) ->
     return Divided(
         tuple(ordered[:held_out]),
         {split: tuple(ordered[start : start + size]) for split, start in starts.items()},
-        tuple(ordered[held_out + len(SPLITS) * size :]),
+        tuple(ordered[held_out + len(SPLITS) * size :][:rest]),
     )
 
 

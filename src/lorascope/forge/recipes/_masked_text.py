@@ -1,6 +1,6 @@
 """``Texts``: the texts of all sources, divided, in tokens and with masks drawn once for all.
 
-A quarter of the tokens of a text is masked, one at least and four at most, in ``VARIANTS`` ways; each of them is one
+A quarter of the tokens of a text is masked, one at least and three at most, in ``VARIANTS`` ways; each of them is one
 example. The masks of an example are a pure function of its text, so the states below the adapted layers are too.
 """
 
@@ -20,7 +20,7 @@ from lorascope.forge.recipes._masked_bert import MaskedBert, Published
 from lorascope.forge.space import generator_of
 from lorascope.zoo.schema import SPLITS
 
-LENGTH, PLACES, VARIANTS, SHARE = 16, 4, 2, 0.25
+LENGTH, PLACES, VARIANTS, SHARE = 12, 3, 2, 0.25
 NO_TARGET = -100
 _CHUNK = 64  # examples whose lower layers run at once: it is fixed, since products of other shapes round otherwise
 

@@ -49,8 +49,8 @@ class MaskedTextRecipe(Recipe):
     first: ClassVar[int] = FIRST
     space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
-        "learning_rate": LogUniform(low=1e-3, high=1e-2, about="of AdamW, constant", at_least=0, at_most=1e3),
-        "steps": Integers(low=24, high=32, about="optimiser steps", at_least=0, at_most=10**7),
+        "learning_rate": LogUniform(low=2e-3, high=2e-2, about="of AdamW, constant", at_least=0, at_most=1e3),
+        "steps": Integers(low=16, high=24, about="optimiser steps", at_least=0, at_most=10**7),
         "weight_decay": LogUniform(low=1e-6, high=1e-2, about="of the optimiser", at_least=0, at_most=1e3),
         "dropout": Choice(
             values=(0.0, 0.05, 0.1), about="share of its inputs that an adapter does not see", at_least=0, at_most=0.99
@@ -64,7 +64,7 @@ class MaskedTextRecipe(Recipe):
             at_most=len(SOURCES) - 1,
         ),
         "dataset_size": LogUniform(
-            low=32, high=400, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
+            low=16, high=200, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
         ),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
