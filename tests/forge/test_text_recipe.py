@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from lorascope.errors import MissingExtraError, ZooError
 from lorascope.forge import forge, load_base
+from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipes import RECIPES
 from lorascope.formats import read
 from lorascope.zoo import Zoo, split_of
@@ -120,6 +121,22 @@ def _same_in_peft(peft, zoo, recipe, base, products):
         assert float(among) == pytest.approx(row["test_accuracy_at_10"])
         loss = torch.nn.functional.cross_entropy(scores[is_masked].double(), targets[is_masked])
         assert float(loss) == pytest.approx(row["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS.names())
+def test_every_kind_can_be_trained_on_a_base_that_is_found(tmp_path, kind):
+    forge(str(RECIPE_FILE), 1, tmp_path / "zoo", settings={**SETTINGS, "steps": 2, "kind": kind})
+    made = Zoo.open(tmp_path / "zoo")
+    row = made.rows()[0]
+    assert row["status"] == "ok" and row["kind"] == kind
+    assert read(made.adapter_path(row)).keys() == set(find_recipe(RECIPE_FILE)[0].sites)
+
+
+@needs_packages
+def test_the_sites_are_those_of_the_published_model():
+    modules = dict(_minilm.published().model.named_modules())
+    for name, count in (("minilm-text", 4), ("minilm-text-qkvo", 8)):
+        assert len(RECIPES[name].sites) == count and all(site in modules for site in RECIPES[name].sites)
 
 
 def test_no_text_is_in_two_splits_or_measured_on(zoo, tiny):

@@ -39,7 +39,9 @@ class TinyText(MaskedTextRecipe):
     about = "a tiny BERT on made-up texts"
     first = 1
     sites = tuple(
-        f"encoder.layer.{layer}.attention.self.{projection}" for layer in (1, 2) for projection in ("query", "value")
+        f"encoder.layer.{layer}.attention.{projection}"
+        for layer in (1, 2)
+        for projection in ("self.query", "self.key", "self.value", "output.dense")
     )
 
     def published(self):
