@@ -36,6 +36,7 @@ from lorascope.zoo.schema import split_of
 
 BATCH = 8
 LAST = len(SOURCES) - 1
+MOST = 8  # sources of one adapter: of more, the few texts of each leave little on others of the same source
 FIRST = 4  # the lowest layer that is adapted
 _MEASURED = 16  # held-out examples at once
 _GUESSES = 10
@@ -49,22 +50,15 @@ class MaskedTextRecipe(Recipe):
     first: ClassVar[int] = FIRST
     space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
-        "learning_rate": LogUniform(low=2e-3, high=2e-2, about="of AdamW, constant", at_least=0, at_most=1e3),
-        "steps": Integers(low=16, high=24, about="optimiser steps", at_least=0, at_most=10**7),
+        "learning_rate": LogUniform(low=1.5e-3, high=6e-3, about="of AdamW, constant", at_least=0, at_most=1e3),
+        "steps": Integers(low=32, high=40, about="optimiser steps", at_least=0, at_most=10**7),
         "weight_decay": LogUniform(low=1e-6, high=1e-2, about="of the optimiser", at_least=0, at_most=1e3),
         "dropout": Choice(
             values=(0.0, 0.05, 0.1), about="share of its inputs that an adapter does not see", at_least=0, at_most=0.99
         ),
-        "sources": Subset(
-            of=len(SOURCES),
-            low=1,
-            high=len(SOURCES) - 1,
-            about="sources of its texts",
-            at_least=0,
-            at_most=len(SOURCES) - 1,
-        ),
+        "sources": Subset(of=len(SOURCES), low=1, high=MOST, about="sources of its texts", at_least=0, at_most=LAST),
         "dataset_size": LogUniform(
-            low=16, high=200, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
+            low=32, high=320, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
         ),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
