@@ -114,3 +114,10 @@ def test_the_command_line_takes_a_path(tmp_path):
     assert result.exit_code == 0 and json.loads(result.stdout)["forged"] == 2
     planned = CliRunner().invoke(app, ["forge", str(EXAMPLE), "--plan", "--json"])
     assert json.loads(planned.stdout)["recipe"] == "sines"
+
+
+def test_the_next_command_names_a_label_of_the_recipe(sines):
+    result = CliRunner().invoke(
+        app, ["forge", str(EXAMPLE), "--count", "40", "--out", str(sines.path), "--set", "steps=60"]
+    )
+    assert result.exit_code == 0 and "--target frequency" in result.output.replace("\n", " ")
