@@ -18,10 +18,11 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional as F
+from transformers import AutoTokenizer
 
 from lorascope import __version__
 from lorascope.forge import forge, load_base
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipes import RECIPES, _minilm
 from lorascope.forge.recipes._dialogue import HELD_OUT, SOURCES
 from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS
 from lorascope.formats import read
@@ -94,6 +95,40 @@ def of_adapters(zoo, base, texts):
     }
 
 
+def samples(zoo, base, texts, most=6):
+    """What the base and one adapter of few sources guess in held-out texts of its sources, to be looked at."""
+    tokenizer = AutoTokenizer.from_pretrained(_minilm._folder())
+    session = RECIPES["minilm-text"].session(base)
+    row = min((row for row in zoo.rows() if row["split"] == "test"), key=lambda row: len(row["sources"]))
+    numbers = texts.held_out.view(len(SOURCES), HELD_OUT)[row["sources"]].T.flatten()[:most]
+    inputs, targets = session._inputs(numbers)
+
+    def guesses():
+        with torch.no_grad():
+            return base(**inputs).topk(3).indices
+
+    def words(scored):
+        return tokenizer.convert_ids_to_tokens([texts.vocabulary[token] for token in scored])
+
+    plain = guesses()
+    with read(zoo.adapter_path(row)).apply_to(base):
+        adapted = guesses()
+    seen = []
+    for n, number in enumerate(numbers):
+        tokens = texts.examples.tokens[number]
+        places = texts.examples.places[number]
+        masked = sorted((targets[n] != NO_TARGET).nonzero().flatten().tolist(), key=places.tolist().__getitem__)
+        seen.append(
+            {
+                "text": tokenizer.decode(tokens[tokens != 0]),
+                "truth": words(targets[n][masked].tolist()),
+                "base": [words(plain[n, place].tolist()) for place in masked],
+                "adapter": [words(adapted[n, place].tolist()) for place in masked],
+            }
+        )
+    return {"id": row["id"], "sources": [SOURCES[source][0] for source in row["sources"]], "texts": seen}
+
+
 def of_labels(zoo):
     """Spread of the measured labels over the zoo."""
     rows = [row for row in zoo.rows() if row["status"] == "ok"]
@@ -142,8 +177,9 @@ def main():
         "splits": {name: len(dataset.where(name)) for name in ("train", "validation", "test")},
         "labels": of_labels(zoo),
         "adapters": of_adapters(zoo, base, texts),
+        "samples": samples(zoo, base, texts),
     }
-    print(json.dumps(result, indent=1), flush=True)
+    print(json.dumps(result, indent=1, default=float), flush=True)
     rows, by_source = readings(dataset, arguments.seeds)
     result |= {
         "seeds": arguments.seeds,
@@ -157,7 +193,7 @@ def main():
             "transformers": transformers.__version__,
         },
     }
-    (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    (HERE / "results.json").write_text(json.dumps(result, indent=1, default=float) + "\n")
     print(json.dumps(by_source))
 
 
