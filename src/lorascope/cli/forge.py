@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 def forge(
     recipe: Annotated[
-        str, typer.Argument(help="What to train, such as digits-vit; another name lists all recipes.", metavar="RECIPE")
+        str,
+        typer.Argument(
+            help="What to train, such as digits-vit; another name lists all recipes. Or a Python file with a recipe "
+            "of your own, which is executed.",
+            metavar="RECIPE",
+        ),
     ],
     count: Annotated[int, typer.Option(help="How many adapters the zoo is to hold.", min=1)] = 100,
     out: Annotated[str | None, typer.Option(help="Folder of the zoo. Not needed with --plan.")] = None,
@@ -84,6 +89,7 @@ def forge(
 
 def _print_result(result: ForgeResult) -> None:
     from lorascope.cli.output import console
+    from lorascope.zoo import Zoo
 
     there = f", {result.already_there} were there already" if result.already_there else ""
     rate = f", {60 * result.forged / result.seconds:.0f} a minute" if result.forged else ""
@@ -94,7 +100,8 @@ def _print_result(result: ForgeResult) -> None:
     )
     if result.diverged:
         out.print(f"{result.diverged} diverged: status 'diverged', left out of fitting", markup=False)
-    out.print(f"next: lorascope fit {result.zoo} --target classes --model glnet --out predictor", markup=False)
+    target = Zoo.open(result.zoo).labels()[0]
+    out.print(f"next: lorascope fit {result.zoo} --target {target} --model ridge --out predictor", markup=False)
 
 
 def _print_plan(planned: dict[str, Any]) -> None:

@@ -20,12 +20,12 @@ import torch
 
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import ForgeError, OutputError
-from lorascope.forge.base import WEIGHTS, load_base
+from lorascope.forge.base import WEIGHTS, frozen_base
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe, Row
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe_file import RecipeFile, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
@@ -41,7 +41,8 @@ COHORT_SIZE = 32
 class Job:
     """What a worker needs to know to forge one cohort up to ``count`` adapters in all.
 
-    ``again`` names adapters that are in the record and are forged anew, since their files are lost or damaged.
+    ``recipe`` is the recipe's name, and ``recipe_file`` where it is, unless it is one of the package's. ``again`` names
+    adapters that are in the record and are forged anew, since their files are lost or damaged.
     """
 
     zoo: Path
@@ -51,6 +52,7 @@ class Job:
     base_hash: str
     cohort: int
     count: int
+    recipe_file: RecipeFile | None = None
     again: frozenset[str] = frozenset()
 
 
@@ -81,8 +83,8 @@ def _forge_cohort(job: Job) -> list[Row]:
     missing = missing_indices(job)
     if not missing:
         return []
-    recipe = RECIPES[job.recipe]
-    base = _base(job.zoo, job.base_hash)
+    recipe = recipe_of(job.recipe, job.recipe_file)
+    base = _base(job.zoo, job.base_hash, recipe)
     session = recipe.session(base)
     first = job.cohort * COHORT_SIZE
     rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in range(first, first + COHORT_SIZE)]
@@ -100,7 +102,7 @@ def _forge_cohort(job: Job) -> list[Row]:
             row = rows[index - first] | measured[index - first]
             row = _finished(job, recipe, index, row, stack.is_finite(index - first))
             folder = staging / row["id"]
-            _write(stack.adapter(index - first, _provenance(job)), folder)
+            _write(stack.adapter(index - first, _provenance(job, recipe)), folder)
             row |= hashes_of(folder)
             if row["id"] in before:
                 _check_same(before[row["id"]], row, folder)
@@ -154,12 +156,13 @@ def _check_same(before: Row, row: Row, folder: Path) -> None:
 
 
 @cache
-def _base(zoo: Path, base_hash: str) -> torch.nn.Module:
-    return load_base(zoo)
+def _base(zoo: Path, base_hash: str, recipe: Recipe) -> torch.nn.Module:
+    return frozen_base(recipe, zoo, base_hash)
 
 
-def _provenance(job: Job) -> Provenance:
-    return Provenance(kind=job.settings["kind"], base_model=f"{job.recipe}/{job.base_hash[:12]}")
+def _provenance(job: Job, recipe: Recipe) -> Provenance:
+    published = recipe.found().get("model")
+    return Provenance(kind=job.settings["kind"], base_model=published or f"{job.recipe}/{job.base_hash[:12]}")
 
 
 def _write(adapter: Adapter, folder: Path) -> None:
@@ -169,7 +172,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
 def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -> Row:
     name = id_of(job.recipe, job.zoo_seed, index)
     is_finite = is_finite and all(math.isfinite(v) for v in row.values() if isinstance(v, float))
-    group = f"{recipe.name}/{row['seed']}"
+    group = recipe.group(row)
     identity: Row = {
         "schema_version": SCHEMA_VERSION,
         "id": name,

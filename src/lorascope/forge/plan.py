@@ -15,7 +15,7 @@ from lorascope.errors import ForgeError
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipe import Recipe
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe_file import find_recipe
 from lorascope.forge.run import resolve
 from lorascope.forge.space import printed
 from lorascope.formats import write
@@ -42,7 +42,7 @@ def plan(
         LorascopeError: for an unknown recipe.
         ForgeError: for an unknown setting.
     """
-    member = RECIPES[recipe]
+    member, _ = find_recipe(recipe)
     resolved = resolve(member, settings or {})
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
@@ -82,7 +82,7 @@ def plan(
         "milliseconds_per_adapter_step": 1e3 * per_step / COHORT_SIZE,
         "adapters_per_minute_per_core": 60 * COHORT_SIZE / per_cohort,
         "memory_bytes": int(min(workers, cohorts) * (_INTERPRETER_BYTES + 4 * _bytes_of(stack.values))),
-        "disk_bytes": count * per_adapter + _bytes_of(*base.state_dict().values()),
+        "disk_bytes": count * per_adapter + _bytes_of(*member.made(base).values()),
         "space": {
             name: {
                 "about": drawn.about,

@@ -52,6 +52,25 @@ class Recipe(ABC):
     def pretrain(self, options: Mapping[str, Any]) -> nn.Module:
         """The base model with its weights, the same for the same options."""
 
+    def found(self) -> Mapping[str, str]:
+        """What names the part of the base that is found and not made: package, version, SHA-256; empty for none.
+
+        A zoo keeps this in place of those weights, and ``architecture`` gives the base with them. ``model`` is the
+        name under which the model is published, which the adapters then name as their base.
+
+        Raises:
+            MissingExtraError: where it is not installed; names the command that brings it.
+        """
+        return {}
+
+    def made(self, base: nn.Module) -> Mapping[str, Tensor]:
+        """The weights of the base that are made, and that a zoo keeps: all but those that are found."""
+        return base.state_dict()
+
+    def group(self, row: Row) -> str:
+        """What the adapter shares with others in one split only: its own data."""
+        return f"{self.name}/{row['seed']}"
+
     @abstractmethod
     def session(self, base: nn.Module) -> Session:
         """The data, loaded once for a process."""

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, OutputError, ZooError
-from lorascope.forge.base import make_base
+from lorascope.forge.base import make_base, recipe_of_zoo
 from lorascope.forge.cohort import COHORT_SIZE, Job, id_of, missing_indices
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe import Recipe
+from lorascope.forge.recipe_file import RecipeFile
 from lorascope.forge.run import Progress, remove_leftovers
 from lorascope.forge.workers import results_of
 from lorascope.zoo import Verification, Zoo, verify_zoo, write_manifest
@@ -45,7 +46,13 @@ class RepairResult:
         }
 
 
-def repair(zoo: str | Path, *, workers: int = 1, on_progress: Progress | None = None) -> RepairResult:
+def repair(
+    zoo: str | Path,
+    *,
+    workers: int = 1,
+    recipe: str | Path | None = None,
+    on_progress: Progress | None = None,
+) -> RepairResult:
     """Forge the damaged and missing adapters of a forged zoo anew, each equal to its recorded hash.
 
     A damaged record is deleted and its cohort forged anew; so is a damaged base. Extra files are left alone.
@@ -53,6 +60,7 @@ def repair(zoo: str | Path, *, workers: int = 1, on_progress: Progress | None = 
     Args:
         zoo: its folder.
         workers: processes, as for ``forge``.
+        recipe: the recipe's file, for a zoo that was made with one: it is executed, so the zoo alone does not name it.
         on_progress: called with the number of adapters that have just been put back.
 
     Raises:
@@ -68,19 +76,20 @@ def repair(zoo: str | Path, *, workers: int = 1, on_progress: Progress | None = 
             file=zoo,
             hint=f"get the files again from {source or 'where they came from'}; `lorascope zoo verify` lists them",
         )
-    _check_version(opened)
+    member, file = recipe_of_zoo(opened.header, recipe, opened.path)
+    _check_version(opened, member)
     began = time.monotonic()
     try:
         with locked(opened.path), logged(opened.path, "repair", {"workers": workers}) as counts:
-            result = _repair_locked(opened, workers, on_progress or (lambda _: None), began)
+            result = _repair_locked(opened, member, file, workers, on_progress or (lambda _: None), began)
             counts |= {"repaired": len(result.repaired), "left": len(result.left.defects)}
         return result
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
 
 
-def _check_version(zoo: Zoo) -> None:
-    made, known = zoo.header.get("recipe_version", 1), RECIPES[zoo.header["recipe"]].version
+def _check_version(zoo: Zoo, recipe: Recipe) -> None:
+    made, known = zoo.header.get("recipe_version", 1), recipe.version
     if made != known:
         raise ForgeError(
             "the recipe has changed since the zoo was made: its adapters would come out otherwise",
@@ -92,14 +101,16 @@ def _check_version(zoo: Zoo) -> None:
         )
 
 
-def _repair_locked(zoo: Zoo, workers: int, advance: Progress, began: float) -> RepairResult:
+def _repair_locked(
+    zoo: Zoo, recipe: Recipe, file: RecipeFile | None, workers: int, advance: Progress, began: float
+) -> RepairResult:
     remove_leftovers(zoo.path)
     found = verify_zoo(zoo.path)
     lost = {one.path for one in found.defects if one.problem == "record" and one.id is None}
     for path in lost:
         (zoo.path / path).unlink()
     problems = {one.problem for one in found.defects}
-    recipe, settings = RECIPES[zoo.header["recipe"]], zoo.header["settings"]
+    settings = zoo.header["settings"]
     if "base" in problems:
         (zoo.path / BASE).unlink(missing_ok=True)
     options = {name: settings[name] for name in recipe.options}
@@ -123,6 +134,7 @@ def _repair_locked(zoo: Zoo, workers: int, advance: Progress, began: float) -> R
                     base_hash,
                     cohort,
                     count,
+                    file,
                     frozenset(names & found.ids()),
                 )
             )

@@ -14,7 +14,7 @@ from lorascope.forge.base import make_base
 from lorascope.forge.cohort import COHORT_SIZE, Job, missing_indices
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import TRAINING, Recipe
-from lorascope.forge.recipes import RECIPES
+from lorascope.forge.recipe_file import RecipeFile, find_recipe
 from lorascope.forge.space import parse_settings, printed
 from lorascope.forge.workers import results_of
 from lorascope.formats.source import SHARDS
@@ -90,7 +90,7 @@ def forge(
     the count was reached.
 
     Args:
-        recipe: the name of a recipe, such as ``digits-vit``.
+        recipe: the name of a recipe, such as ``digits-vit``, or the path of a Python file that defines one.
         count: how many adapters the zoo is to hold.
         out: the folder of the zoo; made where it does not exist.
         seed: everything random follows from it.
@@ -106,7 +106,7 @@ def forge(
         OutputError: where ``out`` cannot be written or is a folder of something else.
     """
     began = time.monotonic()
-    member = RECIPES[recipe]
+    member, file = find_recipe(recipe)
     resolved = resolve(member, settings or {})
     for name, value in (("count", count), ("workers", workers)):
         if value < 1:
@@ -119,9 +119,9 @@ def forge(
         with locked(zoo):
             if fresh:
                 _empty(zoo)
-            asked = {"recipe": recipe, "count": count, "seed": seed, "settings": resolved, "workers": workers}
+            asked = {"recipe": member.name, "count": count, "seed": seed, "settings": resolved, "workers": workers}
             with logged(zoo, "forge", asked) as counts:
-                result = _forge_locked(member, count, zoo, seed, resolved, workers, on_progress, began)
+                result = _forge_locked(member, file, count, zoo, seed, resolved, workers, on_progress, began)
                 counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
             return result
     except OSError as error:
@@ -130,6 +130,7 @@ def forge(
 
 def _forge_locked(
     recipe: Recipe,
+    file: RecipeFile | None,
     count: int,
     zoo: Path,
     seed: int,
@@ -139,9 +140,9 @@ def _forge_locked(
     began: float,
 ) -> ForgeResult:
     remove_leftovers(zoo)
-    base_hash = _begin(recipe, count, zoo, seed, settings)
+    base_hash = _begin(recipe, file, count, zoo, seed, settings)
     jobs = [
-        Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count)
+        Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count, file)
         for cohort in range(-(-count // COHORT_SIZE))
     ]
     missing = {job.cohort: len(missing_indices(job)) for job in jobs}
@@ -159,12 +160,14 @@ def _forge_locked(
     return ForgeResult(zoo, count, forged, already, diverged, time.monotonic() - began)
 
 
-def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
+def _begin(recipe: Recipe, file: RecipeFile | None, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
     """Write or check ``zoo.json``, and make the base; gives the base's hash."""
     made = {"recipe": recipe.name, "recipe_version": recipe.version, "seed": seed, "settings": settings}
+    recorded = None if file is None else file.as_dict()
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **made,
+        "recipe_file": recorded,
         "count": count,
         "space": {
             name: printed(settings.get(name, drawn)) for name, drawn in recipe.all_settings(settings["kind"]).items()
@@ -175,6 +178,15 @@ def _begin(recipe: Recipe, count: int, zoo: Path, seed: int, settings: dict[str,
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
         there.setdefault("recipe_version", 1)  # zoos of before it was recorded
+        if (there.get("recipe_file") or {}).get("sha256") != (recorded or {}).get("sha256"):
+            raise ForgeError(
+                "there is a zoo of another version of the recipe's file here",
+                file=zoo,
+                key="recipe_file",
+                expected=there.get("recipe_file"),
+                found=recorded,
+                hint="forge into another folder, or delete this zoo with --fresh",
+            )
         for name, value in made.items():
             if there.get(name) != value:
                 raise ForgeError(

