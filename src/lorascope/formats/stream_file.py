@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -86,8 +86,10 @@ def write_streamed(
 ) -> None:
     """Write the tensors, which come one after another in the order, dtypes and shapes of ``slots``.
 
+    A tensor may come in blocks of its first axis, so that it is never in memory as a whole.
+
     Raises:
-        ValueError: where a tensor is not the one that its slot announced.
+        ValueError: where a tensor or block is not what its slot announced.
 
     >>> import tempfile
     >>> from lorascope.formats.safetensors_file import read_safetensors
@@ -97,10 +99,13 @@ def write_streamed(
     [1.0, 1.0]
     """
     announced = list(slots)
+    blocks = iter(tensors)
     with path.open("wb") as stream:
         _write_header(stream, announced, metadata)
-        for slot, tensor in zip(announced, tensors, strict=True):
-            _write_data(stream, slot, tensor)
+        for slot in announced:
+            _write_blocks(stream, slot, blocks)
+        if next(blocks, None) is not None:
+            raise ValueError("more tensors came than were announced")
 
 
 def _write_header(stream: BinaryIO, slots: Iterable[Slot], metadata: Mapping[str, str] | None) -> int:
@@ -119,6 +124,19 @@ def _write_header(stream: BinaryIO, slots: Iterable[Slot], metadata: Mapping[str
     stream.write(len(text).to_bytes(8, "little"))
     stream.write(text)
     return 8 + len(text)
+
+
+def _write_blocks(stream: BinaryIO, slot: Slot, blocks: Iterator[NDArray[Any]]) -> None:
+    """Write one tensor from the blocks of its rows; an empty one, or one without axes, is one block."""
+    rows = slot.shape[0] if slot.nbytes and slot.shape else 0
+    written = 0
+    while not written or written < rows:
+        block = next(blocks, None)
+        if block is None:
+            raise ValueError(f"{slot.name}: announced {slot.shape}, got {written} rows")
+        is_part = 0 < block.size and block.ndim == len(slot.shape) and 0 < len(block) <= rows - written
+        _write_data(stream, slot._replace(shape=(len(block), *slot.shape[1:])) if is_part else slot, block)
+        written += len(block) if is_part else max(rows, 1)
 
 
 def _write_data(stream: BinaryIO, slot: Slot, tensor: NDArray[Any]) -> None:
