@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from lorascope.adapter import Relative, Update
+from lorascope.adapter.low_rank import product_norm
 from lorascope.adapter.rows import row_blocks
 from lorascope.adapter.structured import dense_norm
 from lorascope.errors import AdapterError
@@ -155,10 +156,9 @@ def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = 
     condition = 8.0
     before = before.inner if isinstance(before, DoRA) else before
     if _has_factors(before):
-        B, A, scale = before.factors(np.float64)
-        norm = before.norm()
-        size = abs(scale) * float(np.linalg.norm(B)) * float(np.linalg.norm(A))
-        condition = size / norm if norm else 1.0
+        B, A, _ = before.factors(np.float64)  # the scale cancels, and may be at the ends of the range
+        norm = product_norm(B, A, 1.0, before.kind)
+        condition = dense_norm(B) * dense_norm(A) / norm if norm else 1.0
     return 4.0 * (unit + 16 * float(np.finfo(np.float64).eps)) * max(condition, 1.0)
 
 

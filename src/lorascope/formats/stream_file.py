@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from lorascope.errors import AdapterError
 from lorascope.formats.contents import Tensors
 from lorascope.formats.dtypes import dtype_name
 from lorascope.formats.output_file import replaced_file
+
+P = ParamSpec("P")
 
 Unit = Callable[[], Mapping[str, NDArray[Any]]]
 """Makes some tensors of a file, the same ones at each call: those of one site, which may have to be worked out."""
@@ -38,6 +40,27 @@ class Slot(NamedTuple):
 def units_of(tensors: Tensors) -> list[Unit]:
     """One unit for each tensor that is there."""
     return [lambda name=name, tensor=tensor: {name: tensor} for name, tensor in tensors.items()]
+
+
+def site_unit(
+    site: str, make: Callable[P, Mapping[str, NDArray[Any]]], /, *arguments: P.args, **options: P.kwargs
+) -> Unit:
+    """A unit of the tensors that ``make`` gives for one site, whose errors name it.
+
+    >>> from lorascope.formats.dtypes import cast_to
+    >>> site_unit("q", lambda x: {"q.B": cast_to(x, "float16")}, np.full(1, 1e9))()
+    Traceback (most recent call last):
+    lorascope.errors.AdapterError: q: a value is too large for the dtype asked for (found float16)
+    """
+
+    def unit() -> Mapping[str, NDArray[Any]]:
+        try:
+            return make(*arguments, **options)
+        except AdapterError as error:
+            error.key = error.key or site
+            raise
+
+    return unit
 
 
 def write_units(path: Path, units: Sequence[Unit], metadata: Mapping[str, str] | None = None) -> None:

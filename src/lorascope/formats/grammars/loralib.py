@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ from lorascope.formats.plain_factors import outlined
 from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 from lorascope.formats.scalars import stated_alpha
-from lorascope.formats.stream_file import units_of, write_units
+from lorascope.formats.stream_file import site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 from lorascope.formats.unscaled_file import plain_update
 
@@ -204,7 +203,9 @@ def write_loralib(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None
         check(loralib_refusals(adapter))
         is_assumed = is_own and is_scale_open(adapter)
         units = [
-            partial(_layer_tensors, name, [adapter[site] for _, site in sorted(sites.items())], dtype, is_assumed)
+            site_unit(
+                name, _layer_tensors, name, [adapter[site] for _, site in sorted(sites.items())], dtype, is_assumed
+            )
             for name, sites in _layers(adapter).items()
         ]
         units += units_of(adapter.leftovers if is_own else {})
