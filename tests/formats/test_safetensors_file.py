@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -172,5 +173,5 @@ def test_a_disk_that_is_full_is_an_output_error_and_leaves_nothing(tmp_path: Pat
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x.safetensors")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "cannot be written", done.stderr
+    assert done.stdout.strip() == f"cannot be written: {os.strerror(errno.EFBIG)}", done.stderr
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorascope.adapter import Update
+from lorascope.adapter import Update, rows
 from lorascope.adapter.widening import as_matrix
 from lorascope.errors import AdapterError
 from lorascope.formats.pairs import Scale
@@ -91,6 +91,31 @@ def test_norm_spectrum_product_and_action_are_those_of_the_dense_update(name: st
         assert B.shape == (update.shape[0], update.rank) and A.shape == (update.rank, update.shape[1])
         close(scale * (B @ A), matrix)
         assert int((dense > 64 * EPS * max(dense[0], 1)).sum()) <= update.rank
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize(("name", "index"), CASES)
+def test_it_is_added_in_place_block_by_block(
+    name: str, index: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update, base = made(name, index)
+    weight = as_matrix(base, is_transposed=update.is_transposed)
+    delta = as_matrix(update.delta_weight(np.float64, base=base), is_transposed=update.is_transposed)
+    monkeypatch.setattr(rows, "_BLOCK", 3 * weight.shape[1])  # three rows at a time
+    update = update.resolved(base.shape)
+    assert len(list(rows.row_blocks(weight.shape))) == -(-len(weight) // 3)
+    matrix = weight.copy(order=order)
+    update.add_to(matrix)
+    close(matrix, weight + delta)
+    if update.needs == "base weight":
+        for refused in (update.rows, lambda: update.add_to(matrix, 2.0)):
+            with pytest.raises(AdapterError, match="relative to the base weight"):
+                refused()
+        return
+    update.add_to(matrix, -1.0)
+    close(matrix, weight)
+    form = update.rows(np.float64)
+    close(np.concatenate([form(block) for block in rows.row_blocks(weight.shape)]), delta)
 
 
 @pytest.mark.parametrize(("name", "index"), CASES)

@@ -3,7 +3,8 @@
 from lorascope.adapter.adapter import Adapter, Note, Provenance
 from lorascope.adapter.application import Application
 from lorascope.adapter.low_rank import LowRank
-from lorascope.adapter.structured import Dense, Expanded, Relative, Structured
+from lorascope.adapter.relative import InPlace, Relative
+from lorascope.adapter.structured import Dense, Expanded, Structured
 from lorascope.adapter.update import Factors, Layer, Need, Update
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Dense",
     "Expanded",
     "Factors",
+    "InPlace",
     "Layer",
     "LowRank",
     "Need",

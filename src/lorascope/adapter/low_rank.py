@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, cast
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lorascope.adapter.rows import Rows, add_rows
 from lorascope.adapter.update import Factors, Layer, Need
 from lorascope.adapter.widening import check_room, laid_out, name_of, resolved_axes, scaled_bias, widened
 from lorascope.errors import AdapterError
@@ -234,6 +235,19 @@ class LowRank:
         if not bool(np.isfinite(delta).all()):
             raise AdapterError("ΔW is beyond the range of the dtype", key=self.keys[0], found=np.dtype(dtype).name)
         return laid_out(delta, self.kernel, is_transposed=self.is_transposed)
+
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW [out, in], scale included, one block after another."""
+        B, A, scale = self.factors(dtype)
+        return lambda block: scale * (B[block] @ A)
+
+    def add_to(self, matrix: NDArray[Any], factor: float = 1.0) -> None:
+        """Add factor · ΔW to a floating matrix [out, in], in place, block by block.
+
+        Raises:
+            AdapterError: where ΔW is beyond the range of the matrix's dtype.
+        """
+        add_rows(matrix, self.rows(matrix.dtype), factor, self.keys[0])
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
         """scale · bias, the bias as it is where it is whole, or None."""

@@ -2,7 +2,7 @@
 
     Expanded   ΔW = scale · B · A, where B and A are worked out from what is stored (LoHa, LoKr, VeRA, AdaLoRA …)
     Dense      ΔW is additive, but of full rank: it is formed in full or not at all (RandLoRA, FourierFT, differences)
-    Relative   ΔW depends on the base weight (DoRA, OFT, IA3 …)
+    Relative   ΔW depends on the base weight (DoRA, OFT, IA3 …): ``lorascope.adapter.relative``
 
 A parametrisation subclasses one of them and writes its formula once. Nothing is computed before it is asked for, one
 site at a time; a matrix larger than ``MAX_DENSE`` is refused.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter.low_rank import LowRank, product_norm, product_spectrum, read_only
+from lorascope.adapter.rows import Rows, add_rows, formed
 from lorascope.adapter.update import Factors, Layer, Need
 from lorascope.adapter.widening import MAX_FACTORS, as_matrix, check_room, laid_out, resolved_axes, scaled_bias, widened
 from lorascope.errors import AdapterError
@@ -189,6 +190,18 @@ class Structured(ABC):
     def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
         """ΔW [out, in] with its scale; ``base`` is W [out, in] where it was given."""
 
+    @abstractmethod
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW [out, in], scale included, one block after another."""
+
+    def add_to(self, matrix: NDArray[Any], factor: float = 1.0) -> None:
+        """Add factor · ΔW to a floating matrix [out, in], in place, block by block.
+
+        Raises:
+            AdapterError: where the shape is not known, or ΔW is beyond the range of the matrix's dtype.
+        """
+        add_rows(matrix, self.rows(matrix.dtype), factor, self._key)
+
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:
         """scale · bias, the bias as it is where it is whole, or None."""
         return scaled_bias(self.bias, 1.0 if self.is_bias_whole else self.scale, self._key, dtype)
@@ -333,9 +346,13 @@ class Expanded(Structured):
         B, A, scale = self.factors(x.dtype, is_wide_allowed=True)
         return scale * ((x @ A.T) @ B.T)
 
-    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW, from B and A."""
         B, A, scale = self.factors(dtype, is_wide_allowed=True)
-        return scale * (B @ A)
+        return lambda block: scale * (B[block] @ A)
+
+    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
+        return formed(self.rows(dtype), self.shape, dtype)
 
 
 class Dense(Structured):
@@ -382,64 +399,11 @@ class Dense(Structured):
         check_room(*self.shape, key=self._key)
         return x @ self._formed(x.dtype).T
 
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """The rows of ΔW, which is formed in full."""
+        self._check_shape_known()
+        return self._formed(np.dtype(dtype)).__getitem__
+
     def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
         self._check_shape_known()
         return self._formed(dtype)
-
-
-class Relative(Structured):
-    """A change that depends on the base weight: W → moved(W)."""
-
-    @abstractmethod
-    def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        """The weight [out, in] after the change, from W [out, in], in the dtype of W."""
-
-    @property
-    def rank(self) -> int:
-        """min(out, in): nothing less is known without the base; −1 where the shape is not known either."""
-        return min(self.shape)
-
-    @property
-    def needs(self) -> Need:
-        """The base weight."""
-        return "base weight"
-
-    def _needs_base(self) -> AdapterError:
-        return AdapterError(
-            f"a {self.kind} update is relative to the base weight: without it ΔW is not known",
-            key=self._key,
-            hint="give the base: delta_weight(base=W), or --base on the command line",
-        )
-
-    def factors(self, dtype: DTypeLike = np.float32) -> Factors:
-        """Refused: ΔW is not known without the base.
-
-        Raises:
-            AdapterError: always.
-        """
-        raise self._needs_base()
-
-    def norm(self) -> float:
-        """Refused, as ``factors``.
-
-        Raises:
-            AdapterError: always.
-        """
-        raise self._needs_base()
-
-    def spectrum(self) -> NDArray[np.float64] | None:
-        """None: not known without the base."""
-        return None
-
-    def apply(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Refused, as ``factors``.
-
-        Raises:
-            AdapterError: always.
-        """
-        raise self._needs_base()
-
-    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
-        if base is None:
-            raise self._needs_base()
-        return self._moved(base) - base

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lorascope.adapter.rows import Rows
+
 Layer = Literal["linear", "conv1d", "conv2d", "conv3d", "embedding", "norm"]
 """The kind of base layer that a site is."""
 
@@ -139,6 +141,14 @@ class Update(Protocol):
 
     def delta_weight(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any]:
         """ΔW in full, in the layout of the base weight; ``base`` is W where the update needs it."""
+        ...
+
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW [out, in] one block after another, scale included, of an additive update."""
+        ...
+
+    def add_to(self, matrix: NDArray[Any], factor: float = 1.0) -> None:
+        """Add factor · ΔW to a floating matrix [out, in], in place; it is W where the update needs the base."""
         ...
 
     def delta_bias(self, dtype: DTypeLike = np.float32, *, base: NDArray[Any] | None = None) -> NDArray[Any] | None:

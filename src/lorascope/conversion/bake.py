@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope import formats
-from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.adapter import Adapter, Update
 from lorascope.adapter.layout import Layout, Spot, settled
+from lorascope.adapter.rows import row_blocks
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
 from lorascope.conversion.carried import carry_over
@@ -29,8 +30,6 @@ from lorascope.formats.checkpoint import Checkpoint, is_addable
 from lorascope.formats.output_file import replaced_file, written_folder
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
-
-_BLOCK = 1 << 22  # numbers that are worked on at a time beside the widened weight
 
 
 @dataclass(frozen=True)
@@ -119,10 +118,10 @@ def bake(
 
 
 def _counted(
-    tensors: Iterable[NDArray[Any]], done: int, total: int, on_tensor: Callable[[int, int], None] | None
+    tensors: Iterable[Iterator[NDArray[Any]]], done: int, total: int, on_tensor: Callable[[int, int], None] | None
 ) -> Iterator[NDArray[Any]]:
-    for count, tensor in enumerate(tensors, start=done + 1):
-        yield tensor
+    for count, blocks in enumerate(tensors, start=done + 1):
+        yield from blocks
         if on_tensor is not None:
             on_tensor(count, total)
 
@@ -277,25 +276,24 @@ def _baked(
     changes: Mapping[str, list[_Change]],
     replaced: Mapping[str, NDArray[Any]],
     tally: _Tally,
-) -> NDArray[Any]:
+) -> Iterator[NDArray[Any]]:
+    """The tensor to write, in blocks of rows where it changes."""
     start = replaced.get(name, stored)
-    if name not in changes:
-        return start
+    if name not in changes or not start.size:
+        yield start
+        return
     total: NDArray[Any] = start.astype(np.float64)
     for change in changes[name]:
         _add(total, change)
-    result = np.empty(stored.shape, stored.dtype)
-    rows = max(_BLOCK // max(total[0].size, 1), 1)
-    for begin in range(0, len(total), rows):
-        block = slice(begin, begin + rows)
+    for block in row_blocks(total.shape):
         with np.errstate(over="ignore"):
-            result[block] = total[block].astype(stored.dtype)
-        rounded = result[block].astype(np.float64)
+            result = total[block].astype(stored.dtype)
+        rounded = result.astype(np.float64)
         if not bool(np.isfinite(rounded).all()):
             raise AdapterError("the sum is beyond the range of the base's dtype", key=name, found=stored.dtype.name)
         moved = total[block] - start[block].astype(np.float64)
         tally.add(float(np.linalg.norm((rounded - total[block]).ravel())), float(np.linalg.norm(moved.ravel())))
-    return result
+        yield result
 
 
 def _add(total: NDArray[Any], change: _Change) -> None:
@@ -305,26 +303,24 @@ def _add(total: NDArray[Any], change: _Change) -> None:
     update = change.update
     if change.is_bias:
         delta = update.delta_bias(np.float64, base=target)
-    elif isinstance(update, LowRank):
-        B, A, scale = update.factors(np.float64)
-        matrix = as_matrix(target, is_transposed=update.is_transposed)
-        rows = max(_BLOCK // A.shape[1], 1)
-        for begin in range(0, len(B), rows):  # ΔW is never there in full
-            matrix[begin : begin + rows] += change.factor * scale * (B[begin : begin + rows] @ A)
+        if delta is not None:
+            _check_fit(change, delta.shape, target.shape)
+            target += change.factor * delta
         return
-    else:
-        needs_base = update.needs in ("base shape", "base weight")
-        delta = update.delta_weight(np.float64, base=target if needs_base else None)
-    if delta is None:
-        return
-    if delta.shape != target.shape and (delta.ndim == target.ndim or delta.size != target.size):
+    update = update.resolved(target.shape) if update.needs in ("base shape", "base weight") else update
+    matrix = as_matrix(target, is_transposed=update.is_transposed)
+    _check_fit(change, update.shape, matrix.shape)
+    update.add_to(matrix, change.factor)  # in place: ΔW is never there in full
+
+
+def _check_fit(change: _Change, expected: tuple[int, ...], found: tuple[int, ...]) -> None:
+    if expected != found:
         raise AdapterError(
             "the update does not fit the weight of the base",
             key=change.site,
-            expected=list(delta.shape),
-            found=list(target.shape),
+            expected=list(expected),
+            found=list(found),
         )
-    target += change.factor * delta.reshape(target.shape)
 
 
 class _Target(NamedTuple):

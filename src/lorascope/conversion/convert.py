@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,5 +184,5 @@ def _bytes_of(tensor: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
 
 
-def _root(values: Any) -> float:
-    return float(np.linalg.norm(np.fromiter(values, np.float64)))
+def _root(values: Iterable[float]) -> float:
+    return math.hypot(*values)  # scaled: squares of large norms overflow

@@ -6,16 +6,21 @@ relative_error = ‖ΔW' − ΔW‖_F / ‖ΔW‖_F      per site and over all s
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
 
 from lorascope.adapter import Relative, Update
+from lorascope.adapter.low_rank import product_norm
+from lorascope.adapter.rows import row_blocks
+from lorascope.adapter.structured import dense_norm
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.symmetry import distance
+
+_FACTS = {"stored", "keys", "alpha", "bias", "is_bias_whole", "scalar"}  # of the tensors and names, or not of ΔW
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,47 @@ def _error_of_weights(before: Update, after: Update) -> tuple[float, float]:
         if one.scale == two.scale and np.array_equal(one.B, two.B) and np.array_equal(one.A, two.A):
             return 0.0, before.norm()  # QR of the two side by side would not give the zero exactly
         return float(distance(one.B, one.A, two.B, two.A, one.scale, two.scale)), before.norm()
-    delta = before.delta_weight(np.float64).reshape(before.shape if not before.is_transposed else before.shape[::-1])
-    moved = after.delta_weight(np.float64).reshape(delta.shape)
-    return float(np.linalg.norm(moved - delta)), float(np.linalg.norm(delta))
+    if is_same_update(before, after):
+        return 0.0, _norm(before)
+    return _distance_by_rows(before, after), _norm(before)
+
+
+def _distance_by_rows(before: Update, after: Update) -> float:
+    """‖ΔW' − ΔW‖_F of two additive updates of one shape, neither of which is there in full."""
+    one, two = before.rows(np.float64), after.rows(np.float64)
+    return math.hypot(*(dense_norm(two(block) - one(block)) for block in row_blocks(before.shape)))
+
+
+def _norm(update: Update) -> float:
+    """‖ΔW‖_F, by rows where the update cannot be measured otherwise."""
+    try:
+        return update.norm()
+    except AdapterError as error:
+        if error.code != "too-large":
+            raise
+    rows = update.rows(np.float64)
+    return math.hypot(*(dense_norm(rows(block)) for block in row_blocks(update.shape)))
+
+
+def is_same_update(before: Update, after: Update) -> bool:
+    """Whether two updates have one ΔW since all that it is computed from is equal: kind, numbers and tensors.
+
+    >>> from lorascope.adapter import LowRank
+    >>> one = LowRank(np.ones((3, 1)), np.ones((1, 2)))
+    >>> is_same_update(one, LowRank(one.B, one.A)), is_same_update(one, LowRank(one.B, one.A, scale=2.0))
+    (True, False)
+    """
+    if type(before) is not type(after) or before.stored.keys() != after.stored.keys():
+        return False
+    stored = all(_is_equal(tensor, after.stored[role]) for role, tensor in before.stored.items())
+    names = {field.name for field in fields(cast("Any", before))} - _FACTS
+    return stored and all(_is_equal(getattr(before, name), getattr(after, name)) for name in names)
+
+
+def _is_equal(one: Any, two: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(two, np.ndarray):
+        return type(one) is type(two) and one.dtype == two.dtype and np.array_equal(one, two)
+    return bool(one == two)
 
 
 def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = None) -> float:
@@ -113,10 +156,9 @@ def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = 
     condition = 8.0
     before = before.inner if isinstance(before, DoRA) else before
     if _has_factors(before):
-        B, A, scale = before.factors(np.float64)
-        norm = before.norm()
-        size = abs(scale) * float(np.linalg.norm(B)) * float(np.linalg.norm(A))
-        condition = size / norm if norm else 1.0
+        B, A, _ = before.factors(np.float64)  # the scale cancels, and may be at the ends of the range
+        norm = product_norm(B, A, 1.0, before.kind)
+        condition = dense_norm(B) * dense_norm(A) / norm if norm else 1.0
     return 4.0 * (unit + 16 * float(np.finfo(np.float64).eps)) * max(condition, 1.0)
 
 

@@ -79,10 +79,8 @@ def read(
         return adapter if scale is None else with_given_scale(adapter, scale)
     with placed(location):
         contents = replace(contents_of(location), base_config=dict(base_config or {}))
-        adapter = interpreted(contents, format)
-    if scale is not None:
-        adapter = with_given_scale(adapter, scale)
-    return replace(adapter, original=contents.tensors)
+        adapter = replace(interpreted(contents, format), original=contents.tensors)
+    return adapter if scale is None else with_given_scale(adapter, scale)
 
 
 def write(

@@ -9,7 +9,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from lorascope.formats.parametrisations.dora import DoRA
 from lorascope.formats.peft_fields import padded
 from lorascope.formats.plain_factors import outlined, worked_out
 from lorascope.formats.refusals import at_site, check
-from lorascope.formats.scalars import alpha_for
-from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.scalars import alphas_for
+from lorascope.formats.stream_file import Unit, site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 
 WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
@@ -85,7 +84,9 @@ def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[list[Unit], dic
     for component, sites in components.items():
         plain = {site: _plain(outlined(update)) for site, update in sites.items()}
         has_biases = any(update.bias is not None for update in plain.values())
-        units += [partial(_site_tensors, site, update, dtype, has_biases=has_biases) for site, update in sites.items()]
+        units += [
+            site_unit(site, _site_tensors, site, update, dtype, has_biases=has_biases) for site, update in sites.items()
+        ]
         prefix = f"{component}." if component else ""
         config |= {prefix + key: value for key, value in _component_config(prefix, sites, plain).items()}
     own = adapter.provenance.format == "diffusers"
@@ -159,7 +160,7 @@ def _site_tensors(
 
 def _component_config(prefix: str, sites: Mapping[str, Update], plain: Mapping[str, LowRank]) -> dict[str, Any]:
     ranks = {site: update.rank for site, update in plain.items()}
-    alphas = {site: alpha_for(update, update.rank) for site, update in plain.items()}
+    alphas = alphas_for(plain, ranks)
     rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
     return {
         "r": rank,

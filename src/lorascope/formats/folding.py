@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import LowRank
+from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
 
 
@@ -21,8 +22,21 @@ def times(tensor: NDArray[Any], factor: float, dtype: DTypeLike | None = None) -
     kind = tensor.dtype if dtype is None else dtype
     if factor == 1.0:
         return cast_to(tensor, kind)
+    return cast_to(wide_product(tensor, factor), kind)
+
+
+def wide_product(tensor: NDArray[Any], factor: float) -> NDArray[Any]:
+    """The product in float64.
+
+    Raises:
+        AdapterError: where a product of a finite number is beyond its range.
+    """
+    wide = tensor.astype(np.float64)
     with np.errstate(over="ignore"):
-        return cast_to(tensor.astype(np.float64) * factor, kind)
+        product = wide * factor
+    if bool((np.isinf(product) & np.isfinite(wide)).any()):
+        raise AdapterError("a value times the scale is beyond the range of float64", found=f"scale {factor:g}")
+    return product
 
 
 def widened_times(tensor: NDArray[Any], factor: float) -> NDArray[Any]:
@@ -35,7 +49,7 @@ def widened_times(tensor: NDArray[Any], factor: float) -> NDArray[Any]:
     Raises:
         AdapterError: where a product is too large for float32.
     """
-    wide = tensor.astype(np.float64) * factor
+    wide = wide_product(tensor, factor)
     with np.errstate(over="ignore"):
         narrow = wide.astype(tensor.dtype)
     if tensor.dtype == np.float64 or bool((narrow.astype(np.float64) == wide).all()):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,7 +33,7 @@ from lorascope.formats.output_file import replaced_file
 from lorascope.formats.peft_fields import padded
 from lorascope.formats.plain_factors import outlined, worked_out
 from lorascope.formats.refusals import at_site, check
-from lorascope.formats.stream_file import Unit, units_of
+from lorascope.formats.stream_file import Unit, site_unit, units_of
 
 BASE_NAME = "general.base_model.0.name"
 """The field that names the base model."""
@@ -92,12 +91,14 @@ def write_gguf_adapter(adapter: Adapter, path: Path, dtype: DTypeLike | None) ->
     alpha = _common_alpha({site: _plain(outlined(update), tensors_of[site]) for site, update in adapter.items()})
     owners = {name: site for site, name in tensors_of.items()}
     units: list[Unit] = [
-        partial(_site_tensors, site, name, adapter[site], base, alpha, dtype)
+        site_unit(site, _site_tensors, site, name, adapter[site], base, alpha, dtype)
         for site, name in tensors_of.items()
         if expert_of(name) is None
     ]
     units += [
-        partial(_expert_tensors, path, [adapter[owners[name]] for _, name in sorted(names.items())], alpha, dtype)
+        site_unit(
+            path, _expert_tensors, path, [adapter[owners[name]] for _, name in sorted(names.items())], alpha, dtype
+        )
         for path, names in experts_of(owners).items()
     ]
     if provenance.format == "gguf":

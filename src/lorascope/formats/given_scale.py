@@ -14,6 +14,8 @@ _ASSUMED = ("scale-assumed", "scale-unknown", "config-missing")
 def with_given_scale(adapter: Adapter, scale: float) -> Adapter:
     """The adapter with ``scale`` at the sites where the reader had to assume one, and there alone.
 
+    It is an edit: written to its own format, the file states the scale, and is no longer the very one that was read.
+
     Raises:
         AdapterError: where the file states its scales, so that another one would be wrong.
 
@@ -37,7 +39,7 @@ def with_given_scale(adapter: Adapter, scale: float) -> Adapter:
     notes = [note for note in adapter.notes if note.code not in _ASSUMED]
     where = f"at {len(assumed)} sites" if len(assumed) < len(adapter) else "everywhere"
     given = Note("scale-given", f"scale {scale:g} as given, {where}; the file does not state it")
-    return replace(adapter, sites=sites, notes=(*notes, given))
+    return replace(adapter.with_sites(sites), notes=(*notes, given))
 
 
 def is_scale_open(adapter: Adapter) -> bool:

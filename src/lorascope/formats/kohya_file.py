@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from lorascope.adapter import Adapter, Expanded, LowRank, Note, Provenance, Upda
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Contents
 from lorascope.formats.dtypes import cast_to
+from lorascope.formats.folding import wide_product
 from lorascope.formats.kohya_names import SITES_KEY, flattened, listed, names_of, sites_of
 from lorascope.formats.kohya_sites import SUFFIXES, Builder, grouped, kind_of, split_parts
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
@@ -25,7 +25,7 @@ from lorascope.formats.peft_fields import padded
 from lorascope.formats.plain_factors import outlined, worked_out
 from lorascope.formats.refusals import at_site, check
 from lorascope.formats.scalars import alpha_for
-from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.stream_file import Unit, site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 
 FAMILY = ("kohya", "lycoris")
@@ -149,7 +149,9 @@ def write_flat(adapter: Adapter, path: Path, dtype: DTypeLike | None, kinds: Col
         raise AdapterError("an adapter without sites cannot be written to this format")
     check(flat_refusals(adapter, kinds))
     names = names_of(adapter)
-    units: list[Unit] = [partial(_named_tensors, names[site], site, one, dtype, kinds) for site, one in adapter.items()]
+    units: list[Unit] = [
+        site_unit(site, _named_tensors, names[site], site, one, dtype, kinds) for site, one in adapter.items()
+    ]
     kept = {key: text for key, text in adapter.provenance.metadata.items() if is_own and key != SITES_KEY}
     if is_own:
         units += units_of(adapter.leftovers)
@@ -240,7 +242,8 @@ def _scaled(tensors: dict[str, NDArray[Any]], update: Update, first: str) -> dic
     alpha = alpha_for(update, update.dim)
     if alpha == 0:  # in the file alpha 0 means "not stated"
         tensors, alpha = tensors | {first: np.zeros_like(tensors[first])}, float(update.dim)
-    is_exact = float(np.float32(alpha)) == alpha
+    with np.errstate(over="ignore"):  # what is too large is written as float64
+        is_exact = float(np.float32(alpha)) == alpha
     return {"alpha": np.array(alpha, np.float32 if is_exact else np.float64), **tensors}
 
 
@@ -248,8 +251,9 @@ def _times(tensor: NDArray[Any], scale: float) -> NDArray[Any]:
     """The product, in the dtype of the tensor where that is exact, else in float64."""
     if scale == 1.0:
         return tensor
-    wide = tensor.astype(np.float64) * scale
-    narrow = wide.astype(tensor.dtype)
+    wide = wide_product(tensor, scale)
+    with np.errstate(over="ignore"):  # what is too large stays wide
+        narrow = wide.astype(tensor.dtype)
     return narrow if bool((narrow.astype(np.float64) == wide).all()) else wide
 
 

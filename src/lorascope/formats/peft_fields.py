@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import LowRank, Update
-from lorascope.formats.scalars import alpha_for
+from lorascope.formats.scalars import alphas_for
 
 Form = tuple[dict[str, NDArray[Any]], dict[str, Any]]
 """The tensors of the sites, and the fields of the configuration that are of the type."""
@@ -31,7 +31,7 @@ LORA_KEPT = ("bias", "trainable_token_indices", "layer_replication", "alora_invo
 
 def rank_fields(updates: Mapping[str, Update], ranks: Mapping[str, int], alpha_key: str) -> dict[str, Any]:
     """``r``, alpha and the patterns of the sites that have others."""
-    alphas = {site: alpha_for(update, ranks[site]) for site, update in updates.items()}
+    alphas = alphas_for(updates, ranks)
     rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
         "r": rank,

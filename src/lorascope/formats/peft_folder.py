@@ -22,7 +22,7 @@ from lorascope.formats.output_file import written_folder
 from lorascope.formats.peft_fields import PEFT_KEPT
 from lorascope.formats.peft_lora_form import lora_form, lora_refusals
 from lorascope.formats.peft_typed_form import TYPED_FORMS, typed_form, typed_refusals
-from lorascope.formats.refusals import check
+from lorascope.formats.refusals import at_site, check
 from lorascope.formats.stream_file import Unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 
@@ -65,7 +65,13 @@ def peft_kinds(adapter: Adapter) -> tuple[str, ...]:
 
 
 def _cast(unit: Unit, dtype: DTypeLike) -> Mapping[str, NDArray[Any]]:
-    return {key: cast_to(tensor, dtype) for key, tensor in unit().items()}
+    cast: dict[str, NDArray[Any]] = {}
+    for key, tensor in unit().items():
+        try:
+            cast[key] = cast_to(tensor, dtype)
+        except AdapterError as error:
+            raise at_site(error, key) from error
+    return cast
 
 
 def peft_config(adapter: Adapter) -> dict[str, Any]:

@@ -7,7 +7,6 @@ src/peft/tuners/lora/config.py and layer.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from lorascope.formats.peft_fields import LORA_KEPT, padded, rank_fields
 from lorascope.formats.peft_keys import PREFIX
 from lorascope.formats.plain_factors import outlined, worked_out
 from lorascope.formats.refusals import at_site, check
-from lorascope.formats.stream_file import Unit
+from lorascope.formats.stream_file import Unit, site_unit
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -41,9 +40,9 @@ def lora_form(adapter: Adapter) -> tuple[list[Unit], dict[str, Any]]:
     plain = {site: update for site, update in updates.items() if expert_of(site) is None}
     has_biases = any(update.bias is not None for update in plain.values())
     keys = nested_keys(groups)
-    units: list[Unit] = [partial(_site_tensors, site, adapter[site], has_biases=has_biases) for site in plain]
+    units: list[Unit] = [site_unit(site, _site_tensors, site, adapter[site], has_biases=has_biases) for site in plain]
     units += [
-        partial(_fused_tensors, PREFIX + keys[path], [adapter[sites[number]] for number in sorted(sites)])
+        site_unit(path, _fused_tensors, PREFIX + keys[path], [adapter[sites[number]] for number in sorted(sites)])
         for path, sites in groups.items()
     ]
     ranked = {path: updates[sites[0]] for path, sites in groups.items()}

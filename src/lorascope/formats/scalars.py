@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,27 @@ def stated_alpha(tensor: NDArray[Any], key: str) -> float | None:
 
 
 def alpha_for(update: Update, rank: int) -> float:
-    """An alpha with alpha / rank == scale in float64 where there is one: the stated one if it fits."""
+    """An alpha with alpha / rank == scale in float64 where there is one: the stated one if it fits.
+
+    Raises:
+        AdapterError: where it is beyond the range of float64.
+    """
     guess = update.scale * rank
+    if not math.isfinite(guess):
+        raise AdapterError("alpha = scale · rank is beyond the range of float64", found=f"{update.scale:g} · {rank}")
     candidates = [guess, math.nextafter(guess, math.inf), math.nextafter(guess, -math.inf)]
     if update.alpha is not None:
         candidates.insert(0, update.alpha)
     return next((alpha for alpha in candidates if alpha / rank == update.scale), guess)
+
+
+def alphas_for(updates: Mapping[str, Update], ranks: Mapping[str, int]) -> dict[str, float]:
+    """Site → ``alpha_for``, whose error names the site."""
+    alphas: dict[str, float] = {}
+    for site, update in updates.items():
+        try:
+            alphas[site] = alpha_for(update, ranks[site])
+        except AdapterError as error:
+            error.key = site
+            raise
+    return alphas

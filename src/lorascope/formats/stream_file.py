@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from lorascope.errors import AdapterError
 from lorascope.formats.contents import Tensors
 from lorascope.formats.dtypes import dtype_name
 from lorascope.formats.output_file import replaced_file
+
+P = ParamSpec("P")
 
 Unit = Callable[[], Mapping[str, NDArray[Any]]]
 """Makes some tensors of a file, the same ones at each call: those of one site, which may have to be worked out."""
@@ -38,6 +40,27 @@ class Slot(NamedTuple):
 def units_of(tensors: Tensors) -> list[Unit]:
     """One unit for each tensor that is there."""
     return [lambda name=name, tensor=tensor: {name: tensor} for name, tensor in tensors.items()]
+
+
+def site_unit(
+    site: str, make: Callable[P, Mapping[str, NDArray[Any]]], /, *arguments: P.args, **options: P.kwargs
+) -> Unit:
+    """A unit of the tensors that ``make`` gives for one site, whose errors name it.
+
+    >>> from lorascope.formats.dtypes import cast_to
+    >>> site_unit("q", lambda x: {"q.B": cast_to(x, "float16")}, np.full(1, 1e9))()
+    Traceback (most recent call last):
+    lorascope.errors.AdapterError: q: a value is too large for the dtype asked for (found float16)
+    """
+
+    def unit() -> Mapping[str, NDArray[Any]]:
+        try:
+            return make(*arguments, **options)
+        except AdapterError as error:
+            error.key = error.key or site
+            raise
+
+    return unit
 
 
 def write_units(path: Path, units: Sequence[Unit], metadata: Mapping[str, str] | None = None) -> None:
@@ -86,8 +109,10 @@ def write_streamed(
 ) -> None:
     """Write the tensors, which come one after another in the order, dtypes and shapes of ``slots``.
 
+    A tensor may come in blocks of its first axis, so that it is never in memory as a whole.
+
     Raises:
-        ValueError: where a tensor is not the one that its slot announced.
+        ValueError: where a tensor or block is not what its slot announced.
 
     >>> import tempfile
     >>> from lorascope.formats.safetensors_file import read_safetensors
@@ -97,10 +122,13 @@ def write_streamed(
     [1.0, 1.0]
     """
     announced = list(slots)
+    blocks = iter(tensors)
     with path.open("wb") as stream:
         _write_header(stream, announced, metadata)
-        for slot, tensor in zip(announced, tensors, strict=True):
-            _write_data(stream, slot, tensor)
+        for slot in announced:
+            _write_blocks(stream, slot, blocks)
+        if next(blocks, None) is not None:
+            raise ValueError("more tensors came than were announced")
 
 
 def _write_header(stream: BinaryIO, slots: Iterable[Slot], metadata: Mapping[str, str] | None) -> int:
@@ -119,6 +147,19 @@ def _write_header(stream: BinaryIO, slots: Iterable[Slot], metadata: Mapping[str
     stream.write(len(text).to_bytes(8, "little"))
     stream.write(text)
     return 8 + len(text)
+
+
+def _write_blocks(stream: BinaryIO, slot: Slot, blocks: Iterator[NDArray[Any]]) -> None:
+    """Write one tensor from the blocks of its rows; an empty one, or one without axes, is one block."""
+    rows = slot.shape[0] if slot.nbytes and slot.shape else 0
+    written = 0
+    while not written or written < rows:
+        block = next(blocks, None)
+        if block is None:
+            raise ValueError(f"{slot.name}: announced {slot.shape}, got {written} rows")
+        is_part = 0 < block.size and block.ndim == len(slot.shape) and 0 < len(block) <= rows - written
+        _write_data(stream, slot._replace(shape=(len(block), *slot.shape[1:])) if is_part else slot, block)
+        written += len(block) if is_part else max(rows, 1)
 
 
 def _write_data(stream: BinaryIO, slot: Slot, tensor: NDArray[Any]) -> None:

@@ -8,7 +8,6 @@ A grammar gives the names of the tensors and says which sites it has none for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from lorascope.formats.pairs import convolution_factors
 from lorascope.formats.peft_fields import padded
 from lorascope.formats.plain_factors import outlined, worked_out
 from lorascope.formats.refusals import at_site, check
-from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.stream_file import Unit, site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 
 
@@ -76,7 +75,9 @@ def write_unscaled(
     if not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
     check(unscaled_refusals(adapter, keys_of=keys_of, has_convolutions=has_convolutions, number_of=number_of))
-    units: list[Unit] = [partial(_tensors, update, keys_of(site, update), dtype) for site, update in adapter.items()]
+    units: list[Unit] = [
+        site_unit(site, _tensors, update, keys_of(site, update), dtype) for site, update in adapter.items()
+    ]
     if is_own:
         units += units_of(adapter.leftovers)
     write_units(path, units, {**metadata, **metadata_of(adapter.sites)})

@@ -31,7 +31,7 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.pairs import Halves, convolution_factors
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.pickle_output import SUFFIXES, write_pickle
-from lorascope.formats.refusals import check
+from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import PLAIN, SPECIFIC, Evidence, Format
 from lorascope.formats.unedited_file import is_unedited
 from lorascope.formats.unscaled_file import Keys, plain_update, unscaled_refusals, write_unscaled
@@ -186,7 +186,10 @@ def write_list(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None:
     check(list_refusals(adapter))
     tensors: list[NDArray[Any]] = []
     for site in sorted(adapter, key=int):
-        tensors += convolution_factors(unscaled(plain_update(adapter[site]), dtype))
+        try:
+            tensors += convolution_factors(unscaled(plain_update(adapter[site]), dtype))
+        except AdapterError as error:
+            raise at_site(error, site) from error
     write_pickle(path, tensors)
 
 

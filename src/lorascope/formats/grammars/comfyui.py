@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from lorascope.formats.notes import leftover_notes
 from lorascope.formats.plain_factors import worked_out
 from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
-from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.stream_file import Unit, site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 
 _OWN = re.compile(
@@ -113,7 +112,7 @@ def write_comfyui(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None
     if not adapter:
         raise AdapterError("an adapter without sites cannot be written to this format")
     check(comfyui_refusals(adapter))
-    units: list[Unit] = [partial(_tensors, site, update, dtype) for site, update in adapter.items()]
+    units: list[Unit] = [site_unit(site, _tensors, site, update, dtype) for site, update in adapter.items()]
     write_units(path, units + units_of(adapter.leftovers if is_own else {}), metadata)
 
 

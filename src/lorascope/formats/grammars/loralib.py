@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from lorascope.formats.contents import Contents, Tensors
 from lorascope.formats.dtypes import cast_to
 from lorascope.formats.embedding_names import is_embedding
 from lorascope.formats.folding import times, widened_times
+from lorascope.formats.given_scale import is_scale_open
 from lorascope.formats.notes import assumed_scale_note, leftover_notes
 from lorascope.formats.pairs import Halves, Scale
 from lorascope.formats.parametrisation import Parts, built
@@ -44,7 +44,7 @@ from lorascope.formats.plain_factors import outlined
 from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, Evidence, Format
 from lorascope.formats.scalars import stated_alpha
-from lorascope.formats.stream_file import units_of, write_units
+from lorascope.formats.stream_file import site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 from lorascope.formats.unscaled_file import plain_update
 
@@ -201,8 +201,11 @@ def write_loralib(adapter: Adapter, path: Path, dtype: DTypeLike | None) -> None
         raise AdapterError("an adapter without sites cannot be written to this format")
     else:
         check(loralib_refusals(adapter))
+        is_assumed = is_own and is_scale_open(adapter)
         units = [
-            partial(_layer_tensors, name, [adapter[site] for _, site in sorted(sites.items())], dtype, is_own=is_own)
+            site_unit(
+                name, _layer_tensors, name, [adapter[site] for _, site in sorted(sites.items())], dtype, is_assumed
+            )
             for name, sites in _layers(adapter).items()
         ]
         units += units_of(adapter.leftovers if is_own else {})
@@ -245,7 +248,7 @@ def _layers(sites: Iterable[str]) -> dict[str, dict[int, str]]:
 
 
 def _layer_tensors(
-    name: str, updates: Sequence[Update], dtype: DTypeLike | None, *, is_own: bool
+    name: str, updates: Sequence[Update], dtype: DTypeLike | None, is_assumed: bool
 ) -> dict[str, NDArray[Any]]:
     plain = [plain_update(update) for update in updates]
     # the library divides its default lora_alpha of 1 by the rank
@@ -256,7 +259,7 @@ def _layer_tensors(
     ]
     As = [one.A if dtype is None else cast_to(one.A, dtype) for one in plain]
     tensors = {f"{name}.lora_A": np.concatenate(As), f"{name}.lora_B": np.concatenate(Bs)}
-    if is_own and all(one.alpha is None for one in plain):  # an assumption is not made a statement
+    if is_assumed and all(one.alpha is None for one in plain):  # an assumption is not made a statement
         return tensors
     return tensors | {f"{name}.alpha": np.array(1.0, np.float32)}
 

@@ -19,7 +19,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from lorascope.formats.peft_fields import padded
 from lorascope.formats.plain_factors import outlined, worked_out
 from lorascope.formats.refusals import at_site, check
 from lorascope.formats.registry import SPECIFIC, STATED, Evidence, Format
-from lorascope.formats.stream_file import Unit, units_of, write_units
+from lorascope.formats.stream_file import Unit, site_unit, units_of, write_units
 from lorascope.formats.unedited_file import is_unedited
 
 DEFAULT_SCALE = 20.0
@@ -230,10 +229,10 @@ def _written(adapter: Adapter, dtype: DTypeLike | None) -> tuple[list[Unit], dic
     updates = {site: _plain(site, outlined(update)) for site, update in adapter.items()}
     scale = Counter(update.scale or 1.0 for update in updates.values()).most_common(1)[0][0]
     units: list[Unit] = [
-        partial(_site_tensors, site, adapter[site], scale, dtype) for site in updates if expert_of(site) is None
+        site_unit(site, _site_tensors, site, adapter[site], scale, dtype) for site in updates if expert_of(site) is None
     ]
     units += [
-        partial(_expert_tensors, path, {site: adapter[site] for _, site in sorted(sites.items())}, scale, dtype)
+        site_unit(path, _expert_tensors, path, {site: adapter[site] for _, site in sorted(sites.items())}, scale, dtype)
         for path, sites in experts_of(updates).items()
     ]
     config: dict[str, Any] = {

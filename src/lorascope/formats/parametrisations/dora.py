@@ -16,14 +16,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Relative, Update
-from lorascope.adapter.widening import as_matrix
+from lorascope.adapter import InPlace, Update
+from lorascope.adapter.rows import row_blocks
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts, built
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DoRA(Relative):
+class DoRA(InPlace):
     """W → m ∘ (W + ΔV) / ‖W + ΔV‖.
 
     Args:
@@ -40,19 +40,22 @@ class DoRA(Relative):
         inner = self.inner.rescaled(scale)
         return replace(self, scale=inner.scale, inner=inner)
 
-    def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        # the inner update may not know the kernel: its delta comes in two axes
-        delta = as_matrix(self.inner.delta_weight(base.dtype), is_transposed=self.inner.is_transposed)
-        changed = base + delta
-        magnitude = self.part("magnitude", base.dtype).reshape(-1)
+    def _move(self, weight: NDArray[Any]) -> None:
+        self.inner.add_to(weight)
+        blocks = list(row_blocks(weight.shape))
+        magnitude = self.part("magnitude", weight.dtype).reshape(-1)
         if self.axis == "out":
-            lengths = np.linalg.norm(changed, axis=1)
-            return changed * _ratio(magnitude, lengths)[:, None]
-        if not self.kernel:
-            return changed * _ratio(magnitude, np.linalg.norm(changed, axis=0))[None, :]
-        blocks = changed.reshape(changed.shape[0], self.kernel[0], -1)  # the input axis of a convolution: channels
-        lengths = np.sqrt(np.square(blocks).sum(axis=(0, 2)))
-        return (blocks * _ratio(magnitude, lengths)[None, :, None]).reshape(changed.shape)
+            lengths = np.concatenate([np.linalg.norm(weight[block], axis=1) for block in blocks])
+            ratio = _ratio(magnitude, lengths)[:, None]
+            for block in blocks:
+                weight[block] *= ratio[block]
+            return
+        squares = np.zeros(weight.shape[1], weight.dtype)
+        for block in blocks:
+            squares += np.square(weight[block]).sum(axis=0)
+        channels = self.kernel[0] if self.kernel else len(squares)  # the input axis of a convolution
+        ratio = _ratio(magnitude, np.sqrt(squares.reshape(channels, -1).sum(axis=1)))
+        weight *= np.repeat(ratio, len(squares) // channels)
 
 
 def _ratio(magnitude: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:

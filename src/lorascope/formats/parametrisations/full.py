@@ -12,9 +12,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Dense, Layer
+from lorascope.adapter.rows import Rows
+from lorascope.adapter.widening import widened
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts
 from lorascope.formats.parametrisations.loha import convolution_layer
@@ -48,6 +50,14 @@ class Full(Dense):
     def spectrum(self) -> NDArray[np.float64] | None:
         """The singular values of ΔW; none where only the bias changes."""
         return super().spectrum() if "diff" in self.stored else np.zeros(0, np.float64)
+
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW, widened when they are asked for."""
+        if "diff" not in self.stored:
+            return super().rows(dtype)
+        matrix = self.stored["diff"].reshape(self.stored["diff"].shape[0], -1)
+        matrix, key = matrix.T if self.is_transposed else matrix, self.keys.get("diff", "diff")
+        return lambda block: self.scale * widened(matrix[block], key, dtype)
 
     def _formed(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         if "diff" not in self.stored:

@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from lorascope.adapter import LowRank, Relative
-from lorascope.adapter.widening import as_matrix
+from lorascope.adapter import InPlace, LowRank
+from lorascope.adapter.rows import row_blocks
 from lorascope.formats.pairs import Scale, low_rank
 from lorascope.formats.parametrisation import Parametrisation, Parts
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HiRA(Relative):
+class HiRA(InPlace):
     """W → W + W ∘ (B · A).
 
     Args:
@@ -30,9 +30,10 @@ class HiRA(Relative):
     kind: ClassVar[str] = "hira"
     product: LowRank
 
-    def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        factor = as_matrix(self.product.delta_weight(base.dtype), is_transposed=self.product.is_transposed)
-        return base + base * factor
+    def _move(self, weight: NDArray[Any]) -> None:
+        factor = self.product.rows(weight.dtype)
+        for block in row_blocks(weight.shape):
+            weight[block] += weight[block] * factor(block)
 
 
 def build_hira(parts: Parts) -> HiRA:

@@ -17,14 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Relative
+from lorascope.adapter import InPlace
+from lorascope.adapter.rows import row_blocks
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag
 from lorascope.formats.parametrisation import Parametrisation, Parts
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class HRA(Relative):
+class HRA(InPlace):
     """W → W · (I − 2 u_1 u_1ᵀ) ⋯ (I − 2 u_r u_rᵀ).
 
     Args:
@@ -52,14 +53,12 @@ class HRA(Relative):
             mirror /= length
         return mirrors
 
-    def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        mirrors = self._mirrors(base.dtype)
-        if self.is_orthogonal:
-            return base - 2 * (base @ mirrors.T) @ mirrors
-        moved = base.copy()
-        for mirror in mirrors:
-            moved -= np.outer(2 * (moved @ mirror), mirror)
-        return moved
+    def _move(self, weight: NDArray[Any]) -> None:
+        mirrors = self._mirrors(weight.dtype)
+        turns = [mirrors] if self.is_orthogonal else [mirror[None, :] for mirror in mirrors]
+        for block in row_blocks(weight.shape):
+            for turn in turns:
+                weight[block] -= 2 * (weight[block] @ turn.T) @ turn
 
 
 def build_hra(parts: Parts) -> HRA:

@@ -17,9 +17,10 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Expanded, Layer
+from lorascope.adapter.rows import Rows
 from lorascope.adapter.widening import check_room
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisation import Parametrisation, Parts
@@ -49,14 +50,10 @@ class LoHa(Expanded):
         A = (A1[:, None, :] * A2[None, :, :]).reshape(self.rank, in_)
         return B, A
 
-    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
-        (B1, A1), (B2, A2) = self._half("1", dtype), self._half("2", dtype)
-        delta = B1 @ A1
-        delta *= self.scale
-        rows = max((1 << 22) // delta.shape[1], 1)
-        for begin in range(0, len(delta), rows):  # the second half is never there in full
-            delta[begin : begin + rows] *= B2[begin : begin + rows] @ A2
-        return delta
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW, from both halves."""
+        (B1, A1), (B2, A2) = self._half("1", np.dtype(dtype)), self._half("2", np.dtype(dtype))
+        return lambda block: self.scale * (B1[block] @ A1) * (B2[block] @ A2)
 
 
 def build_loha(parts: Parts) -> LoHa:

@@ -20,10 +20,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Expanded
 from lorascope.adapter.low_rank import product_norm, product_spectrum
+from lorascope.adapter.rows import Rows
 from lorascope.adapter.structured import dense_norm, dense_spectrum
 from lorascope.adapter.widening import check_room
 from lorascope.errors import AdapterError
@@ -99,8 +100,17 @@ class LoKr(Expanded):
         (B1, A1), (B2, A2) = self._thin_half("1", dtype), self._thin_half("2", dtype)
         return np.kron(B1, B2), np.kron(A1, A2)
 
-    def _delta(self, dtype: np.dtype[Any], base: NDArray[Any] | None) -> NDArray[Any]:
-        return self.scale * np.kron(self._whole_half("1", dtype), self._whole_half("2", dtype))
+    def rows(self, dtype: DTypeLike = np.float32) -> Rows:
+        """What forms rows of ΔW, row i from rows i // s of w1 and i % s of w2."""
+        w1, w2 = self._whole_half("1", np.dtype(dtype)), self._whole_half("2", np.dtype(dtype))
+
+        def formed(block: slice) -> NDArray[Any]:
+            upper, lower = np.divmod(np.arange(*block.indices(self.shape[0])), len(w2))
+            product = w1[upper][:, :, None] * w2[lower][:, None, :]
+            product *= self.scale
+            return product.reshape(len(upper), -1)
+
+        return formed
 
     def norm(self) -> float:
         """‖ΔW‖_F = |scale| ‖w1‖ ‖w2‖ in float64."""

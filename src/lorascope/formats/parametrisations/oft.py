@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Relative
+from lorascope.adapter import InPlace
+from lorascope.adapter.rows import row_blocks
 from lorascope.adapter.widening import check_room
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, positive_integer
@@ -61,7 +62,7 @@ def neumann(skew: NDArray[Any], terms: int, *, is_old: bool = False) -> NDArray[
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OFT(Relative):
+class OFT(InPlace):
     """W → W · blockdiag(R)ᵀ.
 
     Args:
@@ -91,20 +92,21 @@ class OFT(Relative):
             return neumann(skew, self.terms, is_old=self.is_old_series)
         return cayley(skew, self._key)
 
-    def _moved(self, base: NDArray[Any]) -> NDArray[Any]:
-        rotations = self._rotations(base.dtype)
+    def _move(self, weight: NDArray[Any]) -> None:
+        rotations = self._rotations(weight.dtype)
         if self.layer == "embedding":
-            rotations, base = rotations.swapaxes(1, 2), base.T
-        if base.shape[1] % self.size or len(rotations) not in (1, base.shape[1] // self.size):
+            rotations, weight = rotations.swapaxes(1, 2), weight.T
+        if weight.shape[1] % self.size or len(rotations) not in (1, weight.shape[1] // self.size):
             raise AdapterError(
                 "the update does not fit the base weight",
                 key=self._key,
                 expected=f"{len(rotations)} blocks of {self.size}, or one for all",
-                found=f"{base.shape[1]} inputs",
+                found=f"{weight.shape[1]} inputs",
             )
-        blocks = base.reshape(base.shape[0], -1, self.size).swapaxes(0, 1)
-        moved = (blocks @ rotations.swapaxes(1, 2)).swapaxes(0, 1).reshape(base.shape)
-        return moved.T if self.layer == "embedding" else moved
+        for block in row_blocks(weight.shape):
+            parts = weight[block].reshape(-1, weight.shape[1] // self.size, self.size).swapaxes(0, 1)
+            turned = parts @ rotations.swapaxes(1, 2)
+            weight[block] = turned.swapaxes(0, 1).reshape(-1, weight.shape[1])
 
 
 def build_oft(parts: Parts) -> OFT:

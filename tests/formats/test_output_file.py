@@ -1,0 +1,101 @@
+"""Output takes the place of nothing but regular files."""
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lorascope
+from lorascope.adapter import Adapter, LowRank
+from lorascope.errors import OutputError
+from lorascope.formats.output_file import replaced_file, staged, written_folder
+from lorascope.formats.safetensors_file import write_safetensors
+
+ADAPTER = Adapter(
+    {"model.layers.0.self_attn.q_proj": LowRank(np.ones((4, 1), np.float32), np.ones((1, 4), np.float32))}
+)
+
+
+@pytest.fixture(params=["pipe", "socket", "link to a pipe", "link to nothing"])
+def occupied(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A path whose occupant must survive."""
+    path = tmp_path / "x.safetensors"
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as one:
+        match request.param:
+            case "pipe":
+                os.mkfifo(path)
+            case "socket":
+                one.bind(path.name)
+            case "link to a pipe":
+                os.mkfifo(tmp_path / "pipe")
+                path.symlink_to("pipe")
+            case _:
+                path.symlink_to("nothing")
+        before = path.lstat()
+        names = sorted(tmp_path.iterdir())
+        yield path
+        after = path.lstat()
+        assert (before.st_ino, stat.S_IFMT(before.st_mode)) == (after.st_ino, stat.S_IFMT(after.st_mode))
+        assert sorted(tmp_path.iterdir()) == names
+
+
+def test_a_file_takes_the_place_of_no_pipe_socket_or_broken_link(occupied: Path) -> None:
+    with pytest.raises(OutputError), replaced_file(occupied) as temporary:
+        temporary.write_bytes(b"x")
+    with pytest.raises(OutputError), staged(occupied) as temporary:
+        temporary.write_bytes(b"x")
+    with pytest.raises(OutputError):
+        write_safetensors(occupied, {"x": np.ones(2)})
+
+
+@pytest.mark.parametrize("to", ["kohya", "gguf", "peft"])
+def test_no_format_is_written_over_one(occupied: Path, to: str) -> None:
+    with pytest.raises(OutputError):
+        lorascope.convert(ADAPTER, occupied, to=to, base_config={"model_type": "llama"}, is_loss_allowed=True)
+
+
+def test_a_bake_is_not_written_over_one(occupied: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.mktemp("base") / "model.safetensors"
+    write_safetensors(base, {"model.layers.0.self_attn.q_proj.weight": np.ones((4, 4), np.float32)})
+    with pytest.raises(OutputError):
+        lorascope.bake(base, [ADAPTER], occupied)
+    with pytest.raises(OutputError):
+        lorascope.bake(base.parent, [ADAPTER], occupied)
+
+
+def test_what_comes_while_the_file_is_written_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(OutputError), replaced_file(path) as temporary:
+        temporary.write_bytes(b"x")
+        os.mkfifo(path)
+    assert path.is_fifo()
+
+
+def test_a_file_of_a_folder_takes_the_place_of_no_pipe(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.mkfifo(folder / "x")
+    for writing in (written_folder, staged):
+        with pytest.raises(OutputError), writing(folder) as temporary:
+            temporary.mkdir(exist_ok=True)
+            (temporary / "x").write_bytes(b"x")
+            (temporary / "y").write_bytes(b"y")
+        assert (folder / "x").is_fifo()
+        assert list(folder.iterdir()) == [folder / "x"]
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_stays(tmp_path: Path) -> None:
+    path, other = tmp_path / "x", tmp_path / "other"
+    for writing in (replaced_file, staged):
+        other.write_bytes(b"before")
+        path.unlink(missing_ok=True)
+        path.symlink_to("other")
+        with writing(path) as temporary:
+            temporary.write_bytes(b"after")
+        assert not path.is_symlink()
+        assert (path.read_bytes(), other.read_bytes()) == (b"after", b"before")
