@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter.layout import UNFLAGGED_CLASSES, Layout, Spot, settled
+from lorascope.adapter.layout import UNFLAGGED_CLASSES, Layout, Spot, check_answer, settled
 from lorascope.adapter.paths import Paths, alike
 from lorascope.adapter.site import Part, path_and_part
 from lorascope.errors import AdapterError, MissingExtraError
@@ -41,6 +41,7 @@ class Application:
         _check_places(places)
         spots = {site: place.spot(site) for site, place in places.items()}
         file = adapter.provenance.path
+        check_answer(layout, [(adapter, spots)], of="model")
         updates = settled(adapter, spots, of="model", given=layout, file=file)
         planned = [(places[site], update, site) for site, update in updates.items()]
         self._kept: list[tuple[str, Any, Any, Any]] = []

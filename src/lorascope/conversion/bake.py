@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank, Update
-from lorascope.adapter.layout import Layout, Spot, settled
+from lorascope.adapter.layout import Layout, Spot, check_answer, settled
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
 from lorascope.conversion.carried import carry_over
@@ -75,7 +75,8 @@ def bake(
         is_loss_allowed: leave out tensors of the adapters that have no place in the base, and take updates that are in
             doubt as they were read, instead of refusing.
         layout: how the base stores square weights of which neither it nor the adapters tell it: "out-in" as
-            ``torch.nn.Linear``, "in-out" as GPT-2's Conv1D and the experts of GPT-OSS.
+            ``torch.nn.Linear``, "in-out" as GPT-2's Conv1D and the experts of GPT-OSS. An answer that no site needs
+            and that contradicts what is known is refused.
         on_tensor: told after each tensor how many are written, and of how many.
 
     Raises:
@@ -158,16 +159,12 @@ def _changes(
     """Tensor name → what is added to it, and tensor name → what takes its place; everything is checked first."""
     changes: dict[str, list[_Change]] = {}
     replaced: dict[str, NDArray[Any]] = {}
-    for adapter, factor in zip(adapters, factors, strict=True):
-        _check_doubts(adapter, is_loss_allowed=is_loss_allowed)
-        checkpoint.check_places(adapter)
-        for site in adapter:
-            _check_addable(checkpoint, adapter, site)
-        spots = {site: checkpoint.spot(site) for site in adapter}
+    places = [_spots(checkpoint, adapter, is_loss_allowed=is_loss_allowed) for adapter in adapters]
+    check_answer(layout, zip(adapters, places, strict=True))
+    for adapter, spots, factor in zip(adapters, places, factors, strict=True):
         updates = settled(adapter, spots, given=layout, file=adapter.provenance.path)
         for site, update in updates.items():
             name = checkpoint.name_of(site)
-            _check_layout(site, update, spots[site])
             if update.needs == "base weight" and factor != 1.0:
                 raise AdapterError(
                     "an update that is relative to the base weight has no multiples", key=site, found=f"weight {factor}"
@@ -198,6 +195,15 @@ def _changes(
     return changes, replaced
 
 
+def _spots(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, Spot]:
+    """What is known of the base at each site of an adapter that can be added to it."""
+    _check_doubts(adapter, is_loss_allowed=is_loss_allowed)
+    checkpoint.check_places(adapter)
+    for site in adapter:
+        _check_addable(checkpoint, adapter, site)
+    return {site: checkpoint.spot(site) for site in adapter}
+
+
 def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
     doubts = [note for note in adapter.notes if note.is_doubt]
     if doubts and not is_loss_allowed:
@@ -208,12 +214,6 @@ def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
             found="; ".join(note.text for note in doubts[:3]),
             hint="settle it (a scale can be given with --scale), or accept it with --allow-loss",
         )
-
-
-def _check_layout(site: str, update: Update, spot: Spot) -> None:
-    """A full difference is in the layout of a linear layer, and is not turned."""
-    if spot.is_in_out and spot.kind != "expert" and update.kind == "full" and not update.is_transposed:
-        raise AdapterError("the base stores this weight as [in, out]", key=site, found=update.kind)
 
 
 def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
