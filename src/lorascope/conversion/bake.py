@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.adapter.layout import Layout, Spot, check_answer, settled
+from lorascope.adapter.saved import placed, refusal
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
 from lorascope.conversion.carried import carry_over
@@ -27,7 +28,6 @@ from lorascope.conversion.tied_heads import tied_heads
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.checkpoint import Checkpoint, is_addable
 from lorascope.formats.output_file import replaced_file, written_folder
-from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
 
 _BLOCK = 1 << 22  # numbers that are worked on at a time beside the widened weight
@@ -228,39 +228,22 @@ def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
         )
 
 
-def _prefixes(checkpoint: Checkpoint, adapter: Adapter) -> set[tuple[str, str]]:
-    """What the base's names have in front instead of what the adapter's have: saved tensors follow the sites."""
-    found: set[tuple[str, str]] = set()
-    for site in adapter:
-        path, _ = path_and_part(site)
-        name = (checkpoint.name_of(site) or "").removesuffix(".weight")
-        if name.endswith(path):
-            found.add(("", name[: len(name) - len(path)]))
-        elif path.endswith(name):
-            found.add((path[: len(path) - len(name)], ""))
-    return found
-
-
 def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    prefixes = _prefixes(checkpoint, adapter)
-    for key, tensor in adapter.leftovers.items():
-        path = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        names = {added + path.removeprefix(removed) for removed, added in prefixes if path.startswith(removed)}
-        name = next((one for one in sorted(names) if one in checkpoint.tensors), None)
-        stored = None if name is None else checkpoint.tensors[name]
-        is_fitting = stored is not None and stored.shape == tensor.shape and is_floating(tensor)
-        if name is not None and stored is not None and is_fitting and is_addable(stored):
-            found[name] = _cast(tensor, stored.dtype, name)
-        elif not is_loss_allowed:
-            raise AdapterError(
-                "a saved tensor of the adapter has no place in the base",
-                file=adapter.provenance.path,
-                key=key,
-                found=list(tensor.shape),
-                hint="leave it out with --allow-loss",
-            )
-    return found
+    weights = {site: str(checkpoint.name_of(site)) for site in adapter}
+    try:
+        placement = placed(adapter.leftovers, weights, checkpoint.tensors, is_addable)
+        if placement.unplaced and not is_loss_allowed:
+            one = placement.unplaced[0]
+            error = refusal(one, adapter.leftovers, checkpoint.tensors, "base")
+            error.hint = checkpoint.hint_of_head(one.path) or "leave it out with --allow-loss"
+            raise error
+    except AdapterError as error:
+        error.file = error.file or (adapter.provenance.path and str(adapter.provenance.path))
+        raise
+    return {
+        name: _cast(adapter.leftovers[key], checkpoint.tensors[name].dtype, name)
+        for name, key in placement.found.items()
+    }
 
 
 def _cast(tensor: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
