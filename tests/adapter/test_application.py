@@ -299,3 +299,26 @@ def test_a_tied_head_moves_with_the_embedding_and_comes_back() -> None:
     both = Adapter({"embed_tokens": update, "lm_head": LowRank(*factors(5, 2))})
     with pytest.raises(AdapterError, match="two sites of the adapter are one weight"):
         both.apply_to(model)
+
+
+class OwnLinear(torch.nn.Module):
+    """A layer of a class that does not tell how its weight is stored."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(size, size))
+
+
+def test_an_answer_holds_for_a_layer_of_any_class_that_does_not_tell() -> None:
+    update = LowRank(np.array([[1.0], [2.0]]), np.array([[1.0, 10.0]]))
+    model = Holder(proj=OwnLinear(2))
+    for layout, expected in (("out-in", [[1, 10], [2, 20]]), ("in-out", [[1, 2], [10, 20]])):
+        with Adapter({"proj": update}).apply_to(model, layout=layout):
+            assert model.proj.weight.tolist() == expected
+
+
+def test_an_answer_that_contradicts_the_class_of_a_module_is_refused() -> None:
+    update = LowRank(*factors(3, 3))
+    for module, layout in ((torch.nn.Linear(3, 3), "in-out"), (Conv1D(3, 3), "out-in")):
+        with pytest.raises(AdapterError, match="contradicts what is known of the model"):
+            Adapter({"q": update}).apply_to(Holder(q=module), layout=layout)

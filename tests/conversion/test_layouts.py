@@ -14,9 +14,10 @@ import torch
 import transformers
 
 from lorascope import formats
-from lorascope.adapter import Adapter, LowRank
+from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.conversion import bake
 from lorascope.errors import AdapterError
+from lorascope.formats.parametrisation import Parts, built
 from lorascope.scan import verify
 
 EPS = float(np.finfo(np.float32).eps)
@@ -246,3 +247,95 @@ def test_experts_of_model_types(model_type: str, layout: Any, expected: Any, tmp
         return
     bake(tmp_path / "base", [adapter], tmp_path / "out")
     assert weights(tmp_path / "out")["experts.down_proj"][1].tolist() == expected
+
+
+def stored(folder: Path, shapes: dict[str, tuple[int, ...]], model_type: str | None = None) -> Path:
+    """A base of zeros."""
+    folder.mkdir()
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    if model_type is not None:
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+    return folder
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("out-in", STRAIGHT), ("in-out", OVER)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_an_answer_holds_for_layers_of_any_name(
+    layout: Any, expected: Any, is_transposed: bool, tmp_path: Path
+) -> None:
+    base = stored(tmp_path / "base", {"h.0.attn.proj.weight": (2, 2)})
+    bake(base, [Adapter({"h.0.attn.proj": square(is_transposed=is_transposed)})], tmp_path / "out", layout=layout)
+    assert weights(tmp_path / "out")["h.0.attn.proj.weight"].tolist() == expected
+
+
+def test_an_answer_turns_no_layer_against_its_shape(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", {"wide.weight": (3, 2), "over.weight": (2, 3), "proj.weight": (2, 2)})
+    wide = LowRank(np.ones((3, 1)), np.ones((1, 2)))
+    bake(base, [Adapter({"wide": wide, "over": wide, "proj": square()})], tmp_path / "out", layout="in-out")
+    assert weights(tmp_path / "out")["proj.weight"].tolist() == OVER
+    with pytest.raises(AdapterError, match="does not fit"):
+        bake(base, [Adapter({"over": wide})], tmp_path / "no", layout="out-in")
+
+
+@pytest.mark.parametrize(
+    ("site", "name", "model_type", "layout"),
+    [
+        ("h.0.c_proj", "h.0.c_proj.weight", "gpt2", "out-in"),
+        ("q", "q.weight", "llama", "in-out"),
+        ("experts.down_proj[0]", "experts.down_proj", "gpt_oss", "out-in"),
+        ("experts.down_proj[0]", "experts.down_proj", "qwen3_moe", "in-out"),
+    ],
+)
+def test_an_answer_that_contradicts_the_base_is_refused(
+    site: str, name: str, model_type: str, layout: Any, tmp_path: Path
+) -> None:
+    base = stored(tmp_path / "base", {name: (2, 2, 2) if "[" in site else (2, 2)}, model_type)
+    for kind in ("stated", "open") if "[" in site else ("stated",):
+        adapter = Adapter({site: LowRank(square().B, square().A, layout=kind)})  # type: ignore[arg-type]
+        with pytest.raises(AdapterError, match="contradicts what is known of the base") as caught:
+            bake(base, [adapter], tmp_path / "no", layout=layout)
+        assert caught.value.code == "layout-contradicted" and caught.value.key == site
+        right: Any = "in-out" if layout == "out-in" else "out-in"
+        bake(base, [adapter], tmp_path / kind, layout=right)
+        bake(base, [adapter], tmp_path / f"{kind}-unasked")
+        assert weights(tmp_path / kind)[name].tolist() == weights(tmp_path / f"{kind}-unasked")[name].tolist()
+
+
+def test_an_answer_that_contradicts_the_other_sites_is_refused(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", {"h.0.c_attn.weight": (2, 6), "h.0.c_proj.weight": (2, 2)})
+    adapter = Adapter({"h.0.c_attn": LowRank(np.ones((6, 1)), np.ones((1, 2))), "h.0.c_proj": square()})
+    with pytest.raises(AdapterError, match="contradicts what is known of the base"):
+        bake(base, [adapter], tmp_path / "no", layout="out-in")
+
+
+def test_an_answer_that_one_adapter_needs_leaves_what_is_known_of_others(tmp_path: Path) -> None:
+    shapes = {"q.weight": (2, 2), "c_proj.weight": (2, 2)}
+    base = stored(tmp_path / "base", shapes, "someones-own")  # tells of q and not of c_proj
+    bake(base, [Adapter({"q": square()}), Adapter({"c_proj": square()})], tmp_path / "out", layout="in-out")
+    found = weights(tmp_path / "out")
+    assert found["q.weight"].tolist() == STRAIGHT and found["c_proj.weight"].tolist() == OVER
+
+
+def test_one_answer_is_not_taken_for_layers_and_others_against_their_names(tmp_path: Path) -> None:
+    """Who answers for the experts of GPT-OSS does not mean its layers of attention."""
+    base = stored(tmp_path / "base", {"q.weight": (2, 2), "experts.down_proj": (2, 2, 2)})
+    expert = LowRank(square().B, square().A, layout="open")
+    adapter = Adapter({"q": square(), "experts.down_proj[0]": expert})
+    with pytest.raises(AdapterError, match="layers of different kinds"):
+        bake(base, [adapter], tmp_path / "no", layout="in-out")
+    bake(base, [adapter], tmp_path / "straight", layout="out-in")
+    bake(base, [Adapter({"experts.down_proj[0]": expert})], tmp_path / "out", layout="in-out")
+    assert weights(tmp_path / "straight")["experts.down_proj"][0].tolist() == STRAIGHT
+    assert weights(tmp_path / "out")["experts.down_proj"][0].tolist() == OVER
+
+
+def difference(out: int, in_: int) -> Update:
+    return built("full", Parts("s", {"diff": np.ones((out, in_))}))
+
+
+def test_a_full_difference_is_not_added_to_a_weight_that_is_said_to_be_stored_the_other_way(tmp_path: Path) -> None:
+    base = stored(tmp_path / "base", {"proj.weight": (2, 2), "wide.weight": (3, 2)})
+    with pytest.raises(AdapterError, match=r"stores this weight as \[in, out\]"):
+        bake(base, [Adapter({"proj": difference(2, 2)})], tmp_path / "no", layout="in-out")
+    bake(base, [Adapter({"wide": difference(3, 2)})], tmp_path / "out", layout="in-out")

@@ -32,7 +32,7 @@ def written(folder: Path, *sites: str, saved: tuple[str, ...] = (), **fields: An
 
 
 def found(adapter: Path, base: Checkpoint | None = None) -> list[tuple[str, str]]:
-    codes = ("targets-missing", "saved-modules-missing")
+    codes = ("targets-missing", "layers-missing", "saved-modules-missing")
     return [(one.code, one.severity) for one in verify(adapter, base=base) if one.code in codes]
 
 
@@ -109,3 +109,18 @@ def test_the_base_tells_lost_modules_from_those_it_never_had(tmp_path: Path) -> 
     assert found(never, base) == [("targets-missing", "note"), ("saved-modules-missing", "note")]
     chosen = written(tmp_path / "c", *SITES, target_modules=["q_proj", "k_proj"], layers_to_transform=[0])
     assert found(chosen, base) == [("targets-missing", "warning")]
+
+
+def test_layers_that_the_configuration_names_and_the_file_has_not(tmp_path: Path) -> None:
+    sites = ("model.layers.0.q_proj", "model.layers.1.q_proj")
+    adapter = written(tmp_path, *sites, layers_to_transform=[0, 1, 2, 3], target_modules=["q_proj"])
+    assert found(adapter) == [("layers-missing", "warning")]
+    for count, severity in ((4, "error"), (3, "error"), (2, "note")):
+        tensors = {f"model.layers.{layer}.q_proj.weight": np.zeros((6, 5), np.float32) for layer in range(count)}
+        safetensors.numpy.save_file(tensors, tmp_path / f"{count}.safetensors")
+        base = Checkpoint.open(tmp_path / f"{count}.safetensors")
+        assert found(adapter, base) == [("layers-missing", severity)]
+    for listed in ([0, 1], 1, None, [True], ["2"]):
+        (tmp_path / str(listed)).mkdir()
+        sound = written(tmp_path / str(listed), *sites, layers_to_transform=listed, target_modules=["q_proj"])
+        assert found(sound) == []

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
-from lorascope.conversion import convert
+from lorascope.conversion import bake, convert
 from lorascope.errors import AdapterError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.scan import verify
@@ -319,3 +319,50 @@ def test_a_head_beside_loralib_factors_is_a_saved_layer(tmp_path: Path) -> None:
     tensors = {"l.q.lora_A": update.A, "l.q.lora_B": update.B, "classifier.weight": np.ones((2, 3), np.float32)}
     safetensors.numpy.save_file(tensors, tmp_path / "lora.safetensors")
     assert codes(verify(tmp_path / "lora.safetensors")) == [("scale-unknown", "warning"), ("saved-layers", "note")]
+
+
+def with_head(folder: Path, **saved: np.ndarray) -> Path:
+    """An adapter of one site with tensors saved whole."""
+    adapter = written(folder, model__q=sound())
+    retensored(adapter, **{f"base_model.model.{name.replace('__', '.')}": tensor for name, tensor in saved.items()})
+    edited(adapter, modules_to_save=["lm_head"])
+    return adapter
+
+
+def based_with_head(folder: Path, tied: bool | None = None, **tensors: np.ndarray) -> Path:
+    base = based(folder, model__q__weight=np.zeros((6, 5), np.float32), **tensors).path
+    if tied is not None:
+        (base / "config.json").write_text(json.dumps({"model_type": "llama", "tie_word_embeddings": tied}))
+    return base
+
+
+def test_a_saved_tensor_that_does_not_fit_the_base_is_an_error_as_for_bake(tmp_path: Path) -> None:
+    small, large = np.ones((4, 5), np.float32), np.ones((7, 5), np.float32)
+    adapter = with_head(tmp_path / "a", lm_head__weight=small)
+    cases: dict[str, tuple[dict[str, Any], str | None]] = {
+        "fits": ({"lm_head__weight": small}, None),
+        "shape": ({"lm_head__weight": large}, "base-shape"),
+        "none": ({}, "base-missing"),
+        "not stored": ({"tied": True, "model__embed_tokens__weight": small}, "base-missing"),
+        "tied": ({"tied": True, "model__embed_tokens__weight": small, "lm_head__weight": small}, "base-tied"),
+        "untied": ({"tied": False, "model__embed_tokens__weight": small, "lm_head__weight": small}, None),
+        "packed": ({"lm_head__weight": small.astype(np.int8)}, "base-quantised"),
+    }
+    for name, (tensors, code) in cases.items():
+        base = based_with_head(tmp_path / name, **tensors)
+        found = [one for one in verify(adapter, base=base) if one.code.startswith("base-")]
+        assert [one.code for one in found] == ([] if code is None else [code]), name
+        if name == "not stored":
+            assert found[0].hint is not None and "tied to the embedding" in found[0].hint
+        if code is None:
+            bake(base, [adapter], tmp_path / f"{name}-out")
+        else:
+            with pytest.raises(AdapterError):
+                bake(base, [adapter], tmp_path / f"{name}-out")
+
+
+def test_two_saved_tensors_for_one_place_that_differ_are_an_error(tmp_path: Path) -> None:
+    one, two = np.ones((4, 5), np.float32), np.zeros((4, 5), np.float32)
+    base = based_with_head(tmp_path / "base", lm_head__weight=one)
+    adapter = with_head(tmp_path / "a", lm_head__weight=one, lm_head__modules_to_save__weight=two)
+    assert ("base-ambiguous", "error") in codes(verify(adapter, base=base))

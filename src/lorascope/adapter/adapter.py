@@ -142,8 +142,13 @@ class Adapter(Mapping[str, Update]):
         """The same adapter with other updates; the original tensors no longer ride along."""
         return replace(self, sites=sites, original=None)
 
-    def apply_to(self, model: Any, *, component: str = "", layout: Layout | None = None) -> Application:
+    def apply_to(
+        self, model: Any, *, component: str = "", layout: Layout | None = None, is_loss_allowed: bool = False
+    ) -> Application:
         """Add ΔW to the weights of a PyTorch model, in place; the result takes it out again, exactly.
+
+        Tensors that the adapter saved whole (``modules_to_save``, biases of ``bias="all"``) take the place of the
+        model's, as when ``bake`` folds them in, and come out with it.
 
         A weight that several modules share changes in all of them, as when PEFT merges: the head of a model whose
         embedding is tied to it moves with the embedding.
@@ -153,9 +158,12 @@ class Adapter(Mapping[str, Update]):
             component: a prefix that the site names have and the model's module paths have not, such as
             ``unet``. Wrappers of frameworks (``model.``, ``base_model.``, ``module.``) need not be given.
             layout: how the model stores square weights of which its modules do not tell it, "out-in" or "in-out".
+                An answer that no site needs and that contradicts what is known is refused.
+            is_loss_allowed: leave out saved tensors that have no place in the model, instead of refusing.
 
         Raises:
-            AdapterError: where a site is not in the model or does not fit; the model is then unchanged.
+            AdapterError: where a site or a saved tensor is not in the model or does not fit, or would move a head with
+                its embedding; the model is then unchanged.
 
         >>> import pytest; torch = pytest.importorskip("torch")
         >>> import numpy as np
@@ -171,4 +179,4 @@ class Adapter(Mapping[str, Update]):
         """
         from lorascope.adapter.application import Application
 
-        return Application(self, model, component=component, layout=layout)
+        return Application(self, model, component=component, layout=layout, is_loss_allowed=is_loss_allowed)

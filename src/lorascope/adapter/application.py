@@ -1,4 +1,7 @@
-"""An adapter put into a PyTorch model: W + ΔW while it is on, the very same W when it is off."""
+"""An adapter put into a PyTorch model: W + ΔW while it is on, the very same W when it is off.
+
+Tensors that the adapter saved whole (a head, biases) take the place of the model's; ΔW is added to what is then there.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter.layout import UNFLAGGED_CLASSES, Layout, Spot, settled
+from lorascope.adapter.layout import UNFLAGGED_CLASSES, Layout, Spot, check_answer, settled
 from lorascope.adapter.paths import Paths, alike
+from lorascope.adapter.saved import placed, refusal
 from lorascope.adapter.site import Part, path_and_part
+from lorascope.adapter.widening import widened
 from lorascope.errors import AdapterError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -23,13 +28,22 @@ if TYPE_CHECKING:
 class Application:
     """ΔW of every site added to a model's weights, until ``remove`` (or the end of a ``with`` block).
 
-    The base weights are kept, not recomputed by subtraction, so taking the adapter out is exact in any dtype.
-    The sum is formed in float32 (float64 for float64 weights) and rounded once to the dtype of the weight.
-    Applications on one model nest: the last put in comes out first. Which way round a weight is stored is told by
-    the module: its class, and the flag ``is_transposed`` of experts.
+    Saved tensors take the place of the model's own by the rules by which ``bake`` places them. The base weights are
+    kept, not recomputed by subtraction, so taking the adapter out is exact in any dtype. The sum is formed in float32
+    (float64 for float64 weights) and rounded once to the dtype of the weight. Applications on one model nest: the last
+    put in comes out first. Which way round a weight is stored is told by the module: its class, and the flag
+    ``is_transposed`` of experts.
     """
 
-    def __init__(self, adapter: Adapter, model: Any, *, component: str = "", layout: Layout | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        model: Any,
+        *,
+        component: str = "",
+        layout: Layout | None = None,
+        is_loss_allowed: bool = False,
+    ) -> None:
         try:
             import torch
         except ImportError as error:
@@ -41,10 +55,14 @@ class Application:
         _check_places(places)
         spots = {site: place.spot(site) for site, place in places.items()}
         file = adapter.provenance.path
+        check_answer(layout, [(adapter, spots)], of="model")
         updates = settled(adapter, spots, of="model", given=layout, file=file)
         planned = [(places[site], update, site) for site, update in updates.items()]
+        replaced = _replacements(adapter, model, places, is_loss_allowed=is_loss_allowed)
         self._kept: list[tuple[str, Any, Any, Any]] = []
         try:
+            for name, (tensor, key) in replaced.items():
+                self._replace(tensor, adapter.leftovers[key], name)
             for place, update, site in planned:
                 wide = torch.float64 if place.weight.dtype == torch.float64 else torch.float32
                 numbers = np.float64 if wide == torch.float64 else np.float32
@@ -74,6 +92,19 @@ class Application:
             raise AdapterError("the sum is beyond the range of the weight's dtype", key=site, found=str(base.dtype))
         self._kept.append((site, weight, base, moved))
         weight.data = moved
+
+    def _replace(self, tensor: Any, saved: NDArray[Any], name: str) -> None:
+        import torch
+
+        base = tensor.data
+        numbers = np.float64 if base.dtype == torch.float64 else np.float32
+        moved = torch.as_tensor(widened(saved, name, numbers), device=base.device).to(base.dtype).contiguous()
+        if not bool(torch.isfinite(moved.float()).all()):
+            raise AdapterError(
+                "a saved tensor is beyond the range of the model's dtype", key=name, found=str(base.dtype)
+            )
+        self._kept.append((name, tensor, base, moved))
+        tensor.data = moved
 
     def remove(self) -> None:
         """Take the adapter out: every weight is the tensor it was. Doing it twice does nothing.
@@ -105,11 +136,12 @@ class Application:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a site is: the module, its weight (or fused parameter), and the part of it."""
+    """Where a site is: the module, its weight (or fused parameter), the part of it, and the weight's bare name."""
 
     module: Any
     weight: Any
     part: Part | None
+    name: str
 
     def view(self, site: str) -> Any:
         return self.weight if self.part is None else self.part.of(self.weight, site)
@@ -131,13 +163,16 @@ def _is_a(module: Any, name: str, package: str) -> bool:
     return any(one.__name__ == name and one.__module__.startswith(package) for one in type(module).__mro__)
 
 
+def _is_addable(tensor: Any) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() > 1 and not tensor.is_meta
+
+
 def _check_places(places: Mapping[str, _Place]) -> None:
     """Each weight is changed once, is a plain parameter, and holds numbers that something can be added to."""
     taken: dict[int, list[tuple[str, Part | None]]] = {}
     for site, place in places.items():
         weight = place.weight
-        is_plain = weight.is_floating_point() and weight.element_size() > 1 and not weight.is_meta
-        if not is_plain or hasattr(place.module, "parametrizations") or hasattr(place.module, "weight_g"):
+        if not _is_addable(weight) or hasattr(place.module, "parametrizations") or hasattr(place.module, "weight_g"):
             raise AdapterError(
                 "nothing can be added to this weight: it is quantised, parametrised or not there",
                 key=site,
@@ -164,6 +199,68 @@ def _delta_at(place: _Place, update: Update, site: str, dtype: DTypeLike) -> NDA
         raise
 
 
+def _bare(path: str) -> str:
+    """A path in the model without the levels that PEFT has put around its layers."""
+    return ".".join(part for part in path.split(".") if part != "base_layer")
+
+
+def _replacements(
+    adapter: Adapter, model: Any, places: Mapping[str, _Place], *, is_loss_allowed: bool
+) -> dict[str, tuple[Any, str]]:
+    """Name → the tensor of the model that a saved one takes the place of, and the key of that."""
+    if not adapter.leftovers:
+        return {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    tensors: dict[str, Any] = {_bare(name): tensor for name, tensor in named}
+    weights = {site: place.name for site, place in places.items()}
+    try:
+        placement = placed(adapter.leftovers, weights, tensors, _is_addable)
+        if placement.unplaced and not is_loss_allowed:
+            error = refusal(placement.unplaced[0], adapter.leftovers, tensors, "model")
+            error.hint = "leave it out with is_loss_allowed=True"
+            raise error
+        _check_shared(adapter, placement.found, tensors, weights, _embeddings_of(model))
+    except AdapterError as error:
+        error.file = error.file or (adapter.provenance.path and str(adapter.provenance.path))
+        raise
+    return {name: (tensors[name], key) for name, key in placement.found.items()}
+
+
+def _embeddings_of(model: Any) -> set[str]:
+    """The names of the weights of the model's embeddings."""
+    import torch
+
+    modules = model.named_modules(remove_duplicate=False)
+    return {f"{_bare(path)}.weight" for path, one in modules if isinstance(one, torch.nn.Embedding)}
+
+
+def _check_shared(
+    adapter: Adapter,
+    found: Mapping[str, str],
+    tensors: Mapping[str, Any],
+    weights: Mapping[str, str],
+    embeddings: set[str],
+) -> None:
+    """A saved tensor whose place several modules share moves them all: right for an embedding, and for no head."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    changed = set(weights.values())
+    for name, key in found.items():
+        for other in names[id(tensors[name])]:
+            if other == name:
+                continue
+            is_alike = other in found and np.array_equal(adapter.leftovers[key], adapter.leftovers[found[other]])
+            is_followed = other not in found and name in embeddings
+            if other in changed or not (is_alike or is_followed):
+                raise AdapterError(
+                    "the adapter saved a tensor that the model shares between modules, and would change both",
+                    key=name,
+                    found=f"one parameter with {other}",
+                    hint="untie the two first: give the head a parameter of its own",
+                )
+
+
 def _unwrapped(module: Any) -> Any:
     """The layer itself, where PEFT has put layers of its own around it."""
     while hasattr(inner := getattr(module, "base_layer", None), "named_modules"):
@@ -178,11 +275,12 @@ def _place_of(modules: Mapping[str, Any], paths: Paths, site: str, prefix: str) 
         raise AdapterError("several layers of the model fit this site", key=site, found=", ".join(found[:3]))
     module = _unwrapped(modules[found[0]]) if found else None
     if module is not None and hasattr(module, "weight"):
-        return _Place(module, module.weight, part)
+        return _Place(module, module.weight, part, f"{_bare(found[0])}.weight")
     above, _, name = path.rpartition(".")  # a fused parameter is named itself, not by a module
-    owners = [_unwrapped(modules[one]) for one in paths.find(above)] if module is None and part is not None else []
+    holders = paths.find(above) if module is None and part is not None else []
+    owners = [_unwrapped(modules[one]) for one in holders]
     if len(owners) == 1 and hasattr(getattr(owners[0], name, None), "dtype"):
-        return _Place(owners[0], getattr(owners[0], name), part)
+        return _Place(owners[0], getattr(owners[0], name), part, f"{_bare(holders[0])}.{name}")
     like = alike(path, modules)
     raise AdapterError(
         "the model has no such layer",

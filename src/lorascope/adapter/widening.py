@@ -50,6 +50,11 @@ def name_of(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
+def is_floating(tensor: NDArray[Any]) -> bool:
+    """Whether the dtype is a real floating one, those of ml-dtypes included."""
+    return name_of(tensor.dtype).startswith(("float", "bfloat"))
+
+
 def scaled_bias(bias: NDArray[Any] | None, scale: float, key: str, dtype: DTypeLike) -> NDArray[Any] | None:
     """scale · bias in ``dtype``, None for None.
 

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from lorascope import formats
 from lorascope.adapter import Adapter, Update
-from lorascope.adapter.layout import Layout, Spot, settled
+from lorascope.adapter.layout import Layout, Spot, check_answer, settled
 from lorascope.adapter.rows import row_blocks
+from lorascope.adapter.saved import placed, refusal
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
 from lorascope.conversion.carried import carry_over
@@ -28,7 +29,6 @@ from lorascope.conversion.tied_heads import tied_heads
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.checkpoint import Checkpoint, is_addable
 from lorascope.formats.output_file import replaced_file, written_folder
-from lorascope.formats.pairs import is_floating
 from lorascope.formats.stream_file import Slot, write_streamed
 
 
@@ -74,7 +74,8 @@ def bake(
         is_loss_allowed: leave out tensors of the adapters that have no place in the base, and take updates that are in
             doubt as they were read, instead of refusing.
         layout: how the base stores square weights of which neither it nor the adapters tell it: "out-in" as
-            ``torch.nn.Linear``, "in-out" as GPT-2's Conv1D and the experts of GPT-OSS.
+            ``torch.nn.Linear``, "in-out" as GPT-2's Conv1D and the experts of GPT-OSS. An answer that no site needs
+            and that contradicts what is known is refused.
         on_tensor: told after each tensor how many are written, and of how many.
 
     Raises:
@@ -157,16 +158,12 @@ def _changes(
     """Tensor name → what is added to it, and tensor name → what takes its place; everything is checked first."""
     changes: dict[str, list[_Change]] = {}
     replaced: dict[str, NDArray[Any]] = {}
-    for adapter, factor in zip(adapters, factors, strict=True):
-        _check_doubts(adapter, is_loss_allowed=is_loss_allowed)
-        checkpoint.check_places(adapter)
-        for site in adapter:
-            _check_addable(checkpoint, adapter, site)
-        spots = {site: checkpoint.spot(site) for site in adapter}
+    places = [_spots(checkpoint, adapter, is_loss_allowed=is_loss_allowed) for adapter in adapters]
+    check_answer(layout, zip(adapters, places, strict=True))
+    for adapter, spots, factor in zip(adapters, places, factors, strict=True):
         updates = settled(adapter, spots, given=layout, file=adapter.provenance.path)
         for site, update in updates.items():
             name = checkpoint.name_of(site)
-            _check_layout(site, update, spots[site])
             if update.needs == "base weight" and factor != 1.0:
                 raise AdapterError(
                     "an update that is relative to the base weight has no multiples", key=site, found=f"weight {factor}"
@@ -197,6 +194,15 @@ def _changes(
     return changes, replaced
 
 
+def _spots(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, Spot]:
+    """What is known of the base at each site of an adapter that can be added to it."""
+    _check_doubts(adapter, is_loss_allowed=is_loss_allowed)
+    checkpoint.check_places(adapter)
+    for site in adapter:
+        _check_addable(checkpoint, adapter, site)
+    return {site: checkpoint.spot(site) for site in adapter}
+
+
 def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
     doubts = [note for note in adapter.notes if note.is_doubt]
     if doubts and not is_loss_allowed:
@@ -207,12 +213,6 @@ def _check_doubts(adapter: Adapter, *, is_loss_allowed: bool) -> None:
             found="; ".join(note.text for note in doubts[:3]),
             hint="settle it (a scale can be given with --scale), or accept it with --allow-loss",
         )
-
-
-def _check_layout(site: str, update: Update, spot: Spot) -> None:
-    """A full difference is in the layout of a linear layer, and is not turned."""
-    if spot.is_in_out and spot.kind != "expert" and update.kind == "full" and not update.is_transposed:
-        raise AdapterError("the base stores this weight as [in, out]", key=site, found=update.kind)
 
 
 def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
@@ -227,39 +227,22 @@ def _check_addable(checkpoint: Checkpoint, adapter: Adapter, site: str) -> None:
         )
 
 
-def _prefixes(checkpoint: Checkpoint, adapter: Adapter) -> set[tuple[str, str]]:
-    """What the base's names have in front instead of what the adapter's have: saved tensors follow the sites."""
-    found: set[tuple[str, str]] = set()
-    for site in adapter:
-        path, _ = path_and_part(site)
-        name = (checkpoint.name_of(site) or "").removesuffix(".weight")
-        if name.endswith(path):
-            found.add(("", name[: len(name) - len(path)]))
-        elif path.endswith(name):
-            found.add((path[: len(path) - len(name)], ""))
-    return found
-
-
 def _replacements(checkpoint: Checkpoint, adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    prefixes = _prefixes(checkpoint, adapter)
-    for key, tensor in adapter.leftovers.items():
-        path = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        names = {added + path.removeprefix(removed) for removed, added in prefixes if path.startswith(removed)}
-        name = next((one for one in sorted(names) if one in checkpoint.tensors), None)
-        stored = None if name is None else checkpoint.tensors[name]
-        is_fitting = stored is not None and stored.shape == tensor.shape and is_floating(tensor)
-        if name is not None and stored is not None and is_fitting and is_addable(stored):
-            found[name] = _cast(tensor, stored.dtype, name)
-        elif not is_loss_allowed:
-            raise AdapterError(
-                "a saved tensor of the adapter has no place in the base",
-                file=adapter.provenance.path,
-                key=key,
-                found=list(tensor.shape),
-                hint="leave it out with --allow-loss",
-            )
-    return found
+    weights = {site: str(checkpoint.name_of(site)) for site in adapter}
+    try:
+        placement = placed(adapter.leftovers, weights, checkpoint.tensors, is_addable)
+        if placement.unplaced and not is_loss_allowed:
+            one = placement.unplaced[0]
+            error = refusal(one, adapter.leftovers, checkpoint.tensors, "base")
+            error.hint = checkpoint.hint_of_head(one.path) or "leave it out with --allow-loss"
+            raise error
+    except AdapterError as error:
+        error.file = error.file or (adapter.provenance.path and str(adapter.provenance.path))
+        raise
+    return {
+        name: _cast(adapter.leftovers[key], checkpoint.tensors[name].dtype, name)
+        for name, key in placement.found.items()
+    }
 
 
 def _cast(tensor: NDArray[Any], dtype: np.dtype[Any], name: str) -> NDArray[Any]:

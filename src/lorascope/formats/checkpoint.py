@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from lorascope.adapter.layout import CONV1D_LAYERS, Spot
 from lorascope.adapter.paths import Paths, alike
 from lorascope.adapter.site import Part, path_and_part
+from lorascope.adapter.widening import is_floating
 from lorascope.errors import AdapterError
 from lorascope.formats.base_facts import (
     HEADS,
@@ -36,7 +37,6 @@ from lorascope.formats.base_facts import (
 from lorascope.formats.config_file import mapping, read_config
 from lorascope.formats.contents import TensorFile, Tensors
 from lorascope.formats.interpretation import placed
-from lorascope.formats.pairs import is_floating
 from lorascope.formats.safetensors_file import read_safetensors
 
 MAX_INDEX = 64 << 20
@@ -256,6 +256,13 @@ class Checkpoint:
         ties = [one.is_head_tied for one in self._facts.values() if one.is_head_tied is not None]
         return any(ties) if ties else None
 
+    def hint_of_head(self, name: str) -> str | None:
+        """What to do where a tensor of this name is missing, being of a head that may be tied; None for any other."""
+        path = name.rpartition(".")[0]
+        if path.rpartition(".")[2] not in HEADS or self.is_head_tied is False or name in self.tensors:
+            return None
+        return "its head may be tied to the embedding: untie the base first, and save it with a head of its own"
+
     @cached_property
     def _facts(self) -> dict[str, BaseFacts]:
         return {prefix: base_facts(config) for prefix, config in self.configs.items()}
@@ -267,8 +274,8 @@ class Checkpoint:
         hint = "is this the base that the adapter was made for?"
         if like:
             hint = f"the base has {', '.join(like)}; only wrappers in front (model., module. …) may differ"
-        elif path.rpartition(".")[2] in HEADS and self.is_head_tied is not False:
-            hint = "its head may be tied to the embedding: untie the base first, and save it with a head of its own"
+        elif (of_head := self.hint_of_head(f"{path}.weight")) is not None:
+            hint = of_head
         return AdapterError(
             "the base model has no such layer",
             file=self.path,

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Layer, LowRank, Update
 from lorascope.adapter.structured import Structured
+from lorascope.adapter.widening import is_floating
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Tensors
-from lorascope.formats.pairs import Scale, is_floating
+from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 from lorascope.formats.parametrisations.dora import DoRA, decorated
 from lorascope.formats.scalars import stated_alpha

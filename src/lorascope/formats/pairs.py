@@ -8,13 +8,13 @@ embedding    A [rank, count]            B [dim, rank]           base stored as [
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Layer, LowRank, Update
+from lorascope.adapter.widening import is_floating
 from lorascope.errors import AdapterError
 from lorascope.formats.contents import Tensors
 
@@ -161,16 +161,6 @@ def _check_factor(site: str, key: str, tensor: NDArray[Any]) -> None:
         )
     if tensor.ndim > 5:
         raise AdapterError(f"{key} has too many axes", key=site, found=f"shape {list(tensor.shape)}")
-
-
-def is_floating(tensor: NDArray[Any]) -> bool:
-    """Whether the dtype is a real floating one, those of ml-dtypes included."""
-    return _is_floating(tensor.dtype)
-
-
-@cache
-def _is_floating(dtype: np.dtype[Any]) -> bool:
-    return dtype.name.startswith(("float", "bfloat"))
 
 
 def bias_beside(update: Update, site: str) -> NDArray[Any] | None:

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from lorascope.adapter import Layer, Update
+from lorascope.adapter.widening import is_floating
 from lorascope.errors import AdapterError
 from lorascope.family import Family
-from lorascope.formats.pairs import Scale, is_floating
+from lorascope.formats.pairs import Scale
 
 Exactness = Literal["low rank", "low rank, expanded", "dense", "relative to the base weight"]
 """What ΔW is: scale · B · A as stored; the same, worked out from what is stored; of full rank; unknown without W."""

@@ -16,6 +16,7 @@ from lorascope.adapter.site import path_and_part
 from lorascope.errors import AdapterError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.scan.finding import Finding, explained
+from lorascope.scan.saved_against_base import saved_biases_of_none, saved_findings
 
 _OTHER_BASE = "is this the base that the adapter was made for?"
 
@@ -61,7 +62,9 @@ def base_findings(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
     for site in doubtful({site: adapter[site] for site in spots}, spots):
         text = "the weight fits either way round, and neither the adapter nor the base tells which way it is stored"
         yield Finding("base-layout", "warning", text, site, "put config.json beside the base's weights")
-    biased += _saved_biases_of_none(adapter, base)
+    weights = {site: name for site in known if (name := base.name_of(site)) is not None}
+    yield from saved_findings(adapter, base, weights)
+    biased += saved_biases_of_none(adapter, base)
     if missing:
         text = f"the base has no {_listed(missing)}: {len(missing)} of {len(adapter)} sites"
         yield Finding("base-missing", "error", text, _alone(missing), "is this the right base?")
@@ -82,15 +85,6 @@ def base_findings(adapter: Adapter, base: Checkpoint) -> Iterator[Finding]:
 
 def _changes_bias(update: Update) -> bool:
     return update.bias is not None or "bias" in update.stored
-
-
-def _saved_biases_of_none(adapter: Adapter, base: Checkpoint) -> Iterator[str]:
-    """The layers whose bias the adapter saved whole, while the base has the layer without one."""
-    for key in adapter.leftovers:
-        path, _, ending = key.removeprefix("base_model.model.").rpartition(".")
-        path = path.removesuffix(".base_layer")
-        if ending == "bias" and path and base.has(path) and base.bias_of(path) is None:
-            yield path
 
 
 def _is_packed(dtype: np.dtype[np.generic]) -> bool:

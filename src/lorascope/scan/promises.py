@@ -1,4 +1,4 @@
-"""What the configuration promises and the file does not hold: adapted modules and modules saved whole.
+"""What the configuration promises and the file does not hold: adapted modules, their layers, modules saved whole.
 
 Only what is certain is said. A name in ``target_modules`` is matched as PEFT matches it, as the whole module path or
 its last parts; a pattern must match one site. Lists are shared between models, so that a name may be one that the model
@@ -10,6 +10,7 @@ others that are there (PEFT itself adds ``classifier`` and ``score`` to the list
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, cast
 
 from lorascope.adapter import Adapter
@@ -21,9 +22,13 @@ from lorascope.scan.finding import Finding, Severity
 
 TARGETS_MISSING = "targets-missing"
 SAVED_MISSING = "saved-modules-missing"
+LAYERS_MISSING = "layers-missing"
 
 MAX_PARTS = 32
 """A name of more parts is not judged: no module lies that deep, and the configuration is not trusted."""
+
+MAX_LAYERS = 1024
+"""Layer numbers that are looked for, and paths in a layer that the base is asked for each."""
 
 MAX_SAVED = 64
 """Names of saved modules that are looked for; each is compared with every saved tensor."""
@@ -70,6 +75,12 @@ def broken_promises(adapter: Adapter, base: Checkpoint | None = None) -> Iterato
     elif _is_pattern_of_other_sites(adapter, config.get("target_modules")):
         text = "target_modules is a pattern that no site of the file matches, so one of the two is of another adapter"
         yield Finding(TARGETS_MISSING, "warning", text)
+    numbers = _numbers(config.get("layers_to_transform"))
+    places = {(path[:at], path[at + 1 :]) for site in adapter for path, at in [_layer_in(path_and_part(site)[0])] if at}
+    present = {part for site in adapter for part in path_and_part(site)[0].split(".")}
+    if numbers and places and (missing := [number for number in numbers if number not in present]):
+        known = None if base is None else [one for one in missing if _has_layer(base, one, places)]
+        yield _finding(LAYERS_MISSING, "layers_to_transform", "layer", missing, known, "warning")
     listed = _names(config.get("modules_to_save"))[:MAX_SAVED]
     saved = [f"{key.removeprefix('base_model.model.')}." for key in adapter.leftovers]
     if missing := [name for name in listed if not any(f"{name}." in key for key in saved)]:
@@ -108,6 +119,24 @@ def _targets_without_sites(tails: set[str], config: Mapping[str, Any]) -> list[s
         and name not in within
         and taken_away.isdisjoint(_tails(name))
     ]
+
+
+def _numbers(value: object) -> list[str]:
+    """The layer numbers of a field that holds one or a list of them."""
+    listed = cast("list[Any]", value) if isinstance(value, list) else [value]
+    numbers = (one for one in listed[:MAX_LAYERS] if isinstance(one, int) and not isinstance(one, bool))
+    return list(dict.fromkeys(str(one) for one in numbers if 0 <= one < 1 << 31))
+
+
+def _layer_in(path: str) -> tuple[tuple[str, ...], int]:
+    """The parts of a path, and where the number of its layer is: the last number, as PEFT takes it; 0 where none is."""
+    parts = tuple(path.split(".", MAX_PARTS))
+    return parts, next((at for at in range(len(parts) - 2, 0, -1) if parts[at].isdecimal()), 0)
+
+
+def _has_layer(base: Checkpoint, number: str, places: set[tuple[tuple[str, ...], tuple[str, ...]]]) -> bool:
+    """Whether the base has one of the adapted modules in the layer of that number."""
+    return any(base.has(".".join((*above, number, *below))) for above, below in islice(sorted(places), MAX_LAYERS))
 
 
 def _tails(path: str) -> Iterator[str]:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from lorascope import formats
 from lorascope.adapter import Adapter, Note, Update
 from lorascope.adapter.spectra import Spectrum, spectra_of
+from lorascope.adapter.widening import is_floating
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.gguf_file import dense
-from lorascope.formats.pairs import is_floating
 from lorascope.formats.remote_checkpoint import open_headers
 from lorascope.scan.against_base import base_findings
 from lorascope.scan.finding import Finding, Severity, explained
