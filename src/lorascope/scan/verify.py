@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.gguf_file import dense
 from lorascope.formats.pairs import is_floating
 from lorascope.formats.remote_checkpoint import open_headers
+from lorascope.formats.source import exists
 from lorascope.scan.against_base import base_findings
 from lorascope.scan.finding import Finding, Severity, explained
 from lorascope.scan.promises import broken_promises
+from lorascope.scan.unread import beside_findings
 from lorascope.scan.values import norms_of, value_notes
 
 SEVERITIES: Mapping[str, Severity] = {
@@ -60,6 +63,8 @@ def verify(
 ) -> list[Finding]:
     """The findings about one adapter file, the worst first; empty where all is well.
 
+    Of a folder also: weights beside the file that is read, and which of them are pickles that can run code.
+
     Args:
         location: a path, a hub id, or an adapter.
         base: the base model's weights (a folder, a file, a hub id, of which headers alone are fetched, or an open
@@ -76,13 +81,24 @@ def verify(
     try:
         adapter = location if isinstance(location, Adapter) else formats.read(location, format=format)
     except LorascopeError as error:
-        return [Finding(error.code or "unreadable", "error", explained(error), error.key, error.hint)]
-    checkpoint = base if base is None or isinstance(base, Checkpoint) else open_headers(base)
-    findings = [*_of_notes(adapter.notes), *_of_values(adapter), *broken_promises(adapter, checkpoint)]
-    if checkpoint is not None:
-        findings += base_findings(adapter, checkpoint)
+        findings = [Finding(error.code or "unreadable", "error", explained(error), error.key, error.hint)]
+    else:
+        findings = _of_adapter(adapter, base)
+    if not isinstance(location, Adapter) and exists(location) and Path(location).is_dir():
+        findings += beside_findings(Path(location))
+    return worst_first(findings)
+
+
+def worst_first(findings: list[Finding]) -> list[Finding]:
+    """The findings, errors before warnings before notes, else in their order."""
     order = ("error", "warning", "note")
     return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def _of_adapter(adapter: Adapter, base: Checkpoint | str | os.PathLike[str] | None) -> list[Finding]:
+    checkpoint = base if base is None or isinstance(base, Checkpoint) else open_headers(base)
+    findings = [*_of_notes(adapter.notes), *_of_values(adapter), *broken_promises(adapter, checkpoint)]
+    return findings if checkpoint is None else [*findings, *base_findings(adapter, checkpoint)]
 
 
 def _of_notes(notes: tuple[Note, ...] | list[Note]) -> Iterator[Finding]:
