@@ -247,6 +247,15 @@ def _weights_in(folder: Path) -> Path:
             found=f"{len(inside)}, such as {inside[0]}",
             hint="give one of them",
         )
+    if CONFIG_NAME in names:
+        raise AdapterError(
+            f"an {CONFIG_NAME} without weights",
+            file=folder,
+            expected=", ".join(WEIGHTS_NAMES[:3]) + " …",
+            found=", ".join(sorted(names)[:5]),
+            hint="get the weights that it is of",
+            code="weights-missing",
+        )
     raise AdapterError(
         "the folder holds no adapter",
         file=folder,
