@@ -57,7 +57,8 @@ def read_pickle(path: Path) -> TensorFile:
             f"reading pickled files needs torch, which is not installed; the file has {size} bytes and "
             f"refers to {', '.join(names) or 'no globals'}",
             file=path,
-            hint='pip install "lorascope[learn]"',
+            hint='pip install torch (the extra "lorascope[learn]" brings it)',
+            code="needs-torch",
         ) from error
     try:
         value = torch.load(path, weights_only=True, map_location="cpu")
