@@ -80,5 +80,6 @@ def verify(
         report.survey_as_text(surveys, verdicts, console())
     elif len(found) > 1:
         print_json(report.summary_object(surveys, verdicts))
-    if code := max((report.EXIT_CODES[verdict] for verdict in (*verdicts, *beside)), default=0):
+    every: list[report.Verdict] = [*verdicts, *beside]
+    if code := max(report.EXIT_CODES[verdict] for verdict in every):
         raise typer.Exit(code)
