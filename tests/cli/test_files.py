@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +261,15 @@ def test_convert_to_gguf_asks_for_the_base(tmp_path: Path) -> None:
         done = run("convert", tmp_path / "a", tmp_path / "b.gguf", "--to", "gguf", "--base", base, "--json")
         assert objects(done.stdout)[0]["folded"] == ["model.layers.0.self_attn.v_proj"], done.stderr
         assert (tmp_path / "b.gguf").read_bytes() == target.read_bytes()
+
+
+def test_a_mistyped_path_is_first_of_all_no_path(tmp_path: Path) -> None:
+    unreachable = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    for offline in ("0", "1"):
+        environment = unreachable | {"HF_HUB_OFFLINE": offline}
+        for verb in ("inspect", "verify"):
+            command = [sys.executable, "-m", "lorascope", verb, "nothere/foo"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+            said = done.stdout + done.stderr
+            assert done.returncode == 2 and "is the path mistyped?" in said, said
+            assert said.index("no such local path") < said.index("the hub cannot be reached")

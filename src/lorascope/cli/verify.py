@@ -71,7 +71,7 @@ def verify(
         findings = worst_first([*examination.findings, *around.findings])
         more = report.not_looked_at(surveys)
         verdicts.append(tell(location, replace(examination, findings=findings), **more))
-    beside = [
+    beside: list[report.Verdict] = [
         tell(root, Examination(around.findings))
         for root, around in surveys.items()
         if around.findings and len(found) > 1
@@ -80,6 +80,5 @@ def verify(
         report.survey_as_text(surveys, verdicts, console())
     elif len(found) > 1:
         print_json(report.summary_object(surveys, verdicts))
-    every: list[report.Verdict] = [*verdicts, *beside]
-    if code := max(report.EXIT_CODES[verdict] for verdict in every):
+    if code := max(report.EXIT_CODES[verdict] for verdict in verdicts + beside):
         raise typer.Exit(code)
