@@ -273,3 +273,16 @@ def test_a_mistyped_path_is_first_of_all_no_path(tmp_path: Path) -> None:
             said = done.stdout + done.stderr
             assert done.returncode == 2 and "is the path mistyped?" in said, said
             assert said.index("no such local path") < said.index("the hub cannot be reached")
+
+
+def test_convert_calls_dropped_only_what_is_gone(adapter: Path, tmp_path: Path) -> None:
+    config = adapter / "adapter_config.json"
+    fields = json.loads(config.read_text()) | {"base_model_name_or_path": "owner/base", "lora_dropout": 0.1}
+    config.write_text(json.dumps(fields))
+    text = run("convert", adapter, tmp_path / "a.safetensors", "--to", "kohya").stdout
+    (line,) = [line for line in text.splitlines() if line.startswith("dropped: configuration")]
+    assert "lora_dropout" in line
+    assert not any(name in line for name in ("lora_alpha", "rank_pattern", "base_model_name_or_path"))
+    (report,) = objects(run("convert", adapter, tmp_path / "b.safetensors", "--to", "kohya", "--json").stdout)
+    replaced = [one["why"] for one in report["dropped"] if one["is_replaced"]]
+    assert len(replaced) == 1 and "lora_alpha" in replaced[0]

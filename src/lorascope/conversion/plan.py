@@ -17,6 +17,7 @@ from lorascope.conversion.loss import Loss
 from lorascope.errors import AdapterError
 from lorascope.formats import Format
 from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.notes import DECIDING
 from lorascope.formats.open_kernels import kernel_of
 from lorascope.formats.plain_factors import is_expanded, outlined
 
@@ -25,6 +26,15 @@ MAX_GROWTH = 32
 
 FREE_GROWTH = 256 << 20
 """Bytes of plain factors that are no growth to speak of."""
+
+_REPLACED = DECIDING | {
+    "base_model_name_or_path",
+    "target_modules",
+    "exclude_modules",
+    "inference_mode",
+    "peft_version",
+}
+_SAYS_NOTHING = (None, False, 0, "", "none", [], {})
 
 
 @dataclass
@@ -182,11 +192,21 @@ def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool
         Loss(key, "a tensor that belongs to no site, which only its own format keeps") for key in adapter.leftovers
     ]
     plan.lost += [Loss(note.code, note.text) for note in adapter.notes if note.is_doubt]
-    plan.dropped += [Loss(note.code, note.text) for note in adapter.notes if note.code in ("scale-assumed",)]
+    plan.dropped += [Loss(note.code, note.text, True) for note in adapter.notes if note.code in ("scale-assumed",)]
     plan.dropped += [Loss(f"metadata {key}", "the target has its own metadata") for key in adapter.provenance.metadata]
-    if adapter.provenance.config:
-        names = ", ".join(sorted(adapter.provenance.config)[:60])
-        plan.dropped.append(Loss("configuration", f"replaced by the target's own: {names}"))
+    plan.dropped += _of_configuration(adapter.provenance.config)
+
+
+def _of_configuration(config: Mapping[str, Any]) -> list[Loss]:
+    """What of a configuration the target says in its own words, and what it has no place for."""
+    replaced = sorted(key for key in config if key in _REPLACED)
+    gone = sorted(key for key, value in config.items() if key not in _REPLACED and value not in _SAYS_NOTHING)
+    groups = ((replaced, "replaced by the target's own", True), (gone, "the target has no place for", False))
+    return [
+        Loss("configuration", f"{why}: {', '.join(names[:60])}", is_replaced)
+        for names, why, is_replaced in groups
+        if names
+    ]
 
 
 def _is_expressible(site: str, update: Update, plan: Plan) -> bool:
