@@ -47,6 +47,7 @@ class Plan:
     expanded: list[str] = field(default_factory=list[str])
     dropped: list[Loss] = field(default_factory=list[Loss])
     lost: list[Loss] = field(default_factory=list[Loss])
+    is_base_wanted: bool = False
 
     def check(self) -> None:
         """Refuse what was lost, unless losses are allowed.
@@ -59,7 +60,8 @@ class Plan:
                 f"{self.member.name} cannot express all of this adapter",
                 file=self.adapter.provenance.path,
                 found=_listed(self.lost),
-                hint="allow the loss with --allow-loss (is_loss_allowed=True), or choose another format",
+                hint=("give the base, which may settle it: --base (base=); else " if self.is_base_wanted else "")
+                + "allow the loss with --allow-loss (is_loss_allowed=True), or choose another format",
             )
         if not self.adapter.sites:
             raise AdapterError(f"nothing is left that {self.member.name} can hold", found=_listed(self.lost))
@@ -176,6 +178,7 @@ def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool
     is_told = has_base or (is_same and not is_scale_folded)
     kept = () if is_told else _kept(plan.member, adapter, is_scale_folded=is_scale_folded)
     for site, update in adapter.items():
+        plan.is_base_wanted |= update.needs == "base shape" and not has_base
         try:
             if _is_expressible(site, update, plan) and (is_told or _has_layout(plan, adapter, site, unknown, kept)):
                 sites[site] = folded(update) if is_scale_folded else update
@@ -186,6 +189,7 @@ def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool
         where = f"{len(unknown)} sites" if len(unknown) > 1 else unknown[0]
         why = "taken for linear layers: as a convolution they would have a kernel, which --base (base=) tells"
         plan.lost.append(Loss(where, why))
+        plan.is_base_wanted = True
     if is_same:
         return
     plan.lost += [
@@ -235,6 +239,7 @@ def _has_layout(plan: Plan, adapter: Adapter, site: str, unknown: list[str], kep
     if told == "convolution":
         why = f"the {update.kind} of a convolution whose kernel is not in the file; --base (base=) tells it"
         plan.lost.append(Loss(site, why))
+        plan.is_base_wanted = True
         return False
     unknown.append(site)
     return True
