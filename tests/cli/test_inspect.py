@@ -185,6 +185,8 @@ def test_a_text_of_80_columns_has_the_path_in_one_piece_and_the_table(
 ) -> None:
     deep = adapter_folder.parent / ("a_long_name_of_a_folder" * 4) / "one"
     formats.write(formats.read(adapter_folder), deep)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal …
+    monkeypatch.setenv("TERM", "dumb")  # … of 80 columns, without colours
     code, output, errors = inspect_here(monkeypatch, capsys, deep)
     assert (code, errors) == (0, "")
     path, *rest = output.splitlines()
@@ -224,3 +226,21 @@ def test_the_schema_is_a_schema_and_refuses_what_it_does_not_describe() -> None:
             jsonschema.validate(value, SCHEMA, cls=jsonschema.Draft202012Validator)
     error = AdapterError("it is not right", file="a", key="k", expected=1, found=2, hint="mend it").as_dict()
     jsonschema.validate(error, SCHEMA, cls=jsonschema.Draft202012Validator)
+
+
+def test_what_goes_into_a_pipe_is_not_broken(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((4, 2)), rng.standard_normal((2, 3))
+    block = "down_blocks.1.attentions.0.transformer_blocks.0"
+    names = [f"unet.{block}.{part}.{name}" for part in ("attn1", "attn2") for name in ("to_k", "to_out.0")]
+    shared = [f"unet.{block}.attn1.{name}" for name in ("to_k", "to_q")]
+    names.append("text_encoder." + "a_name_that_is_long." * 15 + "q")
+    formats.write(Adapter({name: LowRank(B, A) for name in names}), tmp_path / "a")
+    (tmp_path / "a" / "adapter_config.json").unlink()  # for a long note
+    lines = run(tmp_path / "a", "--sites", "all", COLUMNS="40").stdout.splitlines()
+    for name in names:
+        assert len([line for line in lines if name in line]) == 1, name
+    assert [line for line in lines if line.startswith(" !")]
+    formats.write(Adapter({name: LowRank(B, A) for name in shared}), tmp_path / "b")
+    assert "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_k " in run(tmp_path / "b").stdout
+    assert all(line == line.rstrip() and len(line) < 1000 for line in lines)

@@ -241,12 +241,13 @@ def test_a_bias_or_a_saved_tensor_of_another_module_is_never_taken(tmp_path: Pat
 
 
 def test_a_folder_with_other_files_is_not_written_into(tmp_path: Path) -> None:
-    formats.write(Adapter({"q": plain()}), tmp_path / "a")
-    before = (tmp_path / "a" / "adapter_config.json").read_bytes()
+    for name in ("a", "b"):
+        formats.write(Adapter({"q": plain()}), tmp_path / name)
+    before = (tmp_path / "b" / "adapter_config.json").read_bytes()
     for to in ("mlx", "peft", "diffusers"):
         with pytest.raises(OutputError, match="not empty"):
-            convert(tmp_path / "a", tmp_path / "a", to=to)
-    assert (tmp_path / "a" / "adapter_config.json").read_bytes() == before
+            convert(tmp_path / "a", tmp_path / "b", to=to)
+    assert (tmp_path / "b" / "adapter_config.json").read_bytes() == before
 
 
 def test_a_bias_that_vanishes_is_a_loss(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_only_the_header_and_the_configuration_are_fetched(hub: str, tmp_path: P
     found = heads(tmp_path / "cache", hub, *locations, HF_TOKEN="hf_secret")
     assert found[0] == [[1.5], []] and found[1] == [[0.5, 1.0, 1.5, 2.0, 2.5], []]
     assert found[2] == ["owner/name@nope", "the hub has no such revision"]
-    assert found[3] == ["owner/gone", "no such path, and the hub has no such repository"]
+    assert found[3] == ["owner/gone", "no such local path, and the hub has no such repository"]
     assert found[4][0] == "owner/name/broken/lora.safetensors" and "truncated" in found[4][1]
     size = len(Hub.files["adapter_model.safetensors"])
     assert Hub.served["adapter_model.safetensors"] <= 1 << 17 < size / 4

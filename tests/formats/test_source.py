@@ -247,10 +247,10 @@ def test_the_hub_is_read_cached_and_its_errors_are_told(hub: str, tmp_path: Path
         [2, 2.0],
         [2, 2.0],
         ["owner/name@nope", "the hub has no such revision"],
-        ["owner/gone", "no such path, and the hub has no such repository"],
+        ["owner/gone", "no such local path, and the hub has no such repository"],
         ["owner/gated", "the repository is gated"],
         ["owner/name:no", "the repository holds no single adapter at this place"],
-        ["owner/portal", "the answer is not that of a hub"],
+        ["owner/portal", "no such local path, and the answer is not that of a hub"],
     ]
     offline = _read_in_subprocess(cache, hub, ["owner/name", "owner/other"], HF_HUB_OFFLINE="1")
     assert offline[0] == [2, 2.0]

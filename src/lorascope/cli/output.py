@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,11 +17,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+UNBROKEN = 1 << 16
+"""Columns of output that no terminal shows: lines for other programs are never broken."""
+
+
 def console() -> Console:
-    """The console on standard output, for tables and text."""
+    """The console on standard output, for tables and text; into a pipe or a file every row is one whole line."""
     from rich.console import Console
 
-    return Console(soft_wrap=False, highlight=False, markup=False)
+    terminal = Console(soft_wrap=False, highlight=False, markup=False)
+    if terminal.is_terminal:
+        return terminal
+    out = cast("IO[str]", _Trimmed(sys.stdout))
+    return Console(soft_wrap=False, highlight=False, markup=False, width=UNBROKEN, file=out)
+
+
+class _Trimmed:
+    """A stream without the spaces at the ends of lines that tables are filled up with."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(re.sub(r" +(?=\n)", "", text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def print_json(value: Any) -> None:

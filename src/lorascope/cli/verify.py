@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,38 +30,55 @@ def verify(
     format: Annotated[
         str | None, typer.Option(help="Take the files for this format, where they leave that open.", show_default=False)
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="The scale of sites whose scale a file does not state.", show_default="as assumed"),
+    ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object for one file, JSON Lines for several.")
+        bool, typer.Option("--json", help="One JSON object for one file, JSON Lines and a summary for several.")
     ] = False,
 ) -> None:
     """Check adapter files: do they load, is the scale unambiguous, are all values finite, was every site trained?
 
-    With --base also: do the sites exist in the base and fit its shapes? Exits with 1 where there are findings worse
-    than a note, with 2 where a path is not there.
+    Of a folder also: what else is in it, and is any of that a pickle that can run code? With --base: do the sites
+    exist in the base and fit its shapes? Exits with 1 where there are findings worse than a note, with 2 where
+    something could not be checked.
     """
     from lorascope.cli.inspect import expanded
     from lorascope.cli.output import console, print_json, track
     from lorascope.formats.remote_checkpoint import open_headers
-    from lorascope.report.findings import findings_as_text
-    from lorascope.scan import verify as verify_file
+    from lorascope.report import findings as report
+    from lorascope.scan import Examination, examine, survey, worst_first
 
     checkpoint = None if base is None else open_headers(base)
     found = expanded(locations)
-    worst = 0
-    for location in track(found, len(found), "verifying") if len(found) > 1 else found:
-        findings = verify_file(location, base=checkpoint, format=format)
-        is_bad = any(finding.severity != "note" for finding in findings)
-        is_absent = any(finding.code == "not-found" for finding in findings)
-        worst = max(worst, 2 if is_absent else int(is_bad))
+    surveys = {root: survey(Path(root), map(Path, found)) for root in locations if Path(root).is_dir()}
+    verdicts: list[report.Verdict] = []
+
+    def tell(location: str, examination: Examination, **more: Any) -> report.Verdict:
         if as_json:
-            value: dict[str, Any] = {
-                "schema_version": 1,
-                "path": location,
-                "ok": not is_bad,
-                "findings": [finding.as_dict() for finding in findings],
-            }
-            print_json(value)
+            print_json(report.as_object(location, examination) | more)
         else:
-            findings_as_text(location, findings, console())
-    if worst:
-        raise typer.Exit(worst)
+            report.findings_as_text(location, examination.findings, console())
+        return report.verdict_of(examination.findings)
+
+    for location in track(found, len(found), "verifying") if len(found) > 1 else found:
+        examination = examine(location, base=checkpoint, format=format, scale=scale)
+        if len(found) > 1 or not surveys:
+            verdicts.append(tell(location, examination))
+            continue
+        (around,) = surveys.values()
+        findings = worst_first([*examination.findings, *around.findings])
+        more = report.not_looked_at(surveys)
+        verdicts.append(tell(location, replace(examination, findings=findings), **more))
+    beside: list[report.Verdict] = [
+        tell(root, Examination(around.findings))
+        for root, around in surveys.items()
+        if around.findings and len(found) > 1
+    ]
+    if not as_json:
+        report.survey_as_text(surveys, verdicts, console())
+    elif len(found) > 1:
+        print_json(report.summary_object(surveys, verdicts))
+    if code := max(report.EXIT_CODES[verdict] for verdict in verdicts + beside):
+        raise typer.Exit(code)

@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike
 
 from lorascope import formats
 from lorascope.adapter import Adapter
+from lorascope.conversion.apart import check_apart
 from lorascope.conversion.loss import Loss, LossReport, error_of, ratio, rounding_bound
 from lorascope.conversion.plan import Plan, check_growth, planned
 from lorascope.errors import OutputError
@@ -50,7 +51,8 @@ def convert(
 
     Args:
         source: a path, a hub id, or an adapter.
-        target: a new folder for formats that are folders (PEFT, MLX), else a file; a file that is there is replaced.
+        target: a new folder for formats that are folders (PEFT, MLX), else a file; a file that is there is replaced,
+            but never one of the source.
         to: the name of a format that this version writes.
         source_format, scale, mapping: as for ``lorascope.read``.
         dtype: of the factors written, such as ``"float16"``; as stored if None.
@@ -68,7 +70,7 @@ def convert(
     Raises:
         AdapterError: where something cannot be expressed, is in doubt, or moved by more than rounding, and losses are
             not allowed; or where plain factors would be many times larger; it says what. Nothing is written then.
-        OutputError: where the target cannot be written.
+        OutputError: where the target cannot be written, or is the source, in its folder, or a folder around it.
 
     >>> import tempfile
     >>> from lorascope.adapter import LowRank
@@ -85,6 +87,8 @@ def convert(
     else:
         adapter = formats.read(source, format=source_format, scale=scale, mapping=mapping, base_config=base_config)
         name = os.fspath(source)
+    path = Path(target)
+    check_apart(source, adapter, path)
     if base_config:
         adapter = replace(adapter, provenance=replace(adapter.provenance, base_config=base_config))
     adapter, plan = planned(
@@ -99,7 +103,6 @@ def convert(
     )
     if not is_growth_allowed:
         check_growth(plan, kind)
-    path = Path(target)
     if path.exists() and path.is_dir() != (member.is_folder or (path.is_dir() and to == "diffusers")):
         kind_of = "folder" if member.is_folder else "file"
         raise OutputError(f"{to} is written as a {kind_of}", file=path, found="a folder" if path.is_dir() else "a file")

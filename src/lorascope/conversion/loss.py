@@ -25,10 +25,14 @@ _FACTS = {"stored", "keys", "alpha", "bias", "is_bias_whole", "scalar"}  # of th
 
 @dataclass(frozen=True)
 class Loss:
-    """Something of the source that is not in the result: ``what`` (a site, a tensor, a field) and ``why``."""
+    """Something of the source that is not in the result: ``what`` (a site, a tensor, a field) and ``why``.
+
+    ``is_replaced``: nothing is missing, since the result says the same in its own words.
+    """
 
     what: str
     why: str
+    is_replaced: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lorascope.conversion.loss import Loss
 from lorascope.errors import AdapterError
 from lorascope.formats import Format
 from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.notes import DECIDING
 from lorascope.formats.open_kernels import kernel_of
 from lorascope.formats.plain_factors import is_expanded, outlined
 
@@ -25,6 +26,15 @@ MAX_GROWTH = 32
 
 FREE_GROWTH = 256 << 20
 """Bytes of plain factors that are no growth to speak of."""
+
+_REPLACED = DECIDING | {
+    "base_model_name_or_path",
+    "target_modules",
+    "exclude_modules",
+    "inference_mode",
+    "peft_version",
+}
+_SAYS_NOTHING = (None, False, 0, "", "none", [], {})
 
 
 @dataclass
@@ -37,6 +47,7 @@ class Plan:
     expanded: list[str] = field(default_factory=list[str])
     dropped: list[Loss] = field(default_factory=list[Loss])
     lost: list[Loss] = field(default_factory=list[Loss])
+    is_base_wanted: bool = False
 
     def check(self) -> None:
         """Refuse what was lost, unless losses are allowed.
@@ -49,7 +60,8 @@ class Plan:
                 f"{self.member.name} cannot express all of this adapter",
                 file=self.adapter.provenance.path,
                 found=_listed(self.lost),
-                hint="allow the loss with --allow-loss (is_loss_allowed=True), or choose another format",
+                hint=("give the base, which may settle it: --base (base=); else " if self.is_base_wanted else "")
+                + "allow the loss with --allow-loss (is_loss_allowed=True), or choose another format",
             )
         if not self.adapter.sites:
             raise AdapterError(f"nothing is left that {self.member.name} can hold", found=_listed(self.lost))
@@ -166,6 +178,7 @@ def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool
     is_told = has_base or (is_same and not is_scale_folded)
     kept = () if is_told else _kept(plan.member, adapter, is_scale_folded=is_scale_folded)
     for site, update in adapter.items():
+        plan.is_base_wanted |= update.needs == "base shape" and not has_base
         try:
             if _is_expressible(site, update, plan) and (is_told or _has_layout(plan, adapter, site, unknown, kept)):
                 sites[site] = folded(update) if is_scale_folded else update
@@ -176,17 +189,28 @@ def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool
         where = f"{len(unknown)} sites" if len(unknown) > 1 else unknown[0]
         why = "taken for linear layers: as a convolution they would have a kernel, which --base (base=) tells"
         plan.lost.append(Loss(where, why))
+        plan.is_base_wanted = True
     if is_same:
         return
     plan.lost += [
         Loss(key, "a tensor that belongs to no site, which only its own format keeps") for key in adapter.leftovers
     ]
     plan.lost += [Loss(note.code, note.text) for note in adapter.notes if note.is_doubt]
-    plan.dropped += [Loss(note.code, note.text) for note in adapter.notes if note.code in ("scale-assumed",)]
+    plan.dropped += [Loss(note.code, note.text, True) for note in adapter.notes if note.code in ("scale-assumed",)]
     plan.dropped += [Loss(f"metadata {key}", "the target has its own metadata") for key in adapter.provenance.metadata]
-    if adapter.provenance.config:
-        names = ", ".join(sorted(adapter.provenance.config)[:60])
-        plan.dropped.append(Loss("configuration", f"replaced by the target's own: {names}"))
+    plan.dropped += _of_configuration(adapter.provenance.config)
+
+
+def _of_configuration(config: Mapping[str, Any]) -> list[Loss]:
+    """What of a configuration the target says in its own words, and what it has no place for."""
+    replaced = sorted(key for key in config if key in _REPLACED)
+    gone = sorted(key for key, value in config.items() if key not in _REPLACED and value not in _SAYS_NOTHING)
+    groups = ((replaced, "replaced by the target's own", True), (gone, "the target has no place for", False))
+    return [
+        Loss("configuration", f"{why}: {', '.join(names[:60])}", is_replaced)
+        for names, why, is_replaced in groups
+        if names
+    ]
 
 
 def _is_expressible(site: str, update: Update, plan: Plan) -> bool:
@@ -215,6 +239,7 @@ def _has_layout(plan: Plan, adapter: Adapter, site: str, unknown: list[str], kep
     if told == "convolution":
         why = f"the {update.kind} of a convolution whose kernel is not in the file; --base (base=) tells it"
         plan.lost.append(Loss(site, why))
+        plan.is_base_wanted = True
         return False
     unknown.append(site)
     return True

@@ -103,14 +103,19 @@ def client() -> Any:
 
 
 @contextmanager
-def told(hub_id: HubId) -> Generator[None]:
+def told(hub_id: HubId, *, is_place: bool = True) -> Generator[None]:
     """What the client raises, as one error that says what to do.
+
+    Args:
+        hub_id: what was asked for.
+        is_place: whether it was given where a local path could be, and taken for a hub id since there is none.
 
     Raises:
         AdapterError: for every error of the client.
     """
     from huggingface_hub import errors
 
+    absent = "no such local path, and " if is_place else ""
     no_connection = cast("Any", errors).HTTPError  # that of the HTTP client of the hub's own choice
 
     try:
@@ -121,23 +126,26 @@ def told(hub_id: HubId) -> Generator[None]:
         raise _error(hub_id, "the hub has no such revision", "give a branch, tag or commit") from error
     except errors.RepositoryNotFoundError as error:
         raise _error(
-            hub_id, "no such path, and the hub has no such repository", "is it private? then set HF_TOKEN"
+            hub_id, f"{absent}the hub has no such repository", "is it private? then set HF_TOKEN", code="not-found"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise _error(
-            hub_id, "not in the cache, and the hub cannot be reached", "unset HF_HUB_OFFLINE, or give a local path"
+            hub_id,
+            f"{absent}as a hub id it is not in the cache, and the hub cannot be reached",
+            "is the path mistyped? else unset HF_HUB_OFFLINE",
         ) from error
     except errors.HFValidationError as error:
-        raise _error(hub_id, "no such path, and no valid hub id", "use owner/name") from error
+        raise _error(hub_id, f"{absent}no valid hub id", "use owner/name", code="not-found") from error
     except (errors.HfHubHTTPError, no_connection, OSError) as error:
-        raise _error(hub_id, "the hub cannot be reached", "check the connection and HF_ENDPOINT", error) from error
+        hint = ("is the path mistyped? else " if is_place else "") + "check the connection and HF_ENDPOINT"
+        raise _error(hub_id, f"{absent}the hub cannot be reached", hint, error) from error
     except (AttributeError, TypeError, KeyError, ValueError) as error:  # an answer that the client cannot parse
-        raise _error(hub_id, "the answer is not that of a hub", "check HF_ENDPOINT", error) from error
+        raise _error(hub_id, f"{absent}the answer is not that of a hub", "check HF_ENDPOINT", error) from error
 
 
-def _error(hub_id: HubId, what: str, hint: str, found: object = None) -> AdapterError:
+def _error(hub_id: HubId, what: str, hint: str, found: object = None, *, code: str = "no-hub") -> AdapterError:
     line = None if found is None else (str(found).strip().splitlines() or [type(found).__name__])[0][:200]
-    return AdapterError(what, file=hub_id, found=line, hint=hint)
+    return AdapterError(what, file=hub_id, found=line, hint=hint, code=code)
 
 
 def _located(hub_id: HubId) -> HubFile | Path:

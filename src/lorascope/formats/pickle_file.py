@@ -44,7 +44,7 @@ def read_pickle(path: Path) -> TensorFile:
     if size > MAX_FILE:
         raise AdapterError("the pickled file is too large", file=path, expected=f"at most {MAX_FILE} bytes", found=size)
     names = list(dict.fromkeys(global_names(path)))
-    if foreign := [name for name in names if not _is_plain(name)]:
+    if foreign := _foreign(names):
         raise AdapterError(
             f"pickle refers to {', '.join(foreign[:5])}: refused, only plain tensors are read",
             file=path,
@@ -57,7 +57,8 @@ def read_pickle(path: Path) -> TensorFile:
             f"reading pickled files needs torch, which is not installed; the file has {size} bytes and "
             f"refers to {', '.join(names) or 'no globals'}",
             file=path,
-            hint='pip install "lorascope[learn]"',
+            hint='pip install torch (the extra "lorascope[learn]" brings it)',
+            code="needs-torch",
         ) from error
     try:
         value = torch.load(path, weights_only=True, map_location="cpu")
@@ -68,6 +69,19 @@ def read_pickle(path: Path) -> TensorFile:
     except Exception as error:  # a damaged pickle makes the unpickler fail in whatever way the bytes happen to say
         raise AdapterError("the pickled file is damaged", file=path, found=_first_line(error)) from None
     return TensorFile({name: _to_numpy(name, item, path) for name, item in _items(value, path)}, {}, "pickle")
+
+
+def foreign_globals(path: Path) -> list[str]:
+    """Those of ``global_names`` for which the file would be refused, each once.
+
+    Raises:
+        AdapterError: as ``global_names``.
+    """
+    return _foreign(list(dict.fromkeys(global_names(path))))
+
+
+def _foreign(names: list[str]) -> list[str]:
+    return [name for name in names if not _is_plain(name)]
 
 
 def global_names(path: Path) -> list[str]:

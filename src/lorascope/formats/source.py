@@ -35,7 +35,9 @@ CONFIG_NAME = "adapter_config.json"
 SHARDS = "shards"
 """The folder of a packed zoo's archives; those elsewhere are not looked into."""
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
+WEIGHTS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".gguf")
+"""Endings of files that can be an adapter's weights."""
+
 _NOT_ADAPTERS = re.compile(
     r"(optimizer|scheduler|scaler|rng_state.*|training_args|trainer_state)\.(bin|pt|pth)"
     r"|(model|pytorch_model|diffusion_pytorch_model|consolidated|tf_model)([-.].*)?\.(safetensors|bin|pt|pth)"
@@ -155,7 +157,7 @@ def loose_names(names: Sequence[str]) -> list[str]:
         (
             name
             for name in names
-            if PurePosixPath(name).suffix.lower() in _SUFFIXES
+            if PurePosixPath(name).suffix.lower() in WEIGHTS_SUFFIXES
             and not _NOT_ADAPTERS.fullmatch(name.lower())
             and not name.startswith(".")
         ),
@@ -244,6 +246,15 @@ def _weights_in(folder: Path) -> Path:
             expected="one adapter",
             found=f"{len(inside)}, such as {inside[0]}",
             hint="give one of them",
+        )
+    if CONFIG_NAME in names:
+        raise AdapterError(
+            f"an {CONFIG_NAME} without weights",
+            file=folder,
+            expected=", ".join(WEIGHTS_NAMES[:3]) + " …",
+            found=", ".join(sorted(names)[:5]),
+            hint="get the weights that it is of",
+            code="weights-missing",
         )
     raise AdapterError(
         "the folder holds no adapter",

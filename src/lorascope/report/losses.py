@@ -29,7 +29,8 @@ def losses_as_text(report: LossReport, console: Console) -> None:
     if report.folded:
         shown = ", ".join(safe(site) for site in report.folded[:3]) + ", …" * (len(report.folded) > 3)
         console.print(f"the scale of {len(report.folded)} sites was multiplied into a factor: {shown}", soft_wrap=True)
-    for title, losses, style in (("dropped", report.dropped, "dim"), ("lost", report.lost, "yellow")):
+    dropped = [loss for loss in report.dropped if not loss.is_replaced]
+    for title, losses, style in (("dropped", dropped, "dim"), ("lost", report.lost, "yellow")):
         for loss in losses[:_SHOWN]:
             console.print(Text(f"{title}: {safe(loss.what)}: {safe(loss.why)}", style), soft_wrap=True)
         if len(losses) > _SHOWN:

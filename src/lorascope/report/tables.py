@@ -17,13 +17,14 @@ def as_text(summary: dict[str, Any], console: Console, limit: int | None = 24) -
     _print_head(summary, console)
     shown = sites if limit is None or len(sites) <= limit else sites[:limit]
     if shown:
-        prefix = _prefix([site["name"] for site in sites])
+        # other programs look for whole names
+        prefix = _prefix([site["name"] for site in sites]) if console.is_terminal else ""
         console.print(_table(shown, prefix, values=3 if console.width >= 100 else 1))
     if len(shown) < len(sites) and limit:
         console.print(Text(f"  … and {len(sites) - len(shown)} more sites (--sites all)", style="dim"))
     for note in summary["notes"]:
         where = f" [{safe(note['site'])}]" if note["site"] and note["site"] not in note["text"] else ""
-        console.print(Padding(Text(f"! {safe(note['text'])}{where}", style="yellow"), (0, 0, 0, 1)))
+        console.print(Padding(Text(f"! {safe(note['text'])}{where}", style="yellow"), (0, 0, 0, 1), expand=False))
     console.print()
 
 

@@ -11,6 +11,10 @@ Severity = Literal["error", "warning", "note"]
 """An error makes the adapter unusable as it is; a warning can make it wrong; a note is a fact."""
 
 
+OBSTACLES = frozenset({"not-found", "no-hub", "needs-torch"})
+"""Codes that say nothing about the file: it is not there, or could not be looked at here."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One finding.

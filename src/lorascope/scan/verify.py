@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,14 @@ from lorascope.adapter.spectra import Spectrum, spectra_of
 from lorascope.adapter.widening import is_floating
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.checkpoint import Checkpoint
+from lorascope.formats.container import container_of
 from lorascope.formats.gguf_file import dense
 from lorascope.formats.remote_checkpoint import open_headers
+from lorascope.formats.source import exists
 from lorascope.scan.against_base import base_findings
 from lorascope.scan.finding import Finding, Severity, explained
 from lorascope.scan.promises import broken_promises
+from lorascope.scan.unread import beside_findings
 from lorascope.scan.values import norms_of, value_notes
 
 SEVERITIES: Mapping[str, Severity] = {
@@ -52,19 +57,42 @@ _HINTS: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True)
+class Examination:
+    """What ``examine`` found, and what it looked at.
+
+    Args:
+        findings: the worst first; empty where all is well.
+        format: the key grammar, None where the file could not be read.
+        container: ``safetensors``, ``pickle``, ``npz`` or ``gguf``; None where that is not known.
+        weights: the weights file that was read or tried; None where there is none.
+        size: its bytes; None where it is no file of its own.
+    """
+
+    findings: list[Finding]
+    format: str | None = None
+    container: str | None = None
+    weights: str | None = None
+    size: int | None = None
+
+
 def verify(
     location: str | os.PathLike[str] | Adapter,
     *,
     base: Checkpoint | str | os.PathLike[str] | None = None,
     format: str | None = None,
+    scale: float | None = None,
 ) -> list[Finding]:
     """The findings about one adapter file, the worst first; empty where all is well.
+
+    Of a folder also: weights beside the file that is read, and which of them are pickles that can run code.
 
     Args:
         location: a path, a hub id, or an adapter.
         base: the base model's weights (a folder, a file, a hub id, of which headers alone are fetched, or an open
             ``Checkpoint``), to check sites and shapes against.
         format: the format of the file, where it leaves that open.
+        scale: the scale of the sites whose scale the file does not state; as for ``lorascope.read``.
 
     >>> import tempfile
     >>> from lorascope.adapter import LowRank
@@ -73,16 +101,51 @@ def verify(
     >>> [(finding.code, finding.severity) for finding in verify(folder)]
     [('zero-sites', 'warning')]
     """
+    return examine(location, base=base, format=format, scale=scale).findings
+
+
+def examine(
+    location: str | os.PathLike[str] | Adapter,
+    *,
+    base: Checkpoint | str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    scale: float | None = None,
+) -> Examination:
+    """As ``verify``, with what was looked at."""
+    name: str | None = None
     try:
-        adapter = location if isinstance(location, Adapter) else formats.read(location, format=format)
+        adapter = location if isinstance(location, Adapter) else formats.read(location, format=format, scale=scale)
     except LorascopeError as error:
-        return [Finding(error.code or "unreadable", "error", explained(error), error.key, error.hint)]
-    checkpoint = base if base is None or isinstance(base, Checkpoint) else open_headers(base)
-    findings = [*_of_notes(adapter.notes), *_of_values(adapter), *broken_promises(adapter, checkpoint)]
-    if checkpoint is not None:
-        findings += base_findings(adapter, checkpoint)
+        findings = [Finding(error.code or "unreadable", "error", explained(error), error.key, error.hint)]
+        path = None if error.file is None or not exists(error.file) else Path(error.file)
+    else:
+        findings = _of_adapter(adapter, base)
+        name, path = adapter.provenance.format, adapter.provenance.path
+    if not isinstance(location, Adapter) and exists(location) and Path(location).is_dir():
+        findings += beside_findings(Path(location))
+    if path is None or path.is_dir():
+        return Examination(worst_first(findings), name)
+    size = path.stat().st_size if path.is_file() else None
+    return Examination(worst_first(findings), name, _container(path), str(path), size)
+
+
+def _container(path: Path) -> str | None:
+    try:
+        return container_of(path)
+    except AdapterError:
+        return None
+
+
+def worst_first(findings: list[Finding]) -> list[Finding]:
+    """The findings, errors before warnings before notes, else in their order."""
     order = ("error", "warning", "note")
     return sorted(findings, key=lambda finding: order.index(finding.severity))
+
+
+def _of_adapter(adapter: Adapter, base: Checkpoint | str | os.PathLike[str] | None) -> list[Finding]:
+    checkpoint = base if base is None or isinstance(base, Checkpoint) else open_headers(base)
+    findings = [*_of_notes(adapter.notes), *_of_values(adapter), *broken_promises(adapter, checkpoint)]
+    return findings if checkpoint is None else [*findings, *base_findings(adapter, checkpoint)]
 
 
 def _of_notes(notes: tuple[Note, ...] | list[Note]) -> Iterator[Finding]:

@@ -90,7 +90,7 @@ def push(
         )
     hub: Any = client()
     api = hub.HfApi()
-    with told(hub_id):
+    with told(hub_id, is_place=False):
         api.create_repo(hub_id.repo, repo_type=repo_type, private=private, exist_ok=True)
     there = _listed(api, hub_id, repo_type, hub_id.revision)
     new = [name for name in local if name not in there or not _is_same(local[name], there[name])]
@@ -104,7 +104,7 @@ def push(
         operations = [hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=local[name]) for name in batch]
         if number == len(batches) - 1:
             operations += [hub.CommitOperationDelete(path_in_repo=name) for name in gone]
-        with told(hub_id):
+        with told(hub_id, is_place=False):
             api.create_commit(
                 hub_id.repo,
                 operations,
@@ -132,7 +132,7 @@ def pull(
     check_new(target)
     hub: Any = client()
     api = hub.HfApi()
-    with told(hub_id):
+    with told(hub_id, is_place=False):
         commit = api.repo_info(hub_id.repo, repo_type=repo_type, revision=hub_id.revision, timeout=30).sha
     names = [name for name in _listed(api, hub_id, repo_type, commit) if _is_zoo_file(name)]
     if HEADER not in names:
@@ -146,7 +146,7 @@ def pull(
         for name in names:
             if not (staging / name).is_file():
                 moved += 1
-            with told(hub_id):
+            with told(hub_id, is_place=False):
                 api.hf_hub_download(hub_id.repo, name, repo_type=repo_type, revision=commit, local_dir=staging)
             if on_progress is not None:
                 on_progress(1)
@@ -205,7 +205,7 @@ def _local_files(folder: Path) -> dict[str, Path | bytes]:
 
 def _listed(api: Any, hub_id: HubId, repo_type: RepoType, revision: str | None) -> Mapping[str, Any]:
     """The files of a repository by name, with their hashes."""
-    with told(hub_id):
+    with told(hub_id, is_place=False):
         entries: Sequence[Any] = list(
             api.list_repo_tree(hub_id.repo, recursive=True, repo_type=repo_type, revision=revision)
         )

@@ -244,9 +244,14 @@ def _type_name(config: Mapping[str, Any] | None) -> str:
 def _check_type(config: Mapping[str, Any]) -> None:
     name = _type_name(config)
     if name in _KNOWN_TYPES:
-        raise AdapterError(f"peft_type {name} is recognised, but not read by this version", key="peft_type")
+        raise AdapterError(f"{name} is recognised, but not read by this version", key="peft_type")
     if name != "LORA" and "peft_type" in config:
-        raise AdapterError(f"unsupported peft_type {name[:80]}", key="peft_type", expected="LORA")
+        raise AdapterError(
+            "no PEFT type that this version reads",
+            key="peft_type",
+            expected=", ".join(["LORA", *TYPES]),
+            found=name[:80],
+        )
 
 
 FORMATS = (
