@@ -79,10 +79,10 @@ def forge(
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {out} is whole, and the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
-    print_json(result.as_dict()) if json else _print_result(result)
+    print_json(result.as_dict()) if json else _print_result(result, recipe)
 
 
-def _print_result(result: ForgeResult) -> None:
+def _print_result(result: ForgeResult, recipe: str) -> None:
     from lorascope.cli.output import console
 
     there = f", {result.already_there} were there already" if result.already_there else ""
@@ -94,7 +94,10 @@ def _print_result(result: ForgeResult) -> None:
     )
     if result.diverged:
         out.print(f"{result.diverged} diverged: status 'diverged', left out of fitting", markup=False)
-    out.print(f"next: lorascope fit {result.zoo} --target classes --model glnet --out predictor", markup=False)
+    from lorascope.forge.recipes import RECIPES
+
+    target = next(iter(RECIPES[recipe].labels))
+    out.print(f"next: lorascope fit {result.zoo} --target {target} --model glnet --out predictor", markup=False)
 
 
 def _print_plan(planned: dict[str, Any]) -> None:

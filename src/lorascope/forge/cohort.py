@@ -144,7 +144,7 @@ def _write(adapter: Adapter, folder: Path) -> None:
 def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -> Row:
     name = id_of(job.recipe, job.zoo_seed, index)
     is_finite = is_finite and all(math.isfinite(v) for v in row.values() if isinstance(v, float))
-    group = f"{recipe.name}/{row['seed']}"
+    group = recipe.group(row)
     identity: Row = {
         "schema_version": SCHEMA_VERSION,
         "id": name,
