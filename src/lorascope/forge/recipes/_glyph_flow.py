@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.forge.recipes._block import Block
-from lorascope.forge.recipes._glyphs import CHARACTERS, FINE, PIXELS, SIDE, distorted, glyphs
+from lorascope.forge.recipes._glyphs import CHARACTERS, PIXELS, SIDE, distorted, glyphs
 
 WIDTH, HIDDEN, HEADS, BLOCKS, PATCH = 96, 384, 3, 4, 4
 TOKENS = (SIDE // PATCH) ** 2
@@ -118,6 +118,3 @@ def pretrained_flow(seed: int, steps: int, *, batch: int = 64, rate: float = 2e-
         optimiser.zero_grad()
         schedule.step()
     return model
-
-
-__all__ = ["FINE", "GlyphFlow", "flow_loss", "on_the_way", "pretrained_flow", "sample"]

@@ -63,12 +63,8 @@ class Face:
     def code(self, character: str) -> int | None:
         """The code point of a character, None where the face has it not."""
         upper, lower, digit = self.starts
-        first, start = {"A": ("A", upper), "a": ("a", lower), "0": ("0", digit)}[_class_of(character)]
+        first, start = ("0", digit) if character.isdigit() else ("A", upper) if character.isupper() else ("a", lower)
         return None if start is None else start + ord(character) - ord(first)
-
-
-def _class_of(character: str) -> str:
-    return "0" if character.isdigit() else "A" if character.isupper() else "a"
 
 
 def _styles(family: str, files: tuple[str, ...], *, is_serif: bool, is_monospace: bool = False) -> list[Face]:

@@ -75,7 +75,7 @@ class GlyphDiffusionRecipe(Recipe):
     sites = tuple(f"flow.blocks.{number}.{projection}" for number in range(BLOCKS) for projection in PROJECTIONS)
     space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
-        "learning_rate": LogUniform(low=1e-3, high=1e-2, about="of AdamW, constant", at_least=0, at_most=1e3),
+        "learning_rate": LogUniform(low=3e-4, high=1e-2, about="of AdamW, constant", at_least=0, at_most=1e3),
         "steps": Integers(low=80, high=160, about="optimiser steps", at_least=0, at_most=10**7),
         "face": Choice(values=tuple(face.name for face in FACES), about="face of the images"),
         "characters": Subset(
