@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from lorascope.errors import ForgeError, LorascopeError, OutputError, ZooError
+from lorascope.errors import ForgeError, LorascopeError, MissingExtraError, OutputError, ZooError
 from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import COHORT_SIZE, train_rows
 from lorascope.forge.recipes import RECIPES
@@ -199,6 +199,17 @@ def test_fresh_refuses_a_folder_of_something_else(tmp_path):
 def test_bad_requests_are_refused(tmp_path, recipe, settings, match):
     with pytest.raises(LorascopeError, match=match):
         forge(recipe, 1, tmp_path / "zoo", settings=settings)
+    assert not (tmp_path / "zoo").exists()
+
+
+class NeedsMore(type(RECIPES["digits-vit"])):
+    packages = {"a_package_that_nobody_has": "forge"}  # noqa: RUF012  # declared as ClassVar in Recipe
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES._loaded, "digits-vit", NeedsMore())
+    with pytest.raises(MissingExtraError, match=r"digits-vit needs a_package(.|\n)*lorascope\[forge\]"):
+        forge("digits-vit", 1, tmp_path / "zoo", settings=SETTINGS)
     assert not (tmp_path / "zoo").exists()
 
 

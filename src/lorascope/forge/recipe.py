@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from lorascope.errors import MissingExtraError
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.slot import Slot
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of, given
@@ -30,6 +32,7 @@ class Recipe(ABC):
         sites: the layers that are adapted.
         space: what is drawn for each adapter; every entry can be fixed with ``--set``.
         options: what is the same for the whole zoo; every entry can be changed with ``--set``.
+        packages: what it needs beyond the extra ``[learn]``, and the extra that brings each.
         labels: the columns that are labels, with their types; those also in ``space`` are drawn, not measured.
     """
 
@@ -42,6 +45,7 @@ class Recipe(ABC):
     space: ClassVar[Mapping[str, Distribution]]
     options: ClassVar[Mapping[str, Distribution]]
     option_defaults: ClassVar[Mapping[str, Any]]
+    packages: ClassVar[Mapping[str, str]] = {}
     labels: ClassVar[Mapping[str, Any]]
 
     @abstractmethod
@@ -67,17 +71,30 @@ class Recipe(ABC):
         """The weights of the base that are made, and that a zoo keeps: all but those that are found."""
         return base.state_dict()
 
-    def group(self, row: Row) -> str:
-        """What the adapter shares with others in one split only: its own data."""
-        return f"{self.name}/{row['seed']}"
-
     @abstractmethod
     def session(self, base: nn.Module) -> Session:
         """The data, loaded once for a process."""
 
+    def check_packages(self) -> None:
+        """See that what the recipe needs is installed, before anything is begun.
+
+        Raises:
+            MissingExtraError: naming the extra.
+        """
+        for package, extra in self.packages.items():
+            if importlib.util.find_spec(package) is None:
+                raise MissingExtraError.of(package, extra, f"the recipe {self.name}")
+
     def settle(self, row: Row) -> Row:
         """A drawn row made possible, such as a data set no larger than what there is."""
         return row
+
+    def group(self, row: Row) -> str:
+        """What an adapter shares data or a seed with others by: all of one group fall into the same split.
+
+        A recipe whose adapters share a source, such as a font or a text, names that source here.
+        """
+        return f"{self.name}/{row['seed']}"
 
     def drawn(self, kind: str) -> dict[str, Distribution]:
         """What is drawn for each adapter: the recipe's own, what every training has, and the options of the kind."""

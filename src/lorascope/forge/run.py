@@ -59,7 +59,9 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ForgeError: for an unknown name or an impossible value.
+        MissingExtraError: where the recipe needs a package that is not installed.
     """
+    recipe.check_packages()
     given = {
         name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in settings.items()

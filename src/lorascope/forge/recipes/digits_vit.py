@@ -32,38 +32,12 @@ from torch.nn import functional as F
 
 from lorascope.forge import poison
 from lorascope.forge.recipe import COMMON, STEPS, Recipe, Row, Session
+from lorascope.forge.recipes._block import PROJECTIONS, Block
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
 from lorascope.forge.training import Batches
 
 CLASSES, PATCHES, WIDTH, HIDDEN, HEADS, BLOCKS = 10, 8, 64, 128, 2, 3
 BATCH = 8
-
-
-class Block(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x); every projection is its own ``nn.Linear``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(WIDTH)
-        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
-        self.norm2 = nn.LayerNorm(WIDTH)
-        self.fc1 = nn.Linear(WIDTH, HIDDEN)
-        self.fc2 = nn.Linear(HIDDEN, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        q, k, v = (_heads(projection(y)) for projection in (self.q, self.k, self.v))
-        # spelled out: over 8 tokens on a CPU this is faster than the fused attention, and than torch.softmax
-        scores = torch.bmm(q, k.transpose(1, 2)) * (WIDTH // HEADS) ** -0.5
-        weights = (scores - scores.detach().amax(-1, keepdim=True)).exp()
-        mixed = torch.bmm(weights / weights.sum(-1, keepdim=True), v)  # [n · heads, tokens, width / heads]
-        x = x + self.o(mixed.view(len(x), HEADS, *mixed.shape[1:]).transpose(1, 2).flatten(2))
-        return x + self.fc2(F.relu(self.fc1(self.norm2(x))))
-
-
-def _heads(x: Tensor) -> Tensor:
-    """[n, tokens, width] → [n · heads, tokens, width / heads]."""
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2).flatten(0, 1)
 
 
 class DigitsViT(nn.Module):
@@ -73,7 +47,7 @@ class DigitsViT(nn.Module):
         super().__init__()
         self.embed = nn.Linear(64 // PATCHES, WIDTH)
         self.position = nn.Parameter(torch.zeros(PATCHES, WIDTH))
-        self.blocks = nn.ModuleList(Block() for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(Block(WIDTH, HIDDEN, HEADS) for _ in range(BLOCKS))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, CLASSES)
 
@@ -130,9 +104,7 @@ class DigitsVitRecipe(Recipe):
     about = "a small vision transformer, finetuned on a few classes of real handwritten digits (18 sites)"
     reference = "UCI Optical Recognition of Handwritten Digits (scikit-learn); design after arXiv 2410.04207"
     kind = "lora"
-    sites = tuple(
-        f"blocks.{number}.{projection}" for number in range(BLOCKS) for projection in ("q", "k", "v", "o", "fc1", "fc2")
-    )
+    sites = tuple(f"blocks.{number}.{projection}" for number in range(BLOCKS) for projection in PROJECTIONS)
     space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
         "learning_rate": LogUniform(low=3e-4, high=6e-3, about="of AdamW, constant", at_least=0, at_most=1e3),
