@@ -192,6 +192,9 @@ def test_a_verb_that_is_asked_to_stop_leaves_nothing_half_done(name: str, adapte
     safetensors.numpy.save_file(tensors, base / "model.safetensors")
     script = f"""
 import os, signal, sys, time
+for name in (signal.SIGTERM, signal.SIGHUP):  # whatever runs the tests may ignore them, as nohup does
+    signal.signal(name, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lorascope import cli
 import lorascope.conversion.bake
 def slow(*arguments, **options):
