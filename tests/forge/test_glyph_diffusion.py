@@ -58,7 +58,7 @@ def state(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".forge.lock", "zoo.json")
+        if path.is_file() and path.name not in (".forge.lock", "zoo.json", "log.jsonl")
     }
 
 

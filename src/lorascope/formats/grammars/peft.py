@@ -247,10 +247,9 @@ def _check_type(config: Mapping[str, Any]) -> None:
         raise AdapterError(f"{name} is recognised, but not read by this version", key="peft_type")
     if name != "LORA" and "peft_type" in config:
         raise AdapterError(
-            "no PEFT type that this version reads",
+            f"unsupported peft_type {name[:80]}",
             key="peft_type",
-            expected=", ".join(["LORA", *TYPES]),
-            found=name[:80],
+            expected=f"one of {', '.join(['LORA', *TYPES])}",
         )
 
 
