@@ -6,13 +6,14 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from lorascope.adapter import Update
+from lorascope.adapter import LowRank, Update
 from lorascope.conversion import convert
-from lorascope.conversion.loss import error_of, is_same_update
+from lorascope.conversion.loss import error_of, is_same_update, ratio, rounding_bound
 from lorascope.formats.pairs import Scale
 from lorascope.formats.parametrisation import Parts, built
 
@@ -71,3 +72,21 @@ def test_two_whole_factors_are_converted_without_their_product(tmp_path: Path) -
         tracemalloc.stop()
     assert report.relative_error == 0.0 and report.lost == ()
     assert peak < product / 4
+
+
+@pytest.mark.parametrize(("name", "moved"), [("bfloat16", 0.05), ("float16", 0.005), ("float32", 1e-6)])
+def test_a_scale_that_is_a_little_wrong_is_no_rounding(name: str, moved: float) -> None:
+    rng = np.random.default_rng(0)
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    B, A = (rng.standard_normal(shape) for shape in ((64, 16), (16, 48)))
+    before = LowRank(B, A, 0.37)
+    after = LowRank(B.astype(dtype), A.astype(dtype), 0.37)
+    wrong = after.rescaled(0.37 * (1 + moved))
+    assert ratio(*error_of(before, after)) <= rounding_bound(before, after)
+    assert ratio(*error_of(before, wrong)) > rounding_bound(before, wrong)
+
+
+def test_a_site_of_zeros_is_no_rounding_in_any_dtype() -> None:
+    before = LowRank(np.ones((4, 2)), np.ones((2, 3)))
+    zero = LowRank(np.zeros((4, 2), ml_dtypes.float8_e5m2), np.zeros((2, 3), ml_dtypes.float8_e5m2))
+    assert ratio(*error_of(before, zero)) > rounding_bound(before, zero)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from lorascope.adapter import Relative, Update
 from lorascope.adapter.low_rank import product_norm
@@ -148,22 +149,36 @@ def _is_equal(one: Any, two: Any) -> bool:
 
 
 def rounding_bound(before: Update, after: Update, dtype: np.dtype[Any] | None = None) -> float:
-    """The relative error that rounding each stored number a few times can give: c · eps · ‖B‖‖A‖ / ‖ΔW‖.
+    """The relative error that storing ``after`` can give, of ΔW = scale · B · A.
 
-    eps is that of the widest rounding: the dtype asked for, or the coarsest that either side stores.
+    Each number is rounded at most twice, for a factor and for the dtype: by eps/2 of itself each time, or by half the
+    smallest number of the dtype where that is more. So ‖δB‖ ≤ eps ‖B‖ + tiny √size, the same for A, and
+
+        ‖δΔW‖_F ≤ |scale| (‖δB‖_F ‖A‖₂ + ‖B‖₂ ‖δA‖_F)
+
+    eps and tiny are those of what ``after`` stores, or of the dtype that was asked for where it is coarser. Of updates
+    that are no products of two factors, the numbers are bounded as if they had eight times their condition.
     """
-    names = [name for update in (before, after) for name in update.dtype.split("/")]
-    units = [float(ml_dtypes.finfo(name).eps) for name in names if name.startswith(("float", "bfloat"))]
-    if dtype is not None:
-        units.append(float(ml_dtypes.finfo(dtype).eps))
-    unit = max(units, default=0.0)
-    condition = 8.0
-    before = before.inner if isinstance(before, DoRA) else before
-    if _has_factors(before):
-        B, A, _ = before.factors(np.float64)  # the scale cancels, and may be at the ends of the range
-        norm = product_norm(B, A, 1.0, before.kind)
-        condition = dense_norm(B) * dense_norm(A) / norm if norm else 1.0
-    return 4.0 * (unit + 16 * float(np.finfo(np.float64).eps)) * max(condition, 1.0)
+    names = [name for name in after.dtype.split("/") if name.startswith(("float", "bfloat"))]
+    kinds = [ml_dtypes.finfo(name) for name in (*names, *([] if dtype is None else [dtype]))]
+    unit = max((float(kind.eps) for kind in kinds), default=0.0)
+    tiny = max((float(kind.smallest_subnormal) for kind in kinds), default=0.0)
+    work = 64 * float(np.finfo(np.float64).eps)  # of working out products, and of measuring
+    after = after.inner if isinstance(after, DoRA) else after
+    if not _has_factors(after):
+        return 32.0 * (unit + work)
+    B, A, _ = after.factors(np.float64)  # the scale cancels, and may be at the ends of the range
+    norm = product_norm(B, A, 1.0, after.kind)
+    if not norm:
+        return unit + work
+    moved_B, moved_A = ((unit + work) * dense_norm(factor) + tiny * math.sqrt(factor.size) for factor in (B, A))
+    return (moved_B / norm) * _largest(A) + (moved_A / norm) * _largest(B)
+
+
+def _largest(factor: NDArray[Any]) -> float:
+    """‖·‖₂, no less."""
+    size = dense_norm(factor)
+    return size * float(np.linalg.norm(factor / size, 2)) if size else 0.0
 
 
 def relative_error(before: Update, after: Update) -> float:
