@@ -289,7 +289,7 @@ def main():
     parser.add_argument("--small", action="store_true", help="64 adapters, 600 steps of pretraining")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    count, seeds = (64, 1) if arguments.small else (320, 3)
+    count, seeds = (64, 2) if arguments.small else (320, 3)
     home = Path(os.environ.get("LORASCOPE_HOME", Path.home() / ".cache" / "lorascope"))
     folder = home / f"{NAME}-{count}"
     folder.parent.mkdir(parents=True, exist_ok=True)
