@@ -16,6 +16,7 @@ is among the ten best guesses.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
@@ -74,13 +75,13 @@ class MaskedTextRecipe(Recipe):
         "loss": "float",
     }
 
+    @abstractmethod
     def published(self) -> Published:
         """The model and its tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sources(self) -> Sequence[Divided]:
         """The texts."""
-        raise NotImplementedError
 
     def texts(self) -> Texts:
         """The texts in tokens and with masks, the same each time."""
