@@ -265,7 +265,7 @@ def test_a_version_that_may_have_asked_the_module_or_not_is_in_doubt() -> None:
     with pytest.raises(AdapterError, match="fits either way round"):
         adapter.apply_to(model)
     with pytest.raises(AdapterError, match="no such layout"):
-        adapter.apply_to(model, layout="sideways")  # type: ignore[arg-type]
+        adapter.apply_to(model, layout="sideways")  # type: ignore[arg-type]  # a wrong word is meant
     with adapter.apply_to(model, layout="in-out"):
         assert model.experts.down_proj[0].tolist() == [[1, 2], [10, 20]]
     model.experts.is_transposed = True  # [in, out] whether it was asked or not

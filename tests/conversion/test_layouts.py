@@ -292,7 +292,7 @@ def test_an_answer_that_contradicts_the_base_is_refused(
 ) -> None:
     base = stored(tmp_path / "base", {name: (2, 2, 2) if "[" in site else (2, 2)}, model_type)
     for kind in ("stated", "open") if "[" in site else ("stated",):
-        adapter = Adapter({site: LowRank(square().B, square().A, layout=kind)})  # type: ignore[arg-type]
+        adapter = Adapter({site: LowRank(square().B, square().A, layout=kind)})  # type: ignore[arg-type]  # a str from a table
         with pytest.raises(AdapterError, match="contradicts what is known of the base") as caught:
             bake(base, [adapter], tmp_path / "no", layout=layout)
         assert caught.value.code == "layout-contradicted" and caught.value.key == site

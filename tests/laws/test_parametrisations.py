@@ -195,5 +195,5 @@ def test_a_base_that_is_stored_the_other_way_round_changes_the_same_way(name: st
     update, base = made(name, index)
     if update.layer != "linear" or update.kernel or base.ndim != 2 or name == "full":
         return  # nothing else is stored in two ways; a full difference lies as the base does
-    turned = replace(update, is_transposed=not update.is_transposed)  # type: ignore[type-var]
+    turned = replace(update, is_transposed=not update.is_transposed)  # type: ignore[type-var]  # a dataclass
     close(turned.delta_weight(np.float64, base=base.T).T, update.delta_weight(np.float64, base=base))
