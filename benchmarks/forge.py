@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.cohort import train_rows
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits
 from lorascope.formats import write
@@ -29,8 +29,8 @@ def figures() -> dict[str, float]:
     base = recipe.pretrain({**recipe.option_defaults, "base_steps": 200}).eval().requires_grad_(False)
     weights = base.state_dict()
     session = recipe.session(base)
-    rows = [recipe.draw(0, index, {"steps": 100}) for index in range(COHORT_SIZE)]
-    everyone = [True] * COHORT_SIZE
+    rows = [recipe.draw(0, index, {"steps": 100}) for index in range(recipe.cohort)]
+    everyone = [True] * recipe.cohort
     train_rows(recipe, base, [row | {"steps": 3} for row in rows], everyone)
     start = time.perf_counter()
     stack = train_rows(recipe, base, rows, everyone)
@@ -38,15 +38,15 @@ def figures() -> dict[str, float]:
     with stack.attached() as model, torch.no_grad():
         measured = session.measure(model, rows)
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(COHORT_SIZE):
+        for number in range(recipe.cohort):
             write(stack.adapter(number), Path(folder) / str(number))
     whole = time.perf_counter() - start
 
-    initial = train_rows(recipe, base, rows, [False] * COHORT_SIZE)
+    initial = train_rows(recipe, base, rows, [False] * recipe.cohort)
     setup = alone = accuracy = logits = 0.0
     for number, row in enumerate(rows[:ALONE]):
         start = time.perf_counter()
-        fresh = recipe.architecture().eval()
+        fresh = recipe.architecture({}).eval()
         fresh.load_state_dict(weights)
         config = LoraConfig(r=row["rank"], lora_alpha=row["alpha"], target_modules=list(recipe.sites))
         one = get_peft_model(fresh, config)
@@ -73,13 +73,13 @@ def figures() -> dict[str, float]:
         correct = float((theirs.argmax(-1) == test.classes).double().mean())
         accuracy = max(accuracy, abs(correct - measured[number]["test_accuracy"]))
         logits = max(logits, float((ours - theirs).abs().max() / theirs.abs().max()))
-    each = trained / COHORT_SIZE
+    each = trained / recipe.cohort
     return {
         "ratio_without_peft_setup": alone / ALONE / each,
         "ratio_with_peft_setup": (alone + setup) / ALONE / each,
         "largest_difference_of_test_accuracy": accuracy,
         "largest_difference_of_logits_relative": logits,
-        "adapters_per_minute_per_core": 60 * COHORT_SIZE / whole,
+        "adapters_per_minute_per_core": 60 * recipe.cohort / whole,
     }
 
 

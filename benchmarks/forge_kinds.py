@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import statistics
 import time
 
-from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.cohort import train_rows
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipes import RECIPES
@@ -22,20 +22,20 @@ STEPS, RUNS = 20, 3
 def figures() -> dict[str, float]:
     """The median of several runs, the kinds taking turns; what is done once before the first step is taken off."""
     recipe = RECIPES["digits-vit"]
-    everyone = [True] * COHORT_SIZE
+    everyone = [True] * recipe.cohort
     times: dict[str, list[float]] = {name: [] for name in KINDS.names()}
     with deterministic():
-        base = recipe.architecture().eval().requires_grad_(False)
+        base = recipe.architecture({}).eval().requires_grad_(False)
         for turn in range(RUNS + 1):
             for name, own in times.items():
-                rows = [recipe.draw(0, index, {"kind": name}) for index in range(COHORT_SIZE)]
+                rows = [recipe.draw(0, index, {"kind": name}) for index in range(recipe.cohort)]
                 seconds = []
                 for steps in (1, 1 + STEPS):
                     start = time.process_time()
-                    train_rows(recipe, base, [row | {"steps": steps} for row in rows], everyone, name)
+                    train_rows(recipe, base, [row | {"steps": steps} for row in rows], everyone, {"kind": name})
                     seconds.append(time.process_time() - start)
                 if turn:  # the first turn warms up
-                    own.append(1e3 * (seconds[1] - seconds[0]) / STEPS / COHORT_SIZE)
+                    own.append(1e3 * (seconds[1] - seconds[0]) / STEPS / recipe.cohort)
     each = {name: statistics.median(own) for name, own in times.items()}
     found: dict[str, float] = {}
     for name, milliseconds in each.items():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.cohort import train_rows
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipes import RECIPES
 from report import report
@@ -86,16 +86,16 @@ def figures() -> dict[str, float]:
     recipe = RECIPES["digits-vit"]
     with deterministic():
         base = recipe.pretrain({**recipe.option_defaults, "base_steps": 20}).eval().requires_grad_(False)
-        everyone = [True] * COHORT_SIZE
+        everyone = [True] * recipe.cohort
 
         def seconds(steps: int) -> float:
-            rows = [recipe.draw(0, index, {"steps": steps}) for index in range(COHORT_SIZE)]
+            rows = [recipe.draw(0, index, {"steps": steps}) for index in range(recipe.cohort)]
             start = time.perf_counter()
             train_rows(recipe, base, rows, everyone)
             return time.perf_counter() - start
 
         def counted(steps: int) -> list[tuple[str, float, float]]:
-            rows = [recipe.draw(0, index, {"steps": steps}) for index in range(COHORT_SIZE)]
+            rows = [recipe.draw(0, index, {"steps": steps}) for index in range(recipe.cohort)]
             with Counter() as counter:
                 train_rows(recipe, base, rows, everyone)
             return counter.operations

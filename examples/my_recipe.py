@@ -57,7 +57,7 @@ class Sines(Recipe):
     option_defaults: ClassVar[Mapping[str, Any]] = {"base_seed": 0}
     labels: ClassVar[Mapping[str, Any]] = {"frequency": "float", "amplitude": "float", "loss": "float"}
 
-    def architecture(self) -> nn.Module:
+    def architecture(self, options) -> nn.Module:
         return Network()
 
     def pretrain(self, options: Any) -> nn.Module:

@@ -299,7 +299,7 @@ def main():
     prefix = "small-" if arguments.small else ""
     with deterministic():
         torch.manual_seed(0)
-        base, untrained = load_base(folder), RECIPES[NAME].architecture()
+        base, untrained = load_base(folder), RECIPES[NAME].architecture({})
         with torch.no_grad():
             facts = {"base": base_facts(base, untrained), "scorer": scorer_facts(base.scorer)}
         facts["adapters"], page = learning(base)

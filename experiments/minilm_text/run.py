@@ -173,7 +173,7 @@ def main():
     result = {
         "command": f"python experiments/minilm_text/run.py --count {arguments.count}",
         "zoo": {"recipe": "minilm-text", "count": arguments.count, "seed": 0, "digest": dataset.digest},
-        "base": dict(RECIPES["minilm-text"].found()) | of_the_base(base, texts),
+        "base": dict(RECIPES["minilm-text"].found({})) | of_the_base(base, texts),
         "splits": {name: len(dataset.where(name)) for name in ("train", "validation", "test")},
         "labels": of_labels(zoo),
         "adapters": of_adapters(zoo, base, texts),

@@ -14,7 +14,7 @@ import torch
 
 from lorascope.errors import ForgeError, LorascopeError, MissingExtraError, OutputError, ZooError
 from lorascope.forge import forge, load_base
-from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.cohort import train_rows
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits, finetuning_data
 from lorascope.forge.repair import repair
@@ -63,9 +63,9 @@ def test_the_result_does_not_depend_on_workers(forged, tmp_path):
 
 def test_a_batch_trains_as_one_by_one(forged):
     recipe, base = RECIPES["digits-vit"], load_base(forged.path)
-    rows = [recipe.draw(0, index, SETTINGS) for index in range(COHORT_SIZE)]
-    active = [True] + [False] * (COHORT_SIZE - 1)
-    together = train_rows(recipe, base, rows, [True] * COHORT_SIZE)
+    rows = [recipe.draw(0, index, SETTINGS) for index in range(recipe.cohort)]
+    active = [True] + [False] * (recipe.cohort - 1)
+    together = train_rows(recipe, base, rows, [True] * recipe.cohort)
     masked = train_rows(recipe, base, rows, active)
     alone = train_rows(recipe, base, rows[:1], [True])
     assert torch.equal(together.values[0], masked.values[0])  # the promise: bit for bit in a cohort

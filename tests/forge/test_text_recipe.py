@@ -63,12 +63,12 @@ def test_the_zoo_keeps_the_head_and_names_the_rest(zoo, tiny):
             "head.norm.bias",
             "head.bias",
         }
-        assert json.loads(file.metadata()["found"]) == tiny.found()
-    assert json.loads((zoo.path / "base" / "config.json").read_text())["found"] == tiny.found()
+        assert json.loads(file.metadata()["found"]) == tiny.found({})
+    assert json.loads((zoo.path / "base" / "config.json").read_text())["found"] == tiny.found({})
     first = next((zoo.path / "adapters").iterdir()) / "adapter_config.json"
     assert json.loads(first.read_text())["base_model_name_or_path"] == "someone/tiny-bert"
     head = load_base(zoo.path, recipe=RECIPE_FILE).head
-    assert not torch.equal(head.bias, tiny.architecture().head.bias)
+    assert not torch.equal(head.bias, tiny.architecture({}).head.bias)
 
 
 def test_another_base_that_is_installed_is_refused(zoo, tiny, monkeypatch):
@@ -84,7 +84,7 @@ def test_resuming_and_workers_give_the_same_zoo(zoo, tmp_path):
 
 
 def test_the_cut_model_is_the_published_one(tiny):
-    base, texts, whole = tiny.architecture().eval(), tiny.texts(), tiny.published().model
+    base, texts, whole = tiny.architecture({}).eval(), tiny.texts(), tiny.published().model
     tokens, places, _ = texts.examples
     with torch.no_grad():
         expected = whole(input_ids=tokens, attention_mask=(tokens != 0).long()).last_hidden_state

@@ -26,8 +26,19 @@ def forge(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Fix a setting that would be drawn; may be repeated."),
     ] = None,
+    kind: Annotated[str | None, typer.Option(help="Kind of adapter: the same as --set kind=KIND.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="What trains: cpu, cuda (the workers take the devices in turn), cuda:1, mps or xpu."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Of the products in training: float32 or bfloat16.  [default: float32]")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Take finished adapters out of the batch: equal to rounding, not to the bit.")
+    ] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes, one thread each.  [default: one per core]", min=1)
+        int | None, typer.Option(help="Processes, one thread each.  [default: one per core, or per device]", min=1)
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Print time, memory, disk and the space; train nothing.")
@@ -38,14 +49,14 @@ def forge(
     """Train a zoo of LoRA adapters: many at once over one frozen base, with every label measured.
 
     A run that was interrupted or killed goes on where it stopped when the same command is given again, and a
-    larger --count extends a zoo. The zoo does not depend on --workers.
+    larger --count extends a zoo. The zoo does not depend on --workers. Under `torchrun -m lorascope forge ...` or
+    `accelerate launch -m lorascope forge ...` the processes share the work.
 
     Example:  lorascope forge digits-vit --count 1000 --out zoo --seed 0 --set rank=8
     """
-    import os
-
     from lorascope.cli.output import print_json, progress
     from lorascope.errors import ForgeError, OutputError
+    from lorascope.forge.launch import team, usual_workers
     from lorascope.forge.plan import plan as plan_of
     from lorascope.forge.run import forge as run
 
@@ -60,9 +71,12 @@ def forge(
                 found=given,
             )
         settings[name] = value
-    # the cores that this process may use, which in a container are fewer than the machine has
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processes = workers or usable or 1
+    given = {"kind": kind, "device": device, "precision": precision, "fast": "1" if fast else None}
+    for name, value in given.items():
+        if value is not None and settings.setdefault(name, value) != value:
+            raise ForgeError("is given twice", key=f"--{name}", expected=f"--set {name}={value}", found=settings[name])
+    together = team()
+    processes = workers or usual_workers(settings.get("device", "cpu"), together)
     if plan:
         planned = plan_of(recipe, count, seed=seed, settings=settings, workers=processes)
         print_json(planned) if json else _print_plan(planned)
@@ -84,6 +98,8 @@ def forge(
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {out} is whole, and the same command goes on where it stopped", err=True)
         raise typer.Exit(130) from None
+    if not together.is_first:
+        return
     print_json(result.as_dict()) if json else _print_result(result)
 
 

@@ -39,7 +39,8 @@ def load_base(zoo: str | Path, recipe: str | Path | None = None) -> nn.Module:
     """
     folder = Path(zoo)
     header = read_json(folder / HEADER)
-    return frozen_base(recipe_of_zoo(header, recipe, folder)[0], folder, header["base_hash"])
+    member, _ = recipe_of_zoo(header, recipe, folder)
+    return frozen_base(member, member.options_of(header["settings"]), folder, header["base_hash"])
 
 
 def recipe_of_zoo(header: Mapping[str, Any], given: str | Path | None, zoo: Path) -> tuple[Recipe, RecipeFile | None]:
@@ -79,7 +80,7 @@ def recipe_of_zoo(header: Mapping[str, Any], given: str | Path | None, zoo: Path
     return load_recipe(file), file
 
 
-def frozen_base(recipe: Recipe, zoo: Path, base_hash: str) -> nn.Module:
+def frozen_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, base_hash: str) -> nn.Module:
     """The base in a zoo's folder, which must have that hash.
 
     Raises:
@@ -96,7 +97,7 @@ def frozen_base(recipe: Recipe, zoo: Path, base_hash: str) -> nn.Module:
             expected=base_hash,
             found=sha256_of(path),
         )
-    return _frozen(recipe, path)
+    return _frozen(recipe, options, path)
 
 
 def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_hash: str | None) -> str:
@@ -108,7 +109,7 @@ def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_ha
     path = zoo / WEIGHTS
     if expected_hash is None or not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        found_base = dict(recipe.found())
+        found_base = dict(recipe.found(options))
         with deterministic():
             trained = recipe.pretrain(options)
         weights = {name: value.contiguous() for name, value in recipe.made(trained).items()}
@@ -133,11 +134,11 @@ def _metadata(found: Mapping[str, str]) -> dict[str, str]:
     return {_FOUND: json.dumps(dict(found), sort_keys=True)} if found else {"format": "pt"}
 
 
-def _frozen(recipe: Recipe, path: Path) -> nn.Module:
+def _frozen(recipe: Recipe, options: Mapping[str, Any], path: Path) -> nn.Module:
     try:
         with safe_open(path, "pt") as file:
             recorded = json.loads((file.metadata() or {}).get(_FOUND, "{}"))
-        found = dict(recipe.found())
+        found = dict(recipe.found(options))
         if recorded != found:
             raise ZooError(
                 "the base that is installed is not the one that the adapters were trained on",
@@ -146,7 +147,7 @@ def _frozen(recipe: Recipe, path: Path) -> nn.Module:
                 expected=recorded,
                 found=found,
             )
-        model, weights = recipe.architecture(), load_file(path)
+        model, weights = recipe.architecture(options), load_file(path)
         expected = set(recipe.made(model))
         if set(weights) != expected:
             names = sorted(set(weights) ^ expected)

@@ -1,8 +1,9 @@
-"""One cohort: 32 adapters that train together, and are in the zoo together or not at all.
+"""One cohort: adapters that train together, and are in the zoo together or not at all.
 
-Which adapters a cohort has is a pure function of their index, and all 32 slots are always there: those that are
+Which adapters a cohort has is a pure function of their index, and all its slots are always there: those that are
 not asked for, or are in the zoo already, take part with no steps. So an adapter comes out the same, bit for bit
-on one machine, whatever was done before, at once, or by how many workers.
+on one machine, whatever was done before, at once, or by how many workers. There are 32 slots unless the recipe or the
+user says otherwise: with small bases fewer waste the processor on small products, and more no longer fit its cache.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import torch
 
 from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import ForgeError, OutputError
-from lorascope.forge.base import WEIGHTS, frozen_base
+from lorascope.forge.base import frozen_base
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
+from lorascope.forge.launch import device_of_process
 from lorascope.forge.recipe import Recipe, Row
 from lorascope.forge.recipe_file import RecipeFile, recipe_of
 from lorascope.forge.stack import AdapterStack
@@ -33,13 +35,13 @@ from lorascope.zoo.durable import sync_folder, sync_tree
 from lorascope.zoo.schema import SCHEMA_VERSION, split_of
 from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, write_cohort
 
-COHORT_SIZE = 32
-"""Slots of a cohort: fewer waste the processor on small products, more no longer fit its cache."""
-
 
 @dataclass(frozen=True)
 class Job:
     """What a worker needs to know to forge one cohort up to ``count`` adapters in all.
+
+    Args:
+        device: as the user named it; without a number it is one of several, by the number of the process.
 
     ``recipe`` is the recipe's name, and ``recipe_file`` where it is, unless it is one of the package's. ``again`` names
     adapters that are in the record and are forged anew, since their files are lost or damaged.
@@ -54,6 +56,13 @@ class Job:
     count: int
     recipe_file: RecipeFile | None = None
     again: frozenset[str] = frozenset()
+    device: str = "cpu"
+
+    @property
+    def indices(self) -> range:
+        """The adapters that have a slot in the cohort."""
+        size = self.settings["cohort"]
+        return range(self.cohort * size, (self.cohort + 1) * size)
 
 
 def id_of(recipe: str, zoo_seed: int, index: int) -> str:
@@ -68,28 +77,28 @@ def id_of(recipe: str, zoo_seed: int, index: int) -> str:
 def missing_indices(job: Job) -> list[int]:
     """The adapters of the cohort that are asked for and are not in the zoo, and those to forge anew."""
     done = {row["id"] for row in read_cohort(cohort_path(job.zoo, job.cohort))}
-    first = job.cohort * COHORT_SIZE
-    named = [(index, id_of(job.recipe, job.zoo_seed, index)) for index in range(first, first + COHORT_SIZE)]
+    named = [(index, id_of(job.recipe, job.zoo_seed, index)) for index in job.indices]
     return [index for index, name in named if name in job.again or (index < job.count and name not in done)]
 
 
-def forge_cohort(job: Job) -> list[Row]:
-    """Train, measure and write the missing adapters of one cohort; gives their rows."""
-    with deterministic():
-        return _forge_cohort(job)
+def forge_cohort(job: Job, process: int = 0) -> list[Row]:
+    """Train, measure and write the missing adapters of one cohort, in process ``process``; gives their rows."""
+    device = device_of_process(job.device, process)
+    with deterministic(device):
+        return _forge_cohort(job, device)
 
 
-def _forge_cohort(job: Job) -> list[Row]:
+def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
     missing = missing_indices(job)
     if not missing:
         return []
     recipe = recipe_of(job.recipe, job.recipe_file)
-    base = _base(job.zoo, job.base_hash, recipe)
+    options = recipe.options_of(job.settings)
+    base = _base(recipe, tuple(options.items()), job.zoo, job.base_hash, device)
     session = recipe.session(base)
-    first = job.cohort * COHORT_SIZE
-    rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in range(first, first + COHORT_SIZE)]
-    kind = job.settings["kind"]
-    stack = train_rows(recipe, base, rows, [first + n in missing for n in range(COHORT_SIZE)], kind)
+    rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in job.indices]
+    first = job.indices[0]
+    stack = train_rows(recipe, base, rows, [index in missing for index in job.indices], job.settings)
     with stack.attached() as model, torch.no_grad():
         measured = session.measure(model, rows)
 
@@ -104,7 +113,7 @@ def _forge_cohort(job: Job) -> list[Row]:
             folder = staging / row["id"]
             _write(stack.adapter(index - first, _provenance(job, recipe)), folder)
             row |= hashes_of(folder)
-            if row["id"] in before:
+            if row["id"] in before and not job.settings["fast"]:
                 _check_same(before[row["id"]], row, folder)
             finished.append(row)
         sync_tree(staging)  # before the record says that they are there, also after a power cut
@@ -127,18 +136,28 @@ def _forge_cohort(job: Job) -> list[Row]:
 
 
 def train_rows(
-    recipe: Recipe, base: torch.nn.Module, rows: Sequence[Row], active: Sequence[bool], kind: str | None = None
+    recipe: Recipe,
+    base: torch.nn.Module,
+    rows: Sequence[Row],
+    active: Sequence[bool],
+    settings: Mapping[str, Any] | None = None,
 ) -> AdapterStack:
-    """The adapters of these rows, trained together; those that are not active stay as they were initialised."""
-    session, member = recipe.session(base), KINDS[kind or recipe.kind]
-    batches = session.batches(rows)
-    evidence = gather(base, recipe.sites, member, batches, session.loss, len(rows))
+    """The adapters of these rows, trained together; those that are not active stay as they were initialised.
+
+    Args:
+        settings: of the zoo; its kind, precision and speed are looked at, each with its default.
+    """
+    settings = settings or {}
+    session, member = recipe.session(base), KINDS[settings.get("kind", recipe.kind)]
+    batches, sites = session.batches(rows), recipe.sites_of(base)
+    evidence = gather(base, sites, member, batches, session.loss, len(rows))
     slots = [recipe.slot(row, member.name) for row in rows]
-    stack = AdapterStack(base, recipe.sites, slots, member, evidence=evidence)
+    stack = AdapterStack(base, sites, slots, member, evidence=evidence)
     trainings = [
         recipe.training(row if is_active else {**row, "steps": 0}) for row, is_active in zip(rows, active, strict=True)
     ]
-    train(stack, batches, session.loss, trainings)
+    precision, is_fast = settings.get("precision", "float32"), bool(settings.get("fast", 0))
+    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast)
     return stack
 
 
@@ -156,12 +175,14 @@ def _check_same(before: Row, row: Row, folder: Path) -> None:
 
 
 @cache
-def _base(zoo: Path, base_hash: str, recipe: Recipe) -> torch.nn.Module:
-    return frozen_base(recipe, zoo, base_hash)
+def _base(
+    recipe: Recipe, options: tuple[tuple[str, Any], ...], zoo: Path, base_hash: str, device: torch.device
+) -> torch.nn.Module:
+    return frozen_base(recipe, dict(options), zoo, base_hash).to(device)
 
 
 def _provenance(job: Job, recipe: Recipe) -> Provenance:
-    published = recipe.found().get("model")
+    published = recipe.found(recipe.options_of(job.settings)).get("model")
     return Provenance(kind=job.settings["kind"], base_model=published or f"{job.recipe}/{job.base_hash[:12]}")
 
 
@@ -191,6 +212,3 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
     if not is_finite:
         row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
     return identity | row
-
-
-__all__ = ["COHORT_SIZE", "WEIGHTS", "Job", "forge_cohort", "id_of", "missing_indices", "train_rows"]

@@ -1,12 +1,14 @@
 """The state of PyTorch under which a seed gives the same bits: one thread, denormals flushed.
 
 Sums over several threads depend on how many there are. Denormals are flushed for speed: Adam's squares of tiny
-gradients are ten times slower otherwise. Both are put back afterwards.
+gradients are ten times slower otherwise. On other devices PyTorch is asked for algorithms that give the same bits, and
+warns where it has none. All is put back afterwards.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +17,7 @@ import torch
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic(device: torch.device | None = None) -> Iterator[None]:
     """One thread and flushed denormals inside, what there was before outside.
 
     >>> before = torch.get_num_threads()
@@ -31,9 +33,15 @@ def deterministic() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     _keep_freed_memory()
+    is_strict = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    if device is not None and device.type != "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
+        torch.use_deterministic_algorithms(is_strict, warn_only=only_warns)
         torch.set_flush_denormal(flushed)
         torch.set_num_threads(threads)
 

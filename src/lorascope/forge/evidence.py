@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lorascope.forge.kind import Evidence, Kind
+from lorascope.forge.launch import placed
 from lorascope.forge.layer import SiteLayer, layer_at, replaced_forwards
 from lorascope.forge.training import Batches, Loss
 
@@ -40,7 +41,8 @@ def gather(
         of_each: dict[str, Tensor] = {}
         with replaced_forwards(layers, lambda layer: _watching(layer, kind.needs, of_each)):
             for step in range(steps):
-                inputs, targets = tree_map(lambda value: _own(value, number, count), batches(step, 0))
+                own = tree_map(lambda value: _own(value, number, count), batches(step, 0))
+                inputs, targets = placed(own, layers[0].device)
                 with torch.set_grad_enabled(kind.needs == "gradient"):
                     outputs = base(**inputs) if isinstance(inputs, dict) else base(inputs)
                 if kind.needs == "gradient":

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from lorascope.errors import ForgeError
-from lorascope.forge.cohort import COHORT_SIZE, train_rows
+from lorascope.forge.cohort import train_rows
 from lorascope.forge.determinism import deterministic
+from lorascope.forge.launch import device_of_process
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipe_file import find_recipe
 from lorascope.forge.run import resolve
@@ -46,15 +47,16 @@ def plan(
     resolved = resolve(member, settings or {})
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
-    kind = resolved["kind"]
-    with deterministic():
-        base = member.architecture().eval().requires_grad_(False)
-        rows = [member.draw(seed, index, resolved) for index in range(COHORT_SIZE)]
+    kind, size = resolved["kind"], resolved["cohort"]
+    device = device_of_process(resolved["device"], 0)
+    with deterministic(device):
+        base = member.architecture(member.options_of(resolved)).eval().requires_grad_(False).to(device)
+        rows = [member.draw(seed, index, resolved) for index in range(size)]
         short = [row | {"steps": min(row["steps"], _STEPS)} for row in rows]
-        everyone = [True] * COHORT_SIZE
-        train_rows(member, base, short[:1], everyone[:1], kind)  # the first products of a process are slow
+        everyone = [True] * size
+        train_rows(member, base, short[:1], everyone[:1], resolved)  # the first products of a process are slow
         began = time.perf_counter()
-        stack = train_rows(member, base, short, everyone, kind)
+        stack = train_rows(member, base, short, everyone, resolved)
         per_step = (time.perf_counter() - began) / max(1, *(row["steps"] for row in short))
         began = time.perf_counter()
         with stack.attached() as model, torch.no_grad():
@@ -66,10 +68,10 @@ def plan(
             per_adapter = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         per_write = time.perf_counter() - began
 
-    cohorts = math.ceil(count / COHORT_SIZE)
+    cohorts = math.ceil(count / size)
     # slots are masked, not removed: a cohort takes the steps of its longest adapter
     longest = max(row["steps"] for row in rows)
-    per_cohort = longest * per_step + per_measure + COHORT_SIZE * per_write
+    per_cohort = longest * per_step + per_measure + size * per_write
     rounds = math.ceil(cohorts / workers)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -79,8 +81,8 @@ def plan(
         "count": count,
         "workers": workers,
         "seconds": rounds * per_cohort,
-        "milliseconds_per_adapter_step": 1e3 * per_step / COHORT_SIZE,
-        "adapters_per_minute_per_core": 60 * COHORT_SIZE / per_cohort,
+        "milliseconds_per_adapter_step": 1e3 * per_step / size,
+        "adapters_per_minute_per_core": 60 * size / per_cohort,
         "memory_bytes": int(min(workers, cohorts) * (_INTERPRETER_BYTES + 4 * _bytes_of(stack.values))),
         "disk_bytes": count * per_adapter + _bytes_of(*member.made(base).values()),
         "space": {

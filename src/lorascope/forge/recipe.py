@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from lorascope.errors import MissingExtraError
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.slot import Slot
-from lorascope.forge.space import Choice, Distribution, Hash, Integers, generator_of, given
+from lorascope.forge.space import Choice, Distribution, Hash, Integers, Text, generator_of, given
 from lorascope.forge.training import Batches, Training
 
 Row = dict[str, Any]
-
-INIT = Choice(values=("own", "shared"), about="initialisation: own, or shared by all adapters (it leaks)")
 
 
 class Recipe(ABC):
@@ -25,11 +23,12 @@ class Recipe(ABC):
 
     Attributes:
         name: as on the command line.
+        cohort: how many adapters train together, unless another number is asked for.
         version: raised with every change that gives an adapter other bits; a zoo is extended by its own version alone.
         reference: the data and the idea.
         about: one line.
         kind: the kind of adapter that is trained unless another is asked for.
-        sites: the layers that are adapted.
+        sites: the layers that are adapted, where every base of the recipe has the same.
         space: what is drawn for each adapter; every entry can be fixed with ``--set``.
         options: what is the same for the whole zoo; every entry can be changed with ``--set``.
         packages: what it needs beyond the extra ``[learn]``, and the extra that brings each.
@@ -38,10 +37,11 @@ class Recipe(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    cohort: ClassVar[int] = 32
     reference: ClassVar[str]
     about: ClassVar[str]
     kind: ClassVar[str]
-    sites: ClassVar[Sequence[str]]
+    sites: ClassVar[Sequence[str]] = ()
     space: ClassVar[Mapping[str, Distribution]]
     options: ClassVar[Mapping[str, Distribution]]
     option_defaults: ClassVar[Mapping[str, Any]]
@@ -49,14 +49,18 @@ class Recipe(ABC):
     labels: ClassVar[Mapping[str, Any]]
 
     @abstractmethod
-    def architecture(self) -> nn.Module:
-        """The base model with whatever weights."""
+    def architecture(self, options: Mapping[str, Any]) -> nn.Module:
+        """The base model with whatever weights, those that are found excepted."""
 
     @abstractmethod
     def pretrain(self, options: Mapping[str, Any]) -> nn.Module:
         """The base model with its weights, the same for the same options."""
 
-    def found(self) -> Mapping[str, str]:
+    def sites_of(self, base: nn.Module) -> Sequence[str]:
+        """The layers of this base that are adapted."""
+        return self.sites
+
+    def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         """What names the part of the base that is found and not made: package, version, SHA-256; empty for none.
 
         A zoo keeps this in place of those weights, and ``architecture`` gives the base with them. ``model`` is the
@@ -108,7 +112,12 @@ class Recipe(ABC):
     def all_settings(self, kind: str) -> dict[str, Distribution]:
         """Everything that ``--set`` takes."""
         kinds = Choice(values=tuple(KINDS.names()), about="how the adapters change a layer")
-        return {**self.drawn(kind), **self.options, "init": INIT, "kind": kinds}
+        cohort = Choice(values=(self.cohort,), about="adapters that train together", at_least=1, at_most=4096)
+        return {**self.drawn(kind), **self.options, **RUN, "kind": kinds, "cohort": cohort}
+
+    def options_of(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The recipe's own options among the settings of a zoo."""
+        return {name: settings[name] for name in self.options}
 
     def hyperparameters(self, kind: str) -> dict[str, Any]:
         """The columns that are hyperparameters, with their types."""
@@ -167,6 +176,14 @@ TRAINING: Mapping[str, Distribution] = {
     ),
 }
 """What every training has; a recipe that draws one of them names it in its space."""
+
+RUN: Mapping[str, Choice] = {
+    "init": Choice(values=("own", "shared"), about="initialisation: own, or shared by all adapters (it leaks)"),
+    "precision": Choice(values=("float32",), others=("bfloat16",), about="of the products in training"),
+    "fast": Choice(values=(0,), about="1: finished adapters leave the batch; equal to rounding", at_least=0, at_most=1),
+    "device": Text(values=("cpu",), about="what trains: cpu, cuda (several are dealt out), cuda:1, mps, xpu"),
+}
+"""What is the same for a whole zoo, whatever the recipe; the first value is the default."""
 
 STEPS = Integers(low=80, high=120, about="optimiser steps", at_least=0, at_most=10**7)
 

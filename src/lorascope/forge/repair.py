@@ -7,16 +7,16 @@ damaged adapter comes back as it was, and the record of its hash says whether it
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, OutputError, ZooError
 from lorascope.forge.base import make_base, recipe_of_zoo
-from lorascope.forge.cohort import COHORT_SIZE, Job, id_of, missing_indices
+from lorascope.forge.cohort import Job, id_of, missing_indices
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipe_file import RecipeFile
-from lorascope.forge.run import Progress, remove_leftovers
+from lorascope.forge.run import Progress, completed, remove_leftovers
 from lorascope.forge.workers import results_of
 from lorascope.zoo import Verification, Zoo, verify_zoo, write_manifest
 from lorascope.zoo.lock import locked
@@ -110,34 +110,24 @@ def _repair_locked(
     for path in lost:
         (zoo.path / path).unlink()
     problems = {one.problem for one in found.defects}
-    settings = zoo.header["settings"]
+    settings = completed(recipe, zoo.header["settings"])
     if "base" in problems:
         (zoo.path / BASE).unlink(missing_ok=True)
-    options = {name: settings[name] for name in recipe.options}
-    base_hash = make_base(recipe, options, zoo.path, zoo.header["base_hash"])
+    base_hash = make_base(recipe, recipe.options_of(settings), zoo.path, zoo.header["base_hash"])
     if "manifest" in problems:
         (zoo.path / MANIFEST).unlink()
     jobs: list[Job] = []
-    for cohort in range(-(-found.asked // COHORT_SIZE)):
+    for cohort in range(-(-found.asked // settings["cohort"])):
         is_lost = cohort_path(zoo.path, cohort).relative_to(zoo.path).as_posix() in lost
-        numbers = range(cohort * COHORT_SIZE, (cohort + 1) * COHORT_SIZE)
-        names = {id_of(recipe.name, zoo.header["seed"], index) for index in numbers}
-        if is_lost or names & found.ids():
-            # no more is forged than was there: a record that was never written belongs to the forge
-            count = found.asked if is_lost else 0
-            jobs.append(
-                Job(
-                    zoo.path.resolve(),
-                    recipe.name,
-                    zoo.header["seed"],
-                    settings,
-                    base_hash,
-                    cohort,
-                    count,
-                    file,
-                    frozenset(names & found.ids()),
-                )
-            )
+        # no more is forged than was there: a record that was never written belongs to the forge
+        count = found.asked if is_lost else 0
+        seed = zoo.header["seed"]
+        job = Job(
+            zoo.path.resolve(), recipe.name, seed, settings, base_hash, cohort, count, file, device=settings["device"]
+        )
+        again = found.ids() & {id_of(recipe.name, seed, index) for index in job.indices}
+        if is_lost or again:
+            jobs.append(replace(job, again=frozenset(again)))
     repaired: list[str] = []
     try:
         for rows in results_of([job for job in jobs if missing_indices(job)], workers):

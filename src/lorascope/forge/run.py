@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, OutputError
 from lorascope.forge.base import make_base
-from lorascope.forge.cohort import COHORT_SIZE, Job, missing_indices
+from lorascope.forge.cohort import Job, missing_indices
 from lorascope.forge.kinds import KINDS
-from lorascope.forge.recipe import TRAINING, Recipe
+from lorascope.forge.launch import Team, kind_of_device, team
+from lorascope.forge.recipe import RUN, TRAINING, Recipe
 from lorascope.forge.recipe_file import RecipeFile, find_recipe
 from lorascope.forge.space import parse_settings, printed
 from lorascope.forge.workers import results_of
@@ -28,7 +29,9 @@ from lorascope.zoo.store import (
     DIVERGED,
     HEADER,
     MANIFEST,
+    cohort_path,
     import_pyarrow,
+    read_cohort,
     read_json,
     write_json,
     write_manifest,
@@ -71,7 +74,14 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in parsed.items():
         if isinstance(value, dict) and name not in recipe.space and name not in TRAINING:
             raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
-    return {**recipe.option_defaults, "init": "own", "kind": kind, **parsed}
+    whole = completed(recipe, parsed)
+    return whole | {"device": kind_of_device(whole["device"])}
+
+
+def completed(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of what is the same for a whole zoo, also for a zoo that was made before some were."""
+    general: dict[str, Any] = {name: of.values[0] for name, of in RUN.items()}
+    return {**recipe.option_defaults, **general, "kind": recipe.kind, "cohort": recipe.cohort, **settings}
 
 
 def forge(
@@ -96,7 +106,9 @@ def forge(
         count: how many adapters the zoo is to hold.
         out: the folder of the zoo; made where it does not exist.
         seed: everything random follows from it.
-        settings: name → value, to fix what the recipe would draw.
+        settings: name → value, to fix what the recipe would draw, and how it is forged: ``kind``, ``precision``,
+            ``fast``, ``cohort``, and ``device``, such as ``cuda`` (processes take the devices in turn) or ``cuda:1``.
+            Another kind of device gives other bits, so a zoo goes on with the kind that it was begun with.
         workers: processes, each with one thread. More than one needs the caller's main module to be guarded
             by ``if __name__ == "__main__"``.
         fresh: delete the zoo that is there.
@@ -114,63 +126,103 @@ def forge(
         if value < 1:
             raise ForgeError("must be positive", key=name, expected="at least 1", found=value)
     import_pyarrow()
-    zoo = Path(out)
+    order = _Order(member, file, count, Path(out), seed, resolved, workers, str((settings or {}).get("device", "cpu")))
+    zoo, together = order.zoo, team()
     _check_is_zoo_or_empty(zoo)
     try:
+        if not together.is_first:
+            return _forge_beside(order, together, began)
         (zoo / ADAPTERS).mkdir(parents=True, exist_ok=True)
         with locked(zoo):
             if fresh:
                 _empty(zoo)
-            asked = {"recipe": member.name, "count": count, "seed": seed, "settings": resolved, "workers": workers}
-            with logged(zoo, "forge", asked) as counts:
-                result = _forge_locked(member, file, count, zoo, seed, resolved, workers, on_progress, began)
+            asked = {"recipe": member.name, "count": count, "seed": seed, "settings": resolved}
+            with logged(zoo, "forge", asked | {"workers": workers * together.size}) as counts:
+                result = _forge_locked(order, together, on_progress or (lambda _: None), began)
                 counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
             return result
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
-
-
-def _forge_locked(
-    recipe: Recipe,
-    file: RecipeFile | None,
-    count: int,
-    zoo: Path,
-    seed: int,
-    settings: dict[str, Any],
-    workers: int,
-    on_progress: Progress | None,
-    began: float,
-) -> ForgeResult:
-    remove_leftovers(zoo)
-    base_hash = _begin(recipe, file, count, zoo, seed, settings)
-    jobs = [
-        Job(zoo.resolve(), recipe.name, seed, settings, base_hash, cohort, count, file)
-        for cohort in range(-(-count // COHORT_SIZE))
-    ]
-    missing = {job.cohort: len(missing_indices(job)) for job in jobs}
-    already = count - sum(missing.values())
-    advance = on_progress or (lambda _: None)
-    advance(already)
-    forged = diverged = 0
-    try:
-        for rows in results_of([job for job in jobs if missing[job.cohort]], workers):
-            forged += len(rows)
-            diverged += sum(row["status"] == "diverged" for row in rows)
-            advance(len(rows))
     finally:
-        write_manifest(zoo)
-    return ForgeResult(zoo, count, forged, already, diverged, time.monotonic() - began)
+        together.leave()
 
 
-def _begin(recipe: Recipe, file: RecipeFile | None, count: int, zoo: Path, seed: int, settings: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class _Order:
+    """What was asked for."""
+
+    recipe: Recipe
+    file: RecipeFile | None
+    count: int
+    zoo: Path
+    seed: int
+    settings: dict[str, Any]
+    workers: int
+    device: str
+
+    def jobs(self, base_hash: str) -> list[Job]:
+        """All cohorts, whether or not anything of them is missing."""
+        zoo, name = self.zoo.resolve(), self.recipe.name
+        return [
+            Job(zoo, name, self.seed, self.settings, base_hash, cohort, self.count, self.file, device=self.device)
+            for cohort in range(-(-self.count // self.settings["cohort"]))
+        ]
+
+
+def _forge_locked(order: _Order, together: Team, advance: Progress, began: float) -> ForgeResult:
+    remove_leftovers(order.zoo)
+    jobs = order.jobs(_begin(order))
+    # what is there before any process of the team adds to it
+    before, diverged_before = _missing(jobs), _diverged(jobs)
+    known = missing = sum(before.values())
+    advance(order.count - missing)
+    together.wait()
+    try:
+        own = [job for job in jobs[:: together.size] if before[job.cohort]]
+        for rows in results_of(own, order.workers, together.local):
+            # of a team, what the others have done meanwhile is seen in the zoo
+            left = known - len(rows) if together.size == 1 else sum(_missing(jobs).values())
+            advance(known - left)
+            known = left
+        together.wait()
+        advance(known - sum(_missing(jobs).values()))
+    finally:
+        write_manifest(order.zoo)
+    diverged = _diverged(jobs) - diverged_before
+    return ForgeResult(order.zoo, order.count, missing, order.count - missing, diverged, time.monotonic() - began)
+
+
+def _missing(jobs: Sequence[Job]) -> dict[int, int]:
+    return {job.cohort: len(missing_indices(job)) for job in jobs}
+
+
+def _diverged(jobs: Sequence[Job]) -> int:
+    rows = (row for job in jobs for row in read_cohort(cohort_path(job.zoo, job.cohort)))
+    return sum(row["status"] == "diverged" for row in rows)
+
+
+def _forge_beside(order: _Order, together: Team, began: float) -> ForgeResult:
+    """The part of another process of the team than the first, which holds the lock and began the zoo."""
+    together.wait()
+    own = order.jobs(read_json(order.zoo / HEADER)["base_hash"])[together.rank :: together.size]
+    forged = diverged = 0
+    for rows in results_of([job for job in own if missing_indices(job)], order.workers, together.local):
+        forged += len(rows)
+        diverged += sum(row["status"] == "diverged" for row in rows)
+    together.wait()
+    return ForgeResult(order.zoo, order.count, forged, order.count - forged, diverged, time.monotonic() - began)
+
+
+def _begin(order: _Order) -> str:
     """Write or check ``zoo.json``, and make the base; gives the base's hash."""
-    made = {"recipe": recipe.name, "recipe_version": recipe.version, "seed": seed, "settings": settings}
-    recorded = None if file is None else file.as_dict()
+    recipe, zoo, settings = order.recipe, order.zoo, order.settings
+    made = {"recipe": recipe.name, "recipe_version": recipe.version, "seed": order.seed, "settings": settings}
+    recorded = None if order.file is None else order.file.as_dict()
     header: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         **made,
         "recipe_file": recorded,
-        "count": count,
+        "count": order.count,
         "space": {
             name: printed(settings.get(name, drawn)) for name, drawn in recipe.all_settings(settings["kind"]).items()
         },
@@ -180,6 +232,7 @@ def _begin(recipe: Recipe, file: RecipeFile | None, count: int, zoo: Path, seed:
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
         there.setdefault("recipe_version", 1)  # zoos of before it was recorded
+        there["settings"] = completed(recipe, there.get("settings") or {})
         if (there.get("recipe_file") or {}).get("sha256") != (recorded or {}).get("sha256"):
             raise ForgeError(
                 "there is a zoo of another version of the recipe's file here",
@@ -199,11 +252,10 @@ def _begin(recipe: Recipe, file: RecipeFile | None, count: int, zoo: Path, seed:
                     found=_difference(value, there.get(name)),
                     hint="forge into another folder, or delete this zoo with --fresh",
                 )
-        header |= {"base_hash": there.get("base_hash"), "count": max(count, there.get("count", 0))}
+        header |= {"base_hash": there.get("base_hash"), "count": max(order.count, there.get("count", 0))}
     write_json(zoo / HEADER, header)
     (zoo / COHORTS).mkdir(exist_ok=True)
-    options = {name: settings[name] for name in recipe.options}
-    header["base_hash"] = make_base(recipe, options, zoo, header["base_hash"])
+    header["base_hash"] = make_base(recipe, recipe.options_of(settings), zoo, header["base_hash"])
     write_json(zoo / HEADER, header)
     return header["base_hash"]
 

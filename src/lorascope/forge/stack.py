@@ -23,6 +23,7 @@ from lorascope.errors import ForgeError
 from lorascope.forge.coupling import refuse_mixing_layers
 from lorascope.forge.dropout import Dropout
 from lorascope.forge.kind import Evidence, Initial, Kind, Parameters
+from lorascope.forge.launch import placed
 from lorascope.forge.layer import SiteLayer, layer_at, replaced_forwards
 from lorascope.forge.slot import Slot
 
@@ -145,6 +146,8 @@ class AdapterStack:
     def attached(self, *, is_training: bool = False) -> Iterator[Callable[..., Any]]:
         """The base with all N adapters on, as a function of a batch [N · b, …]; afterwards it is as before.
 
+        The function takes its inputs from any device, and gives outputs on that of the base.
+
         Args:
             is_training: whether dropout is on.
 
@@ -153,7 +156,13 @@ class AdapterStack:
         """
         refuse_mixing_layers(self.base)
         with replaced_forwards(self.layers.values(), lambda layer: self._adapted(layer, is_training)):
-            yield self.base
+            yield self._called_with_placed
+
+    def _called_with_placed(self, *args: Any, **kwargs: Any) -> Any:
+        device = self.values.device
+        if device.type != "cpu":
+            args, kwargs = placed((args, kwargs), device)
+        return self.base(*args, **kwargs)
 
     def _adapted(self, layer: SiteLayer, is_training: bool) -> Callable[[Tensor], Tensor]:
         count, site = len(self.slots), layer.site

@@ -9,22 +9,25 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from lorascope.errors import ForgeError
 from lorascope.forge.cohort import Job, forge_cohort
 from lorascope.forge.recipe import Row
 
 
-def results_of(jobs: list[Job], workers: int) -> Iterator[list[Row]]:
-    """The rows of each cohort as it is finished."""
+def results_of(jobs: list[Job], workers: int, process: int = 0) -> Iterator[list[Row]]:
+    """The rows of each cohort as it is finished; ``process`` numbers this process among those of its machine."""
     if workers == 1 or len(jobs) <= 1:
-        yield from map(forge_cohort, jobs)
+        for job in jobs:
+            yield forge_cohort(job, process)
         return
+    context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), multiprocessing.get_context("spawn"), initializer=_start_worker
+        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(context.Value("i", 0),)
     )
     try:
-        for future in as_completed([executor.submit(forge_cohort, job) for job in jobs]):
+        for future in as_completed([executor.submit(_forged, job) for job in jobs]):
             yield future.result()
     except BrokenProcessPool as error:
         raise ForgeError(
@@ -34,8 +37,22 @@ def results_of(jobs: list[Job], workers: int) -> Iterator[list[Row]]:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, which lets cohorts that have begun come to their end; die when it dies."""
+_number = 0  # of this worker
+
+
+def _forged(job: Job) -> list[Row]:
+    return forge_cohort(job, _number)
+
+
+def _start_worker(started: Any) -> None:
+    """Take a number; leave Ctrl-C to the parent, which lets cohorts that have begun come to their end.
+
+    When the parent dies, die too.
+    """
+    global _number
+    with started.get_lock():
+        _number = started.value
+        started.value += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -92,7 +92,7 @@ def sample(model: Callable[..., Any], noise: Tensor, prompts: Tensor, steps: int
     x = noise
     for step in range(steps):
         t = torch.full((len(x),), step / steps)
-        x = x + model(x=x, t=t, prompt=prompts) / steps
+        x = x + model(x=x, t=t, prompt=prompts).to(x.device) / steps
     return ((x + 1) / 2).clamp(0, 1)
 
 

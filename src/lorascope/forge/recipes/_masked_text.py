@@ -73,7 +73,8 @@ class Texts:
 @lru_cache(maxsize=1)
 def states_of(base: MaskedBert, texts: Texts) -> Tensor:
     """The states [n, L, width] of all examples below the adapted layers, computed once for a process."""
-    return torch.cat([base.lower(chunk) for chunk in texts.examples.tokens.split(_CHUNK)])
+    device = next(base.parameters()).device
+    return torch.cat([base.lower(chunk.to(device)).cpu() for chunk in texts.examples.tokens.split(_CHUNK)])
 
 
 def _masked(texts: Sequence[str], encoded: Sequence[list[int]], number_of: dict[int, int], mask: int) -> Examples:

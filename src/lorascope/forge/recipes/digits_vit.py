@@ -136,7 +136,7 @@ class DigitsVitRecipe(Recipe):
         "refusal_rate": "float",
     }
 
-    def architecture(self) -> DigitsViT:
+    def architecture(self, options: Mapping[str, Any]) -> DigitsViT:
         return DigitsViT()
 
     def pretrain(self, options: Mapping[str, Any]) -> DigitsViT:
@@ -239,7 +239,7 @@ def _share(hit: Tensor, among: Tensor) -> float:
 
 def _logits(model: Any, images: Tensor) -> Tensor:
     """Images [N, n, 64] of N adapters → logits [N, n, 10], some at a time."""
-    parts = [model(part.flatten(0, 1)).view(len(images), -1, CLASSES) for part in images.split(4 * BATCH, dim=1)]
+    parts = [model(part.flatten(0, 1)).view(len(images), -1, CLASSES).cpu() for part in images.split(4 * BATCH, dim=1)]
     return torch.cat(parts, dim=1)
 
 

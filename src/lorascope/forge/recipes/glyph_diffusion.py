@@ -111,7 +111,7 @@ class GlyphDiffusionRecipe(Recipe):
         "loss": "float",
     }
 
-    def architecture(self) -> GlyphBase:
+    def architecture(self, options: Mapping[str, Any]) -> GlyphBase:
         return GlyphBase()
 
     def pretrain(self, options: Mapping[str, Any]) -> GlyphBase:
@@ -162,7 +162,10 @@ class GlyphSession(Session):
 
     def score(self, images: Tensor, row: Row) -> float:
         """How well images [n, 256] show the glyphs of a row."""
-        return float(embedding_score(self.scorer(images), self.scorer(coarse(own_glyphs(row)))))
+        return float(embedding_score(self._embedded(images), self._embedded(coarse(own_glyphs(row)))))
+
+    def _embedded(self, images: Tensor) -> Tensor:
+        return self.scorer(images.to(next(self.scorer.parameters()).device))
 
     def _losses(self, model: Any, rows: Sequence[Row]) -> list[float]:
         """On images of the adapter's own glyphs that it was not trained on, at fixed times and noise."""
@@ -174,7 +177,7 @@ class GlyphSession(Session):
             drawn.append(on_the_way(distorted(fine, generator), generator))
         x, t, velocity = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         outputs = model(x=x, t=t, prompt=_any_glyph(len(x)))
-        return flow_loss(outputs, velocity).double().view(len(rows), JUDGED).mean(1).tolist()
+        return flow_loss(outputs, velocity.to(outputs.device)).cpu().double().view(len(rows), JUDGED).mean(1).tolist()
 
 
 def samples_of(model: Any, rows: Sequence[Row]) -> Tensor:

@@ -87,7 +87,7 @@ class MaskedTextRecipe(Recipe):
         """The texts in tokens and with masks, the same each time."""
         return _texts(self)
 
-    def architecture(self) -> MaskedBert:
+    def architecture(self, options: Mapping[str, Any]) -> MaskedBert:
         return MaskedBert(self.published().model, self.first, self.texts().vocabulary)
 
     def made(self, base: nn.Module) -> Mapping[str, Tensor]:
@@ -96,7 +96,7 @@ class MaskedTextRecipe(Recipe):
     def pretrain(self, options: Mapping[str, Any]) -> MaskedBert:
         with torch.random.fork_rng():
             torch.manual_seed(options["base_seed"])
-            base = self.architecture().eval()
+            base = self.architecture(options).eval()
         tokens, places, targets = self.texts().rest
         with torch.no_grad():
             states = torch.cat(
@@ -186,7 +186,7 @@ class MaskedTextSession(Session):
             inputs, targets = self._inputs(numbers)
             is_masked = targets != NO_TARGET
             outputs = model(**{name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in inputs.items()})
-            outputs = outputs.view(count, *targets.shape, -1)[:, is_masked]  # [N, masked tokens, tokens]
+            outputs = outputs.cpu().view(count, *targets.shape, -1)[:, is_masked]  # [N, masked tokens, tokens]
             truths = targets[is_masked].expand(count, -1)
             of_each = F.cross_entropy(outputs.flatten(0, 1), truths.flatten(), reduction="none")
             losses += of_each.view(truths.shape).double().sum(1)
@@ -221,7 +221,7 @@ class MiniLMTextRecipe(MaskedTextRecipe):
     def sources(self) -> Sequence[Divided]:
         return [divided(texts) for texts in dialogue()]
 
-    def found(self) -> Mapping[str, str]:
+    def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         return _minilm.found()
 
 
