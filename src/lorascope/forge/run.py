@@ -61,7 +61,7 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings parsed and completed by the recipe's defaults for the whole zoo.
 
     Raises:
-        ForgeError: for an unknown name or an impossible value.
+        ForgeError: for an unknown name or an impossible value, or where what the recipe's options name is not there.
         MissingExtraError: where the recipe needs a package that is not installed.
     """
     recipe.check_packages()
@@ -75,6 +75,7 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and name not in recipe.space and name not in TRAINING:
             raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
     whole = completed(recipe, parsed)
+    recipe.check_options(recipe.options_of(whole))
     return whole | {"device": kind_of_device(whole["device"])}
 
 
