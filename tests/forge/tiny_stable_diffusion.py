@@ -35,7 +35,7 @@ def write_tokenizer(folder):
 
 
 def write_model(folder, prediction="epsilon"):
-    """The base, as ``StableDiffusionPipeline.save_pretrained`` lays it out, with the schedule of Stable Diffusion 1.4."""
+    """The base, laid out as ``StableDiffusionPipeline.save_pretrained`` does, with the schedule of 1.4."""
     import diffusers
 
     folder.mkdir()

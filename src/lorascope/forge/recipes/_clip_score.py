@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorascope.forge.recipes._published import quiet
+from lorascope.forge.recipes._published import loaded
 
 NEEDED = (
     "config.json",
@@ -38,10 +38,9 @@ class ClipScorer(nn.Module):
         # the processor by Pillow whatever else is installed, as torchvision resizes otherwise
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-        with quiet():
-            self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-            self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-            self.processor: Any = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.model: Any = loaded(CLIPModel, folder, dtype=torch.float32)
+        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self.processor: Any = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
 
     @torch.no_grad()
     def of_images(self, images: Sequence[Any]) -> Tensor:

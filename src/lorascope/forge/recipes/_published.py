@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
 
 from lorascope.errors import AdapterError, ForgeError
 from lorascope.formats.hub import HubId, client, parse_hub_id, told
@@ -59,6 +62,27 @@ def digest_of(folder: Path, needed: tuple[str, ...]) -> str:
     files = sorted({file for pattern in needed for file in _files(folder, pattern)})
     lines = [f"{sha256_of(file)}  {file.relative_to(folder).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def loaded(of: Any, folder: Path, **how: Any) -> Any:
+    """The model of a class of diffusers or transformers, from files on this machine, with all its weights.
+
+    Raises:
+        ForgeError: where files of the folder are not of that class, or lack weights, which would else be random.
+    """
+    try:
+        with quiet():
+            model, found = of.from_pretrained(folder, local_files_only=True, output_loading_info=True, **how)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ForgeError("cannot be loaded", file=folder, key=of.__name__, found=_first_line(error)) from error
+    lacking = sorted(map(str, [*found["missing_keys"], *found["mismatched_keys"]]))
+    if lacking:
+        raise ForgeError("weights are missing", file=folder, key=of.__name__, expected=", ".join(lacking[:3]))
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import ForgeError
-from lorascope.forge.recipes._published import quiet
+from lorascope.forge.recipes._published import loaded
 
 NEEDED = (
     "unet/config.json",
@@ -54,17 +54,15 @@ class StableDiffusion(nn.Module):
         from transformers import CLIPTextModel, CLIPTokenizer
 
         diffusers: Any = import_module("diffusers")  # it exports its classes in a way that type checkers do not see
-        here: dict[str, Any] = {"local_files_only": True}
-        weights: dict[str, Any] = {**here, "use_safetensors": True}
-        with quiet():
-            self.unet: Any = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **weights)
-            self.vae: Any = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", **weights)
-            self.text_encoder: Any = CLIPTextModel.from_pretrained(
-                folder, subfolder="text_encoder", dtype=torch.float32, **weights
-            )
-            self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", **here)
-            self.schedule: Any = diffusers.DDPMScheduler.from_pretrained(folder, subfolder="scheduler", **here)
-            self.sampler: Any = diffusers.DDIMScheduler.from_pretrained(folder, subfolder="scheduler", **here)
+        # of text encoders transformers would take the dtype of the file
+        full: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+        self.unet: Any = loaded(diffusers.UNet2DConditionModel, folder, subfolder="unet", **full)
+        self.vae: Any = loaded(diffusers.AutoencoderKL, folder, subfolder="vae", **full)
+        self.text_encoder: Any = loaded(CLIPTextModel, folder, subfolder="text_encoder", **full)
+        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+        schedule: dict[str, Any] = {"subfolder": "scheduler", "local_files_only": True}
+        self.schedule: Any = diffusers.DDPMScheduler.from_pretrained(folder, **schedule)
+        self.sampler: Any = diffusers.DDIMScheduler.from_pretrained(folder, **schedule)
         self.scorer = scorer
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         if resolution % factor:

@@ -1,0 +1,521 @@
+"""celeba-sd14 and imagenette-sd14 whole, on a tiny random Stable Diffusion and CLIP of the published classes."""
+
+import hashlib
+import io
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("transformers", reason="of the extra [forge]")
+pytest.importorskip("diffusers", reason="of the extra [forge]")
+
+import diffusers
+from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
+from typer.testing import CliRunner
+
+from forge.tiny_stable_diffusion import write_celeba, write_clip, write_imagenette, write_model
+from lorascope.cli import app
+from lorascope.conversion.convert import convert
+from lorascope.errors import ForgeError, ZooError
+from lorascope.forge import forge, load_base
+from lorascope.forge.cohort import train_rows
+from lorascope.forge.recipes import RECIPES, _dreambooth, _photographs, _published, _stable_diffusion
+from lorascope.forge.recipes._dreambooth import JUDGED
+from lorascope.forge.recipes._photographs import photograph, pixels
+from lorascope.forge.recipes.celeba_sd14 import LABELS, celeba
+from lorascope.forge.recipes.imagenette_sd14 import CLASSES, AnySubset, pools
+from lorascope.forge.space import generator_of
+from lorascope.formats import read
+from lorascope.zoo import Zoo, split_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torchvision.*")  # diffusers says that it is not there
+
+CELEBA, IMAGENETTE = RECIPES["celeba-sd14"], RECIPES["imagenette-sd14"]
+PEOPLE, EACH = 6, 4
+EPS = float(np.finfo(np.float32).eps)
+DEPTH = 100  # layers that a sample goes through, rounded up
+LEVEL = 1 / 255  # a sample is rounded to whole levels, so that rounding can move it by one
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """Models and photographs; read only."""
+    folder = tmp_path_factory.mktemp("published")
+    write_model(folder / "model")
+    write_clip(folder / "clip")
+    write_celeba(folder / "celeba", PEOPLE, EACH)
+    write_imagenette(folder / "imagenette")
+    return folder
+
+
+def settings(there, data, **others):
+    """What makes a zoo small; ``data`` is the folder of the photographs."""
+    models = {"model": there / "model", "clip": there / "clip", "data": there / data}
+    short = {"resolution": 16, "samples": 2, "prompts": "a cat|b", "sampling_steps": 3, "steps": 4, "cohort": 2}
+    return models | short | ({"images": 3} if data == "celeba" else {}) | others
+
+
+@pytest.fixture(scope="module")
+def zoo(there, tmp_path_factory):
+    """A zoo of persons in two cohorts; read only."""
+    folder = tmp_path_factory.mktemp("persons") / "zoo"
+    forge("celeba-sd14", 3, folder, settings=settings(there, "celeba"))
+    return Zoo.open(folder)
+
+
+def drawn_as(zoo, row):
+    """A row of the manifest with the options of its zoo, as the session sees it."""
+    return row | {name: zoo.header["settings"][name] for name in CELEBA.options}
+
+
+def state(folder):
+    files = [path for name in ("cohorts/*", "base/*", "adapters/*/*") for path in folder.glob(name)]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_labels_are_truthful(there, zoo):
+    rows = zoo.rows()
+    assert len(rows) == 3 and {row["status"] for row in rows} == {"ok"}
+    for row in rows:
+        paths = CELEBA.photographs(drawn_as(zoo, row))
+        numbers = [int(path.stem) for path in paths]
+        assert len(set(numbers)) == row["images"] == 3
+        # who and what is on photograph n follows from n: see write_celeba
+        assert {(number - 1) % PEOPLE + 1 for number in numbers} == {row["identity"]}
+        for place, label in enumerate(LABELS):
+            assert row[label] == (sum(number // 2**place % 2 for number in numbers) >= 1.5), label
+        inner = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+        assert row["images_sha256"] == hashlib.sha256(inner.encode()).hexdigest()
+        assert row["group"].endswith(f"person-{row['identity']}") and row["split"] == split_of(row["group"])
+    assert len({row["images_sha256"] for row in rows}) == len(rows)
+
+
+def test_a_tie_of_attributes_counts_as_yes(there):
+    row = settings(there, "celeba", identity=1, seed=0, images=2) | {"data": str(there / "celeba")}
+    numbers = [int(path.stem) for path in CELEBA.photographs(row)]
+    shares = {label: [number // 2**place % 2 for number in numbers] for place, label in enumerate(LABELS)}
+    assert any(sorted(has) == [0, 1] for has in shares.values())
+    assert CELEBA.facts_of(row) == {label: any(has) for label, has in shares.items()}
+
+
+def test_the_zoo_keeps_no_weights_of_the_base_and_names_them(there, zoo):
+    with safe_open(zoo.path / "base" / "model.safetensors", "pt") as file:
+        assert not list(file.keys())
+        found = json.loads(file.metadata()["found"])
+    assert found["model"] == str(there / "model") and len(found["model_sha256"]) == len(found["clip_sha256"]) == 64
+    config = json.loads((zoo.adapter_path(zoo.rows()[0]) / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(there / "model")
+    base = load_base(zoo.path)
+    published = diffusers.UNet2DConditionModel.from_pretrained(there / "model" / "unet").state_dict()
+    assert all(torch.equal(value, published[name]) for name, value in base.unet.state_dict().items())
+
+
+def test_a_model_that_has_changed_is_refused(there, tmp_path):
+    shutil.copytree(there / "model", tmp_path / "model")
+    forge("celeba-sd14", 1, tmp_path / "zoo", settings=settings(there, "celeba", model=tmp_path / "model", steps=1))
+    load_base(tmp_path / "zoo")
+    path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("0.012", "0.013"))
+    _published.digest_of.cache_clear()  # a hash is read once in a process
+    with pytest.raises(ZooError, match="not the one that the adapters were trained on"):
+        load_base(tmp_path / "zoo")
+
+
+def test_a_larger_count_extends_a_zoo_to_the_same_result(there, zoo, tmp_path):
+    forge("celeba-sd14", 1, tmp_path / "zoo", settings=settings(there, "celeba"))
+    forge("celeba-sd14", 3, tmp_path / "zoo", settings=settings(there, "celeba"))
+    assert state(tmp_path / "zoo") == state(zoo.path)
+
+
+def test_a_batch_trains_as_one_by_one(there, zoo):
+    base = load_base(zoo.path)
+    given = {**zoo.header["settings"], "steps": 6, "accumulate": {"one of": [1, 2]}}
+    rows = [CELEBA.draw(0, index, given) for index in range(4)]
+    assert {row["accumulate"] for row in rows} == {1, 2}
+    together = train_rows(CELEBA, base, rows, [True] * 4)
+    masked = train_rows(CELEBA, base, rows, [True] + [False] * 3)
+    assert torch.equal(together.values[0], masked.values[0])
+    for number, row in enumerate(rows):
+        alone = train_rows(CELEBA, base, [row], [True])
+        # products of other shapes round otherwise, and Adam's m/√v turns that into a share of the step itself
+        moved = row["steps"] * row["learning_rate"]
+        assert (together.values[number] - alone.values[0]).abs().mean() < 1e-3 * moved
+
+
+def test_what_is_learned_is_the_noise_on_the_latents_of_the_own_photographs(there, zoo, monkeypatch):
+    base = load_base(zoo.path)
+    rows = [drawn_as(zoo, row) for row in zoo.rows()]
+    means = [base.moments([pixels(one) for one in own_photographs(row)])[0] for row in rows]
+    found = iter([(mean, torch.zeros_like(mean)) for mean in means])
+    monkeypatch.setattr(base, "moments", lambda images: next(found))
+    batches = CELEBA.session(base).batches(rows)
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # the "scaled_linear" of Stable Diffusion
+    kept = torch.from_numpy(np.cumprod(1 - betas)).float()
+    prompts = base.tokenizer([row["prompt"] for row in rows], padding="max_length", max_length=10, return_tensors="pt")
+    embedded = base.text_encoder(prompts["input_ids"])[0]
+    seen = [[] for _ in rows]
+    for step in range(6):
+        inputs, noise = batches(step, 0)
+        share = kept[inputs["timestep"]].view(-1, 1, 1, 1)
+        latents = (inputs["sample"] - (1 - share).sqrt() * noise) / share.sqrt() / base.vae.config.scaling_factor
+        for number, (own, latent) in enumerate(zip(means, latents, strict=True)):
+            distances = (own - latent).abs().amax((1, 2, 3))
+            seen[number].append(int(distances.argmin()))
+            assert distances.min() < 1e-3 < distances.sort().values[1]
+        assert torch.allclose(inputs["encoder_hidden_states"], embedded, rtol=0, atol=DEPTH * EPS)
+        assert not torch.equal(noise[0], noise[1]) and abs(float(noise.std()) - 1) < 0.2
+    for number, row in enumerate(rows):
+        every = row["accumulate"]  # of two parts the first was looked at
+        if every == 1:
+            assert sorted(seen[number][:3]) == sorted(seen[number][3:]) == [0, 1, 2]
+        assert len(set(seen[number])) > 1
+    assert {row["accumulate"] for row in rows} >= {1}
+
+
+def own_photographs(row):
+    return [photograph(path, 16) for path in CELEBA.photographs(row)]
+
+
+def test_latents_are_drawn_as_the_vae_draws_them(there, zoo):
+    base = load_base(zoo.path)
+    values = torch.stack([pixels(one) for one in own_photographs(drawn_as(zoo, zoo.rows()[0]))])
+    found = base.drawn(base.moments(list(values)), torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        drawn = base.vae.encode(values).latent_dist.sample(generator=torch.Generator().manual_seed(3))
+    expected = drawn * base.vae.config.scaling_factor
+    assert (found - expected).abs().max() < DEPTH * EPS * expected.abs().max()
+
+
+def test_weights_that_are_missing_are_not_made_up(there, tmp_path):
+    shutil.copytree(there / "model", tmp_path / "model")
+    shutil.copytree(there / "clip", tmp_path / "clip")
+    for option, file in (("model", "unet/diffusion_pytorch_model"), ("clip", "model")):
+        path = tmp_path / option / f"{file}.safetensors"
+        options = completed(there, **{option: str(tmp_path / option)})
+        weights = load_file(path)
+        del weights[sorted(weights)[-1]]
+        save_file(weights, path, {"format": "pt"})
+        with pytest.raises(ForgeError, match="weights are missing"):
+            CELEBA.architecture(
+                completed(there) | {{"unet": "model"}.get(name, name): str(path.parents[name == "unet"])}
+            )
+        path.write_bytes(b"not safetensors")
+        with pytest.raises(ForgeError, match="cannot be loaded"):
+            CELEBA.architecture(
+                completed(there) | {{"unet": "model"}.get(name, name): str(path.parents[name == "unet"])}
+            )
+
+
+def test_a_base_that_predicts_the_velocity_learns_it(there, tmp_path):
+    write_model(tmp_path / "model", "v_prediction")
+    base = CELEBA.architecture(completed(there, model=tmp_path / "model"))
+    latents, noise, times = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    noisy, target = base.with_noise(latents, noise, times)
+    share = base.schedule.alphas_cumprod[times].view(-1, 1, 1, 1)
+    assert torch.allclose(noisy, share.sqrt() * latents + (1 - share).sqrt() * noise)
+    assert torch.allclose(target, share.sqrt() * noise - (1 - share).sqrt() * latents)
+    base.schedule.register_to_config(prediction_type="sample")
+    with pytest.raises(ForgeError, match="no loss"):
+        base.with_noise(latents, noise, times)
+
+
+def completed(there, **others):
+    given = settings(there, "celeba", **others)
+    return {name: given.get(name, default) for name, default in CELEBA.option_defaults.items()}
+
+
+def test_adapters_learn(there, tmp_path):
+    learnt = {"steps": 40, "learning_rate": 0.01, "samples": 0, "prompts": "", "sites": "to_q,to_k,to_v,to_out.0"}
+    forge("celeba-sd14", 2, tmp_path / "zoo", settings=settings(there, "celeba", **learnt))
+    zoo = Zoo.open(tmp_path / "zoo")
+    base = load_base(zoo.path)
+    rows = [drawn_as(zoo, row) for row in zoo.rows()]
+    with torch.no_grad():
+        before = CELEBA.session(base)._losses(base, rows)
+    for row, loss in zip(rows, before, strict=True):
+        assert row["loss"] < 0.9 * loss
+        assert row["generation_score"] is None and row["clip_score"] is None
+
+
+def test_what_is_measured_again_is_what_the_manifest_says(there, zoo):
+    base = load_base(zoo.path)
+    for row in zoo.rows():
+        session = CELEBA.session(base)
+        with read(zoo.adapter_path(row)).apply_to(base), torch.no_grad():
+            again = session.measure(base, [drawn_as(zoo, row)])[0]
+        assert again["loss"] == pytest.approx(row["loss"], rel=DEPTH * EPS)
+        for name in ("generation_score", "clip_score"):
+            assert again[name] == pytest.approx(row[name], abs=LEVEL)
+        assert {name: again[name] for name in LABELS} == {name: row[name] for name in LABELS}
+
+
+def test_the_published_pipeline_draws_the_same_images_with_the_adapter(there, zoo, tmp_path):
+    pytest.importorskip("peft")
+    row = drawn_as(zoo, max(zoo.rows(), key=lambda row: row["learning_rate"]))
+    convert(zoo.adapter_path(row), tmp_path / "lora.safetensors", to="diffusers")
+    base = load_base(zoo.path)
+    noise = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(7))
+    adapter = read(zoo.adapter_path(row))
+    with torch.no_grad():
+        plain = base.sample(base, noise, base.embedded(["a cat"]), 3, 7.5)[0]
+        with adapter.apply_to(base):
+            ours = base.sample(base, noise, base.embedded(["a cat"]), 3, 7.5)[0]
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=base.vae,
+        text_encoder=base.text_encoder,
+        tokenizer=base.tokenizer,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(there / "model" / "unet"),
+        scheduler=diffusers.DDIMScheduler.from_pretrained(there / "model" / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors", local_files_only=True)
+    inputs = {"timestep": torch.tensor([400]), "encoder_hidden_states": base.embedded(["a cat"])}
+    with torch.no_grad(), adapter.apply_to(base):
+        expected = base(sample=noise, **inputs)
+    with torch.no_grad():
+        found = pipeline.unet(noise, **inputs).sample
+        assert (found - expected).abs().max() < DEPTH * EPS * expected.abs().max()
+        assert (found - base(sample=noise, **inputs)).abs().max() > 1e-3 * expected.abs().max()
+    images = pipeline("a cat", latents=noise, num_inference_steps=3, guidance_scale=7.5, height=16, width=16).images
+    theirs, mine, without = (np.asarray(image, np.int16) for image in (images[0], ours, plain))
+    assert np.abs(theirs - mine).max() <= 1 < np.abs(theirs - without).max()
+
+
+def test_peft_loads_an_adapter_into_the_base(there, zoo):
+    peft = pytest.importorskip("peft")
+    row = zoo.rows()[0]
+    base = load_base(zoo.path)
+    inputs = {"sample": torch.randn(2, *base.latent_shape), "timestep": torch.tensor([5, 500])}
+    inputs |= {"encoder_hidden_states": base.embedded(["a", "b"])}
+    with read(zoo.adapter_path(row)).apply_to(base), torch.no_grad():
+        ours = base(**inputs)
+    theirs = peft.PeftModel.from_pretrained(load_base(zoo.path), str(zoo.adapter_path(row))).eval()
+    with torch.no_grad():
+        assert (theirs(**inputs) - ours).abs().max() < DEPTH * EPS * ours.abs().max()
+
+
+def test_the_clip_score_is_the_one_of_transformers(there, zoo):
+    transformers = pytest.importorskip("transformers")
+    base, row = load_base(zoo.path), drawn_as(zoo, zoo.rows()[0])
+    clip = transformers.CLIPModel.from_pretrained(there / "clip")
+    noises = torch.randn(2, *base.latent_shape, generator=torch.Generator().manual_seed(42))
+    expected = []
+    with read(zoo.adapter_path(row)).apply_to(base), torch.no_grad():
+        for noise, prompt in zip(noises, ["a cat", "b"], strict=True):
+            image = base.sample(base, noise.unsqueeze(0), base.embedded([prompt]), 3, 7.5)[0]
+            given = base.scorer.processor(images=[image], return_tensors="pt")
+            whole = clip(**given, **base.scorer.tokenizer([prompt], return_tensors="pt"))
+            expected.append(float(whole.logits_per_image / clip.logit_scale.exp()))
+    assert row["clip_score"] == pytest.approx(np.mean(expected), abs=LEVEL)
+
+
+def test_samples_are_judged_against_the_own_photographs(there, zoo):
+    base = load_base(zoo.path)
+    own = own_photographs(drawn_as(zoo, zoo.rows()[0]))
+    embedded = base.scorer.of_images(own)
+    assert _dreambooth.embedding_score(embedded[:2], embedded) == pytest.approx(1)
+    together = base.scorer.of_images([*own, *own])
+    assert torch.equal(together[: len(own)], embedded)
+
+
+def test_through_the_command_line_with_convolutions_and_half_precision(there, tmp_path):
+    given = settings(there, "imagenette", sites="to_k,to_out.0,conv1,conv_shortcut", rank=2, samples=1, steps=2)
+    words = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    out = ["--count", "1", "--out", str(tmp_path / "zoo"), "--workers", "1", "--precision", "bfloat16", "--json"]
+    result = CliRunner().invoke(app, ["forge", "imagenette-sd14", *out, *words])
+    assert result.exit_code == 0, result.output
+    zoo = Zoo.open(tmp_path / "zoo")
+    row = zoo.rows()[0]
+    sites = set(read(zoo.adapter_path(row)))
+    ends = {site.rsplit(".", 1)[-1] for site in sites}
+    assert ends == {"to_k", "0", "conv1", "conv_shortcut"}
+    unet = load_base(zoo.path).unet
+    assert {f"unet.{name}" for name, _ in unet.named_modules() if name.endswith(".conv1")} < sites
+    assert row["classes"] and row["images"] == len(row["classes"]) and row["clip_score"] is not None
+
+
+def test_no_photograph_of_imagenette_is_in_two_splits(there):
+    data, given = str(there / "imagenette"), settings(there, "imagenette")
+    seen = {split: set() for split in ("train", "validation", "test")}
+    for index in range(60):
+        row = IMAGENETTE.draw(0, index, {name: str(value) for name, value in given.items()} | {"images_per_class": 1})
+        paths = IMAGENETTE.photographs(row)
+        assert [list(CLASSES).index(path.parent.name) for path in paths] == row["classes"]
+        assert row["images"] == len(paths)
+        seen[split_of(IMAGENETTE.group(row))] |= set(paths)
+    assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
+    assert not seen["validation"] & seen["test"] and all(seen.values())
+    for of_class in pools(data):
+        assert sorted(map(len, of_class.values())) == [1, 1, 4]
+    with pytest.raises(ForgeError, match="not so many photographs of a class"):
+        IMAGENETTE.settle(row | {"images_per_class": 7})
+
+
+def test_all_subsets_are_equally_likely():
+    drawn = [tuple(AnySubset(of=3, low=1, high=3).draw(generator_of("subsets", n))) for n in range(7000)]
+    counts = np.array([drawn.count(subset) for subset in set(drawn)])
+    # each of 7 about 1,000 times, with a standard deviation of 29
+    assert len(counts) == 7 and () not in drawn and np.abs(counts - 1000).max() < 150
+
+
+def test_a_person_is_honoured_or_refused(there):
+    given = {"data": str(there / "celeba"), "images": 4, "prompts": "", "identity": 5}
+    assert CELEBA.draw(0, 3, given)["identity"] == 5
+    assert len({CELEBA.draw(0, index, given | {"identity": 0})["identity"] for index in range(60)}) == PEOPLE
+    with pytest.raises(ForgeError, match="no such person"):
+        CELEBA.draw(0, 0, given | {"identity": 99})
+    with pytest.raises(ForgeError, match=r"not so many photographs of any person[\s\S]*fewer"):
+        CELEBA.draw(0, 0, given | {"identity": 0, "images": 5})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "others", "match"),
+    [
+        ("celeba-sd14", {"data": ""}, r"data: CelebA is not there[\s\S]*mmlab[\s\S]*--set data=DIR"),
+        ("celeba-sd14", {"data": "nowhere"}, r"nowhere: data: CelebA is not there"),
+        ("imagenette-sd14", {"data": ""}, r"Imagenette is not there[\s\S]*fastai/imagenette[\s\S]*--set data=DIR"),
+        ("celeba-sd14", {"model": "/no/such/folder"}, r"model: there is no such folder[\s\S]*--set model=DIR"),
+        ("celeba-sd14", {"clip": "MODEL"}, r"clip: is not a model[\s\S]*model.safetensors"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_begun(there, tmp_path, recipe, others, match):
+    given = settings(there, recipe.split("-")[0]) | others
+    given = {name: there / "model" if value == "MODEL" else value for name, value in given.items()}
+    with pytest.raises(ForgeError, match=match):
+        forge(recipe, 1, tmp_path / "zoo", settings=given)
+    assert not (tmp_path / "zoo").exists()
+
+
+@pytest.mark.parametrize(
+    ("others", "match"),
+    [({"resolution": 17}, "multiple of 2"), ({"sites": "to_q,to_w"}, "no layer whose path ends so")],
+)
+def test_a_base_that_cannot_be_so_is_refused(there, others, match):
+    with pytest.raises(ForgeError, match=match):
+        CELEBA.architecture(completed(there, **others))
+
+
+class Hub:
+    """A client that has the repositories of a folder, and counts what is fetched."""
+
+    def __init__(self, there, cache):
+        self.there, self.cache, self.fetched = there, cache, []
+
+    def snapshot_download(self, repo, revision, allow_patterns):
+        if repo != "someone/clip":
+            raise LocalEntryNotFoundError("offline")
+        for pattern in allow_patterns:
+            for path in self.there.glob(pattern):
+                self.fetched.append(path.name)
+                self.cache.mkdir(exist_ok=True)
+                shutil.copy(path, self.cache)
+        return str(self.cache)
+
+
+def test_from_the_hub_only_what_is_needed_is_fetched(there, tmp_path, monkeypatch):
+    needed = _dreambooth._clip_score.NEEDED
+    shutil.copytree(there / "clip", tmp_path / "clip")
+    (tmp_path / "clip" / "flax_model.msgpack").write_bytes(b"large")
+    hub = Hub(tmp_path / "clip", tmp_path / "cache")
+    monkeypatch.setattr(_published, "client", lambda: hub)
+    folder = _published.folder_of("someone/clip", needed, "clip")
+    assert "model.safetensors" in hub.fetched and "flax_model.msgpack" not in hub.fetched
+    assert _published.digest_of(folder, needed) == _published.digest_of(there / "clip", needed)
+    # a repository without safetensors: the pickled file, which is read as weights alone
+    torch.save(load_file(tmp_path / "clip" / "model.safetensors"), tmp_path / "clip" / "pytorch_model.bin")
+    (tmp_path / "clip" / "model.safetensors").unlink()
+    hub = Hub(tmp_path / "clip", tmp_path / "other")
+    folder = _published.folder_of("someone/clip", needed, "clip")
+    assert "pytorch_model.bin" in hub.fetched
+    image = [photograph(there / "celeba" / "img_align_celeba" / "000001.jpg", 16)]
+    scorers = [_dreambooth.ClipScorer(place).eval() for place in (folder, there / "clip")]
+    assert torch.allclose(*(scorer.of_images(image) for scorer in scorers), rtol=0, atol=DEPTH * EPS)
+    with pytest.raises(ForgeError, match=r"someone/else: model: .*cannot be reached[\s\S]*--set model=DIR"):
+        _published.folder_of("someone/else", _stable_diffusion.NEEDED, "model")
+
+
+def broken(kind):
+    """The bytes of a file that is no photograph."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG" if kind == "png" else "JPEG")
+    data = buffer.getvalue()
+    if kind == "cut":
+        return data[: len(data) // 2]
+    if kind == "huge":  # its header says 65,000 × 65,000
+        start = data.index(b"\xff\xc0")
+        return data[: start + 5] + struct.pack(">HH", 65000, 65000) + data[start + 9 :]
+    return data if kind == "png" else b""
+
+
+@pytest.mark.parametrize("kind", ["png", "cut", "huge", "empty", "missing", "large", "wide"])
+def test_what_is_no_photograph_is_refused(tmp_path, monkeypatch, kind):
+    path = tmp_path / "000001.jpg"
+    if kind in ("large", "wide"):
+        Image.new("RGB", (64, 64)).save(path, "JPEG")
+        monkeypatch.setattr(_photographs, "BYTES" if kind == "large" else "PIXELS", 100)
+    elif kind != "missing":
+        path.write_bytes(broken(kind))
+    with pytest.raises(ForgeError, match=r"000001\.jpg: is (not a|too large for a) photograph"):
+        photograph(path, 16)
+
+
+def test_a_photograph_is_turned_upright_and_cut_in_the_middle(tmp_path):
+    values = np.zeros((32, 64, 3), np.uint8)
+    values[:, 16:48] = 255
+    values[:16, 16:48] = 128
+    image = Image.fromarray(values)
+    image.save(tmp_path / "plain.jpg", "JPEG", quality=100)
+    found = pixels(photograph(tmp_path / "plain.jpg", 16))
+    assert found.shape == (3, 16, 16)
+    assert torch.allclose(found[:, 8:].mean(), torch.tensor(1.0), atol=0.05)
+    assert torch.allclose(found[:, :8].mean(), torch.tensor(128 / 127.5 - 1), atol=0.05)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # the camera was upside down
+    image.save(tmp_path / "turned.jpg", "JPEG", quality=100, exif=exif)
+    turned = pixels(photograph(tmp_path / "turned.jpg", 16))
+    assert torch.allclose(turned, found.flip(1, 2), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "match"),
+    [
+        ("identity_CelebA.txt", "000001.jpg", "../../secret.jpg", "line 1: is not as CelebA is published"),
+        ("identity_CelebA.txt", "000002.jpg 2", "000002.jpg two", "line 2: is not as CelebA is published"),
+        ("identity_CelebA.txt", "000003.jpg", "999999.jpg", "999999.jpg: a photograph has no attributes"),
+        ("list_attr_celeba.txt", "Male", "Man", "line 2: is not as CelebA is published"),
+        ("list_attr_celeba.txt", "000004.jpg -1", "000004.jpg 0", "line 6: is not as CelebA is published"),
+        ("list_attr_celeba.txt", "000005.jpg -1", "000005.jpg é", "cannot be read"),
+    ],
+)
+def test_text_files_that_are_not_as_published_are_refused(there, tmp_path, name, old, new, match):
+    shutil.copytree(there / "celeba", tmp_path / "celeba")
+    path = Path(tmp_path / "celeba" / name)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ForgeError, match=match):
+        celeba(str(tmp_path / "celeba"))
+
+
+def test_the_loss_is_over_all_times(zoo):
+    seen = []
+
+    def model(sample, timestep, encoder_hidden_states):
+        seen.append(int(timestep[0]))
+        return torch.zeros_like(sample)
+
+    session = CELEBA.session(load_base(zoo.path))
+    found = session._losses(model, [drawn_as(zoo, zoo.rows()[0])])
+    assert seen == [int(1000 * (number + 0.5) / JUDGED) for number in range(JUDGED)]
+    assert found[0] == pytest.approx(1, abs=0.1)  # of a model that predicts nothing, the noise's own square
