@@ -204,14 +204,10 @@ def test_weights_that_are_missing_are_not_made_up(there, tmp_path):
         del weights[sorted(weights)[-1]]
         save_file(weights, path, {"format": "pt"})
         with pytest.raises(ForgeError, match="weights are missing"):
-            CELEBA.architecture(
-                completed(there) | {{"unet": "model"}.get(name, name): str(path.parents[name == "unet"])}
-            )
+            CELEBA.architecture(options)
         path.write_bytes(b"not safetensors")
         with pytest.raises(ForgeError, match="cannot be loaded"):
-            CELEBA.architecture(
-                completed(there) | {{"unet": "model"}.get(name, name): str(path.parents[name == "unet"])}
-            )
+            CELEBA.architecture(options)
 
 
 def test_a_base_that_predicts_the_velocity_learns_it(there, tmp_path):
