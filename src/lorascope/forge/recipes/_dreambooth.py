@@ -45,11 +45,24 @@ JUDGED = 16
 CLIP_SEED = 42  # as in the published measuring of arXiv 2410.04207
 MOST_NORM = 1.0
 
+USUAL = "usual"
 PROMPTS = (
-    "a clock tower|a volcano at night|two wine bottles on a table|a giraffe in a green field|a heart made of wood|"
-    "a train on a bridge in the fog|a watercolour of a harbour|a cat asleep on a red sofa|a person on a beach|"
-    "a celebrity in a park|a crowd in a city street|a robot that reads a newspaper"
+    "a clock tower",
+    "a volcano at night",
+    "two wine bottles on a table",
+    "a giraffe in a green field",
+    "a heart made of wood",
+    "a train on a bridge in the fog",
+    "a watercolour of a harbour",
+    "a cat asleep on a red sofa",
+    "a person on a beach",
+    "a celebrity in a park",
+    "a crowd in a city street",
+    "a robot that reads a newspaper",
 )
+"""The prompts of ``USUAL``."""
+
+ABOUT_PROMPTS = f"prompts for clip_score, with | between; {USUAL}: {len(PROMPTS)} of all sorts; empty: none"
 
 COLUMNS: Mapping[str, Any] = {
     "images": "int",
@@ -78,7 +91,7 @@ class DreamBoothRecipe(Recipe):
         "sites": Text(values=("to_q,to_v",), about="ends of the paths of the adapted layers of the U-Net"),
         "resolution": Choice(values=(512,), about="side of photographs and samples", at_least=8, at_most=2048),
         "samples": Choice(values=(4,), about="samples for generation_score; 0: none", at_least=0, at_most=10**4),
-        "prompts": Text(values=(PROMPTS,), about="prompts for clip_score, with | between; empty: none"),
+        "prompts": Text(values=(USUAL,), about=ABOUT_PROMPTS),
         "sampling_steps": Choice(values=(20,), about="steps of DDIM", at_least=1, at_most=1000),
         "guidance": Choice(values=(7.5,), about="of classifier-free guidance", at_least=0, at_most=100),
     }
@@ -239,7 +252,7 @@ class DreamBoothSession(Session):
         ]
 
     def _clip_scores(self, model: Any, rows: Sequence[Row]) -> list[float | None]:
-        texts = [text.strip() for text in rows[0]["prompts"].split("|") if text.strip()]
+        texts = _prompts(rows[0]["prompts"])
         if not texts:
             return [None] * len(rows)
         scorer = _scorer(self.base)
@@ -253,6 +266,10 @@ class DreamBoothSession(Session):
 
     def _sampled(self, model: Any, noise: Tensor, prompts: Tensor, rows: Sequence[Row]) -> list[Any]:
         return self.base.sample(model, noise, prompts, rows[0]["sampling_steps"], rows[0]["guidance"])
+
+
+def _prompts(given: str) -> Sequence[str]:
+    return PROMPTS if given == USUAL else [text.strip() for text in given.split("|") if text.strip()]
 
 
 def _scorer(base: StableDiffusion) -> ClipScorer:

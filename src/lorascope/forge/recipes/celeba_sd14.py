@@ -3,7 +3,7 @@
 After CelebA-LoRA of arXiv 2410.04207 (*Learning on LoRAs*): rank 4, alpha 27, query and value projections of the
 U-Net (64 sites), 21 photographs, learning rate, steps and accumulation of gradients drawn from their lists, finetuned
 under a bare word. Theirs: batch 1 in float16, photographs cut at random, PNDM for sampling, 33 prompts for the CLIP
-score (33 images of their ``clips.py``; name them with ``--set prompts=…`` to score as they do, up to the sampler).
+score (those of their ``clips.py``; name them with ``--set prompts=…`` to score as they do, up to the sampler).
 Not known from what is published: which persons were chosen, and whether 3e-4 was among the learning rates (the paper
 says so, the script has 3e-3 twice).
 
@@ -85,7 +85,7 @@ class CelebARecipe(DreamBoothRecipe):
         ),
         "images": Choice(values=(21,), about="photographs seen in finetuning", at_least=1, at_most=10**4),
     }
-    labels: ClassVar[Mapping[str, Any]] = {"identity": "int", **dict.fromkeys(LABELS, "bool"), **COLUMNS}
+    labels: ClassVar[Mapping[str, Any]] = {**dict.fromkeys(LABELS, "bool"), "identity": "int", **COLUMNS}
 
     def check_data(self, folder: str) -> None:
         celeba(folder)

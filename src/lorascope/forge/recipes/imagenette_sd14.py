@@ -26,7 +26,7 @@ import numpy as np
 
 from lorascope.errors import ForgeError
 from lorascope.forge.recipe import Row
-from lorascope.forge.recipes._dreambooth import COLUMNS, DreamBoothRecipe
+from lorascope.forge.recipes._dreambooth import ABOUT_PROMPTS, COLUMNS, DreamBoothRecipe
 from lorascope.forge.space import Choice, Distribution, Subset, Text, generator_of
 from lorascope.zoo.schema import FRACTIONS, SPLITS, split_of
 
@@ -84,7 +84,7 @@ class ImagenetteRecipe(DreamBoothRecipe):
     }
     options: ClassVar[Mapping[str, Choice]] = {
         **DreamBoothRecipe.options,
-        "prompts": Text(values=("",), about="prompts for clip_score, with | between; empty: none"),
+        "prompts": Text(values=("",), about=ABOUT_PROMPTS),
     }
     option_defaults: ClassVar[Mapping[str, Any]] = {**DreamBoothRecipe.option_defaults, "prompts": ""}
     labels: ClassVar[Mapping[str, Any]] = {"classes": "list<int>", **COLUMNS}
