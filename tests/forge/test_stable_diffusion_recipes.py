@@ -210,6 +210,17 @@ def test_weights_that_are_missing_are_not_made_up(there, tmp_path):
             CELEBA.architecture(options)
 
 
+@pytest.mark.full
+def test_the_sites_of_the_large_model_are_those_of_the_paper():
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)  # as 1.4 is configured
+    adapted = tuple(f".{end}" for end in CELEBA.option_defaults["sites"].split(","))
+    sites = [module for name, module in unet.named_modules() if name.endswith(adapted)]
+    assert sum(value.numel() for value in unet.parameters()) == 859_520_964
+    # what the dense model of arXiv 2410.04207 takes in, as its code has it
+    assert len(sites) == 64 and sum(site.weight.numel() for site in sites) == 46_755_840
+
+
 def test_a_base_that_predicts_the_velocity_learns_it(there, tmp_path):
     write_model(tmp_path / "model", "v_prediction")
     base = CELEBA.architecture(completed(there, model=tmp_path / "model"))
@@ -314,6 +325,12 @@ def test_the_clip_score_is_the_one_of_transformers(there, zoo):
             whole = clip(**given, **base.scorer.tokenizer([prompt], return_tensors="pt"))
             expected.append(float(whole.logits_per_image / clip.logit_scale.exp()))
     assert row["clip_score"] == pytest.approx(np.mean(expected), abs=LEVEL)
+
+
+def test_prompts_are_those_that_are_given_or_the_usual_ones():
+    assert _dreambooth._prompts(" a dog | b|") == ["a dog", "b"] and not _dreambooth._prompts("")
+    assert _dreambooth._prompts(CELEBA.option_defaults["prompts"]) == _dreambooth.PROMPTS
+    assert len(set(_dreambooth.PROMPTS)) == 12 and not any("|" in prompt for prompt in _dreambooth.PROMPTS)
 
 
 def test_samples_are_judged_against_the_own_photographs(there, zoo):
