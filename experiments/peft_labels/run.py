@@ -3,8 +3,8 @@
     python experiments/peft_labels/run.py            # results.json beside this file; about 15 minutes on 2 cores
     python experiments/peft_labels/run.py --small    # 4 adapters of each; small-results.json
 
-Zoos of 32 are forged where they are missing, under $LORASCOPE_HOME: the recipes with LoRA, and digits-vit with every other
-kind. What is compared is each label that is measured. A share of test images or tokens can differ by one of them,
+Zoos of 32 are forged where they are missing, under $LORASCOPE_HOME: the recipes with LoRA, and digits-vit with every
+other kind. What is compared is each label that is measured. A share of test images or tokens can differ by one of them,
 since peft multiplies in another order; anything more would be a wrong label.
 """
 

@@ -150,3 +150,9 @@ def test_other_devices_are_asked_for_the_same_bits():
     with deterministic(torch.device("cuda")):
         assert torch.are_deterministic_algorithms_enabled()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_the_adapters_of_a_cohort_share_is_one_value(tmp_path):
+    with pytest.raises(ForgeError, match="same for the whole zoo"):
+        forge("digits-vit", 1, tmp_path / "zoo", settings={"kind": "lokr", "factor": "2|4"})
+    assert not (tmp_path / "zoo").exists()
