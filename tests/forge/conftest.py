@@ -2,10 +2,9 @@
 
 import pytest
 
+from forge.zoos import SETTINGS
 from lorascope.forge import forge
 from lorascope.zoo import Zoo
-
-SETTINGS = {"base_steps": 60, "steps": 8}
 
 
 @pytest.fixture(scope="session")

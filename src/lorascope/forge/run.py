@@ -72,7 +72,8 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     kind = given.get("kind", recipe.kind)
     parsed = parse_settings(recipe.all_settings(KINDS[kind].name), given)
     for name, value in parsed.items():
-        if isinstance(value, dict) and name not in recipe.space and name not in TRAINING:
+        is_of_each = name in recipe.space or name in TRAINING or name in KINDS[kind].options
+        if isinstance(value, dict) and (not is_of_each or name in KINDS[kind].common):
             raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
     whole = completed(recipe, parsed)
     recipe.check_options(recipe.options_of(whole))
