@@ -59,7 +59,7 @@ def there(tmp_path_factory):
 def settings(there, data, **others):
     """What makes a zoo small; ``data`` is the folder of the photographs."""
     models = {"model": there / "model", "clip": there / "clip", "data": there / data}
-    short = {"resolution": 16, "samples": 2, "prompts": "a cat|b", "sampling_steps": 3, "steps": 4, "cohort": 2}
+    short = {"resolution": 16, "samples": 2, "prompts": "a cat|b", "sampling_steps": 2, "steps": 4, "cohort": 2}
     return models | short | ({"images": 3} if data == "celeba" else {}) | others
 
 
@@ -106,6 +106,23 @@ def test_a_tie_of_attributes_counts_as_yes(there):
     assert CELEBA.facts_of(row) == {label: any(has) for label, has in shares.items()}
 
 
+def test_adapters_are_trained_as_the_paper_says(there):
+    rows = [CELEBA.draw(0, n, {"data": str(there / "celeba"), "images": 4}) for n in range(80)]
+    for name, values in (
+        ("learning_rate", {1e-4, 3e-4, 1e-3, 3e-3}),
+        ("steps", {100, 133, 167, 200}),
+        ("accumulate", {1, 2}),
+        ("prompt", {"celebrity", "person", "thing", "skd"}),
+    ):
+        assert {row[name] for row in rows} == values
+    training = CELEBA.training(rows[0])
+    assert (training.optimiser, training.weight_decay, training.clip) == ("adamw", 0.01, 1.0)
+    assert (rows[0]["rank"], rows[0]["alpha"], rows[0]["resolution"]) == (4, 27, 512)
+    other = IMAGENETTE.draw(0, 0, {"data": str(there / "imagenette")})
+    given = {"rank": 32, "alpha": 27, "learning_rate": 3e-4, "steps": 150, "accumulate": 1, "prompt": "sks_photo"}
+    assert {name: other[name] for name in given} == given and other["images"] == len(other["classes"])
+
+
 def test_the_zoo_keeps_no_weights_of_the_base_and_names_them(there, zoo):
     with safe_open(zoo.path / "base" / "model.safetensors", "pt") as file:
         assert not list(file.keys())
@@ -120,7 +137,8 @@ def test_the_zoo_keeps_no_weights_of_the_base_and_names_them(there, zoo):
 
 def test_a_model_that_has_changed_is_refused(there, tmp_path):
     shutil.copytree(there / "model", tmp_path / "model")
-    forge("celeba-sd14", 1, tmp_path / "zoo", settings=settings(there, "celeba", model=tmp_path / "model", steps=1))
+    given = settings(there, "celeba", model=tmp_path / "model", steps=1, samples=0, prompts="")
+    forge("celeba-sd14", 1, tmp_path / "zoo", settings=given)
     load_base(tmp_path / "zoo")
     path = tmp_path / "model" / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("0.012", "0.013"))
@@ -272,9 +290,9 @@ def test_the_published_pipeline_draws_the_same_images_with_the_adapter(there, zo
     noise = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(7))
     adapter = read(zoo.adapter_path(row))
     with torch.no_grad():
-        plain = base.sample(base, noise, base.embedded(["a cat"]), 3, 7.5)[0]
+        plain = base.sample(base, noise, base.embedded(["a cat"]), 2, 7.5)[0]
         with adapter.apply_to(base):
-            ours = base.sample(base, noise, base.embedded(["a cat"]), 3, 7.5)[0]
+            ours = base.sample(base, noise, base.embedded(["a cat"]), 2, 7.5)[0]
     pipeline = diffusers.StableDiffusionPipeline(
         vae=base.vae,
         text_encoder=base.text_encoder,
@@ -294,7 +312,7 @@ def test_the_published_pipeline_draws_the_same_images_with_the_adapter(there, zo
         found = pipeline.unet(noise, **inputs).sample
         assert (found - expected).abs().max() < DEPTH * EPS * expected.abs().max()
         assert (found - base(sample=noise, **inputs)).abs().max() > 1e-3 * expected.abs().max()
-    images = pipeline("a cat", latents=noise, num_inference_steps=3, guidance_scale=7.5, height=16, width=16).images
+    images = pipeline("a cat", latents=noise, num_inference_steps=2, guidance_scale=7.5, height=16, width=16).images
     theirs, mine, without = (np.asarray(image, np.int16) for image in (images[0], ours, plain))
     assert np.abs(theirs - mine).max() <= 1 < np.abs(theirs - without).max()
 
@@ -320,7 +338,7 @@ def test_the_clip_score_is_the_one_of_transformers(there, zoo):
     expected = []
     with read(zoo.adapter_path(row)).apply_to(base), torch.no_grad():
         for noise, prompt in zip(noises, ["a cat", "b"], strict=True):
-            image = base.sample(base, noise.unsqueeze(0), base.embedded([prompt]), 3, 7.5)[0]
+            image = base.sample(base, noise.unsqueeze(0), base.embedded([prompt]), 2, 7.5)[0]
             given = base.scorer.processor(images=[image], return_tensors="pt")
             whole = clip(**given, **base.scorer.tokenizer([prompt], return_tensors="pt"))
             expected.append(float(whole.logits_per_image / clip.logit_scale.exp()))

@@ -76,8 +76,9 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and (not is_of_each or name in KINDS[kind].common):
             raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
     whole = completed(recipe, parsed)
-    recipe.check_options(recipe.options_of(whole))
-    return whole | {"device": kind_of_device(whole["device"])}
+    device = kind_of_device(whole["device"])
+    recipe.check_options(recipe.options_of(whole))  # may fetch what is large, so last
+    return whole | {"device": device}
 
 
 def completed(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
