@@ -11,6 +11,7 @@ from lorascope.forge.recipes.celeba_sd14 import LABELS
 from lorascope.forge.recipes.imagenette_sd14 import CLASSES
 
 TOKENS = 10
+PEOPLE, EACH = 6, 4  # persons, and photographs of each
 LETTERS = "abcdefghijklmnopqrstuvwxyz_"
 VOCABULARY = {token: n for n, token in enumerate([*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "ab"])}
 VOCABULARY |= {"<|startoftext|>": len(VOCABULARY), "<|endoftext|>": len(VOCABULARY) + 1}
@@ -88,7 +89,7 @@ def write_photograph(path, seed):
     Image.fromarray(coarse).resize((24, 18), Image.Resampling.NEAREST).save(path, "JPEG", quality=95)
 
 
-def write_celeba(folder, people=6, each=4):
+def write_celeba(folder, people, each):
     """CelebA in small: person k has photographs k, k + people, …; attribute j of photograph n is n // 2**j odd."""
     (folder / "img_align_celeba").mkdir(parents=True)
     names = [f"{number:06d}.jpg" for number in range(1, people * each + 1)]
@@ -109,3 +110,18 @@ def write_imagenette(folder, each=6):
         (folder / "train" / name).mkdir(parents=True)
         for number in range(each):
             write_photograph(folder / "train" / name / f"{name}_{number}.JPEG", 1000 * place + number)
+
+
+def write_all(folder):
+    """Models and photographs, each in a folder of its own."""
+    write_model(folder / "model")
+    write_clip(folder / "clip")
+    write_celeba(folder / "celeba", PEOPLE, EACH)
+    write_imagenette(folder / "imagenette")
+
+
+def settings(there, data, **others):
+    """What makes a zoo small; ``data`` is the folder of the photographs."""
+    models = {"model": there / "model", "clip": there / "clip", "data": there / data}
+    short = {"resolution": 16, "samples": 2, "prompts": "a cat|b", "sampling_steps": 2, "steps": 4, "cohort": 2}
+    return models | short | ({"images": 3} if data == "celeba" else {}) | others

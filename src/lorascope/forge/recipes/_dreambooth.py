@@ -47,16 +47,16 @@ MOST_NORM = 1.0
 
 USUAL = "usual"
 PROMPTS = (
-    "a clock tower",
-    "a volcano at night",
-    "two wine bottles on a table",
-    "a giraffe in a green field",
-    "a heart made of wood",
+    "a lighthouse at noon",
+    "a mountain hut at night",
+    "two apples on a table",
+    "a horse in a green field",
+    "a chair made of glass",
     "a train on a bridge in the fog",
     "a watercolour of a harbour",
     "a cat asleep on a red sofa",
-    "a person on a beach",
-    "a celebrity in a park",
+    "a person on a staircase",
+    "a celebrity in a garden",
     "a crowd in a city street",
     "a robot that reads a newspaper",
 )
