@@ -77,8 +77,8 @@ def log_p_of(whole, tokens, vocabulary):
     """log p of each next token [n, L − 1] among the vocabulary by the published model, and whether it is the best."""
     with torch.no_grad():
         scores = whole(input_ids=tokens).logits[:, :-1, vocabulary].double()
-    numbers = torch.tensor([vocabulary.index(token) if token in vocabulary else 0 for token in range(200)])
-    wanted = numbers[tokens[:, 1:]]
+    number_of = {token: number for number, token in enumerate(vocabulary)}
+    wanted = torch.tensor([[number_of.get(token, 0) for token in text[1:]] for text in tokens.tolist()])
     log_p = scores.log_softmax(-1).gather(-1, wanted.unsqueeze(-1)).squeeze(-1)
     return log_p, scores.argmax(-1) == wanted
 
