@@ -197,7 +197,8 @@ def test_adapters_of_the_published_model_load_into_it(tmp_path):
     recipe = RECIPES["smollm2-text"]
     modules = dict(recipe.published().named_modules())
     assert len(recipe.sites) == 4 and all(site in modules for site in recipe.sites)
-    forge("smollm2-text", 1, tmp_path / "zoo", settings={"steps": 3, "cohort": 1})
+    forge("smollm2-text", 1, tmp_path / "zoo", settings={"steps": 8, "learning_rate": 4e-3, "cohort": 1})
     zoo = Zoo.open(tmp_path / "zoo")
     assert json.loads((zoo.path / "base" / "config.json").read_text())["found"] == recipe.found({})
+    # thirty layers of products of at most 1,536, twice
     _same_in_peft(peft, zoo, recipe, load_base(zoo.path), products=60 * 1536)
