@@ -24,9 +24,10 @@ from forge.arc_files import COUNTS, questions, save_arc, save_model
 from lorascope.cli import app
 from lorascope.errors import ForgeError, ZooError
 from lorascope.forge import forge, load_base
-from lorascope.forge.recipes import RECIPES, _arc, _arc_recipe, _causal_loading, _fetched
+from lorascope.forge.recipes import RECIPES, _arc, _arc_recipe, _causal_loading, _published
 from lorascope.forge.recipes._causal_lm import NO_TARGET
 from lorascope.formats import read
+from lorascope.formats.hub import parse_hub_id
 from lorascope.zoo import Zoo
 
 EPS = np.finfo(np.float32).eps
@@ -90,7 +91,7 @@ def test_what_is_drawn_is_what_the_paper_drew(places):
 def test_an_adapter_sees_the_questions_of_its_sources_as_often_as_its_epochs(places):
     recipe, settings = RECIPES["arc-qwen2"], {**places["arc-qwen2"], "accumulate": 1, "sources": [0]}
     row = recipe.draw(0, 0, settings)
-    train = _arc.questions_of(_arc_recipe._data(row).folder, "all", "train")
+    train = _arc.questions_of(Path(row["data"]), "all", "train")
     kept = [n for n, question in enumerate(train) if question.source in ("Mercury", "MCAS")]
     assert _arc_recipe.chosen(train, row["sources"]) == kept and row["dataset_size"] == len(kept) == 16
     assert row["steps"] == row["epochs"] * len(kept) // 8
@@ -218,14 +219,14 @@ def test_a_zoo_refuses_what_it_was_not_made_with(places, tmp_path, change):
     else:
         shutil.rmtree(tmp_path / "data" / "ARC-Easy")
         shutil.copytree(tmp_path / "data" / "ARC-Challenge", tmp_path / "data" / "ARC-Easy")
-    for cached in (_arc_recipe._found, _arc_recipe._examples, _arc.questions_of):
+    for cached in (_published.digest_of, _arc_recipe._examples, _arc.questions_of):
         cached.cache_clear()
     with pytest.raises(ZooError, match="not the one that the adapters were trained on"):
         load_base(tmp_path / "zoo")
 
 
 def test_the_layouts_of_the_data_are_read_alike(places, tmp_path):
-    parquet = _arc_recipe._data(places["arc-qwen2"]).folder
+    parquet = Path(places["arc-qwen2"]["data"])
     lines = save_arc(tmp_path / "lines", as_jsonl=True)
     for subset in ("ARC-Easy", "ARC-Challenge"):
         (tmp_path / "first" / subset).mkdir(parents=True)
@@ -293,7 +294,7 @@ def test_other_models_are_refused(places, tmp_path):
     (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-9])
     for model, expected in (
         (qwen2, "another family"),
-        (broken, "missing or of another shape"),
+        (broken, "weights are missing"),
         (coded, "cannot be loaded"),
         (pickled, "no weights in safetensors"),
         (cut, "cannot be loaded"),
@@ -350,17 +351,15 @@ import json, sys
 import huggingface_hub
 from lorascope.errors import ForgeError
 from lorascope.forge import forge
-from lorascope.forge.recipes._fetched import fetched
+from lorascope.forge.recipes._published import place_of
 
 model, zoo = sys.argv[1:]
 settings = {"model": model, "data": "owner/arc", "dtype": "float32", "steps": 1, "cohort": 1, "questions": 2}
 forge("arc-qwen2", 1, zoo, settings=settings)
 huggingface_hub.constants.HF_HUB_OFFLINE = True
 for given in (model, "owner/absent"):
-    fetched.cache_clear()
     try:
-        found = fetched("model", given, ("*.json", "*.safetensors"))
-        print(json.dumps([found.name, found.revision]))
+        print(json.dumps(place_of(given, ("*.json", "*.safetensors"), "model").name))
     except ForgeError as error:
         print(json.dumps(str(error)))
 """
@@ -398,12 +397,12 @@ def test_model_and_data_come_from_the_hub_once(places, tmp_path):
     names = {path.name for path in (tmp_path / "cache").rglob("*")}
     assert "model.safetensors" in names and not {"modeling_own.py", "pytorch_model.bin"} & names
     again, absent = map(json.loads, done.stdout.splitlines()[-2:])
-    assert again == ["owner/tiny", COMMIT]  # from the cache
+    assert again == COMMIT  # from the cache
     assert "cannot be reached" in absent and "hf download owner/absent --repo-type model --local-dir DIR" in absent
 
 
 def test_the_defaults_are_pinned():
     for name in FAMILIES:
         for setting in ("model", "data"):
-            assert len(_fetched.parse_hub_id(RECIPES[name].option_defaults[setting]).revision) == 40
+            assert len(parse_hub_id(RECIPES[name].option_defaults[setting]).revision) == 40
     assert _causal_loading.PATTERNS[0] == "*.safetensors"

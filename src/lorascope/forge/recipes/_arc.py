@@ -73,12 +73,6 @@ class Question:
         return match[0] if match else self.id
 
 
-def files_of(folder: Path, subsets: str) -> list[Path]:
-    """The files that ``questions_of`` reads."""
-    read = ((subsets, "train"), (subsets, "validation"), ("challenge", "test"))
-    return sorted({file for of, split in read for file in _files(folder, of, split)})
-
-
 @cache
 def questions_of(folder: Path, subsets: str, split: str) -> tuple[Question, ...]:
     """The questions of one split of ``all``, ``challenge`` or ``easy``.

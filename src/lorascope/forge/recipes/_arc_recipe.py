@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,11 +41,12 @@ from lorascope.forge.recipe import COMMON, Recipe, Row, Session
 from lorascope.forge.recipes import _arc
 from lorascope.forge.recipes._arc import Question
 from lorascope.forge.recipes._causal_lm import CausalLM, Judged, Sequences, mean_loss, padded
-from lorascope.forge.recipes._causal_loading import PATTERNS, encoder_of, files_of, load_causal_lm
-from lorascope.forge.recipes._fetched import Fetched, fetched
+from lorascope.forge.recipes._causal_loading import PATTERNS, check_folder, encoder_of, load_causal_lm
 from lorascope.forge.recipes._order import BATCH, numbers_of
+from lorascope.forge.recipes._published import digest_of, place_of
 from lorascope.forge.space import Choice, Distribution, LogUniform, Subset, Text, Uniform, generator_of
 from lorascope.forge.training import Batches
+from lorascope.formats.hub import parse_hub_id
 
 DATA = "allenai/ai2_arc@210d026faf9955653af8916fad021475a3f00453"
 _MEASURED = 16  # sequences at once for each adapter
@@ -105,7 +107,9 @@ class ArcRecipe(Recipe):
 
     def architecture(self, options: Mapping[str, Any]) -> ArcModel:
         dtype = getattr(torch, options["dtype"])
-        return ArcModel(load_causal_lm(_model(options), self.family, dtype), _examples(*_data_key(options)))
+        model, data = _model(options["model"]), _data(options["data"])
+        examples = _examples(model, data, options["subsets"], options["questions"])
+        return ArcModel(load_causal_lm(model, self.family, dtype), examples)
 
     def pretrain(self, options: Mapping[str, Any]) -> ArcModel:
         return self.architecture(options)
@@ -114,13 +118,20 @@ class ArcRecipe(Recipe):
         return {}
 
     def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
-        return _found(options["model"], options["data"], options["subsets"])
+        model, data = options["model"], options["data"]
+        return _named("model", model, _model(model), PATTERNS) | _named("data", data, _data(data), _arc.PATTERNS)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        check_folder(_model(options["model"]))
+        for split in ("train", "validation"):
+            _arc.questions_of(_data(options["data"]), options["subsets"], split)
+        _arc.questions_of(_data(options["data"]), "challenge", "test")
 
     def sites_of(self, base: nn.Module) -> Sequence[str]:
         return [name for name, _ in base.named_modules() if name.endswith(("self_attn.k_proj", "self_attn.v_proj"))]
 
     def settle(self, row: Row) -> Row:
-        train = _arc.questions_of(_data(row).folder, row["subsets"], "train")
+        train = _arc.questions_of(_data(row["data"]), row["subsets"], "train")
         count = len(chosen(train, row["sources"]))
         if not count:
             raise ForgeError("no training questions are left without the sources that are left out", key="sources")
@@ -183,41 +194,32 @@ def sequence_of(question: Question, choice: int, encode: Callable[[str], list[in
     return whole, given
 
 
-def _model(options: Mapping[str, Any]) -> Fetched:
-    return fetched("model", options["model"], PATTERNS)
-
-
-def _data(options: Mapping[str, Any]) -> Fetched:
-    return fetched("data", options["data"], _arc.PATTERNS)
+@cache
+def _model(given: str) -> Path:
+    return place_of(given, PATTERNS, "model")
 
 
 @cache
-def _found(model: str, data: str, subsets: str) -> Mapping[str, str]:
-    of_model, of_data = _model({"model": model}), _data({"data": data})
-    found = {
-        "model": of_model.name,
-        "model_revision": of_model.revision,
-        "model_sha256": of_model.sha256(files_of(of_model)),
-        "data": of_data.name,
-        "data_revision": of_data.revision,
-        "data_sha256": of_data.sha256(_arc.files_of(of_data.folder, subsets)),
-    }
-    return {name: value for name, value in found.items() if value}
+def _data(given: str) -> Path:
+    return place_of(given, _arc.PATTERNS, "data", "dataset")
 
 
-def _data_key(options: Mapping[str, Any]) -> tuple[Fetched, Fetched, str, int]:
-    return _model(options), _data(options), options["subsets"], options["questions"]
+def _named(option: str, given: str, folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """A name, the commit where it is a repository's, and the hash of all files."""
+    hub_id = None if Path(given).is_dir() else parse_hub_id(given)
+    name = {option: given} if hub_id is None else {option: hub_id.repo, f"{option}_revision": folder.name}
+    return {**name, f"{option}_sha256": digest_of(folder, patterns)}
 
 
 @lru_cache(maxsize=1)
-def _examples(model: Fetched, data: Fetched, subsets: str, most: int) -> Examples:
+def _examples(model: Path, data: Path, subsets: str, most: int) -> Examples:
     encode = encoder_of(model)
 
     def right(questions: Sequence[Question]) -> list[tuple[list[int], int]]:
         return [sequence_of(question, question.answer, encode) for question in questions]
 
-    train, validation = (_arc.questions_of(data.folder, subsets, split) for split in ("train", "validation"))
-    test = _arc.questions_of(data.folder, "challenge", "test")[: most or None]
+    train, validation = (_arc.questions_of(data, subsets, split) for split in ("train", "validation"))
+    test = _arc.questions_of(data, "challenge", "test")[: most or None]
     choices = [sequence_of(question, n, encode) for question in test for n in range(len(question.choices))]
     return Examples(right(train), right(validation[: most or None]), choices, train, test)
 

