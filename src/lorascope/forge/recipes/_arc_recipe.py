@@ -2,7 +2,7 @@
 
 As Qwen2-ARC-LoRA of *Learning on LoRAs* (Putterman et al., arXiv 2410.04207; github.com/moeputt/LoL, llm/metanet):
 
-- rank 4 on key and value of every layer;
+- rank 4 on key and value of every layer (the paper; the code reads 56 LoRAs of rank 4 and does not name them);
 - of 19 sources (``_arc.SOURCES``) 1 to 19 are left out; questions of other sources are never;
 - learning rate 1e-5 … 1e-3 and weight decay 1e-6 … 1e-2, uniform in the logarithm; 2, 3 or 4 epochs; batches of 32, 64
   or 128; dropout 0 … 0.1 (the columns of its hparams.csv);
