@@ -38,7 +38,7 @@ TARGETS = ("sources", "loss", "test_accuracy_at_10", "test_accuracy", "dataset_s
 
 def losses(base, session, numbers):
     """Cross-entropy of each of the examples."""
-    inputs, targets = session._inputs(numbers)
+    inputs, targets = session.inputs(numbers)
     with torch.no_grad():
         return session.loss(base(**inputs), targets).numpy()
 
@@ -46,7 +46,7 @@ def losses(base, session, numbers):
 def of_the_base(base, texts):
     """Held-out loss of the head, beside that of guessing by frequency alone."""
     session = RECIPES["minilm-text"].session(base)
-    inputs, targets = session._inputs(texts.held_out)
+    inputs, targets = session.inputs(texts.held_out)
     is_masked = targets != NO_TARGET
     counts = torch.bincount(texts.rest.targets[texts.rest.targets != NO_TARGET], minlength=len(texts.vocabulary)) + 0.1
     frequency = (counts / counts.sum()).log().expand(int(is_masked.sum()), -1)
@@ -101,7 +101,7 @@ def samples(zoo, base, texts, most=6):
     session = RECIPES["minilm-text"].session(base)
     row = min((row for row in zoo.rows() if row["split"] == "test"), key=lambda row: len(row["sources"]))
     numbers = texts.held_out.view(len(SOURCES), HELD_OUT)[row["sources"]].T.flatten()[:most]
-    inputs, targets = session._inputs(numbers)
+    inputs, targets = session.inputs(numbers)
 
     def guesses():
         with torch.no_grad():

@@ -104,6 +104,28 @@ class LogUniform(Distribution):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uniform(Distribution):
+    """Uniform between ``low`` and ``high``.
+
+    >>> print(Uniform(low=0, high=0.1))
+    uniform 0..0.1
+    """
+
+    low: float
+    high: float
+
+    @property
+    def type(self) -> Type:
+        return "float"
+
+    def draw(self, generator: np.random.Generator) -> float:
+        return float(generator.uniform(self.low, self.high))
+
+    def __str__(self) -> str:
+        return f"uniform {self.low:g}..{self.high:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Integers(Distribution):
     """Uniform over the whole numbers from ``low`` to ``high``, both included."""
 

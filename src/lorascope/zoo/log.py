@@ -1,7 +1,7 @@
 """``log.jsonl``: what was done to a zoo, one JSON object a line, added to and never rewritten.
 
 A run has a line when it begins and one when it ends; a run that was killed has no second. Nothing is decided by the
-log. No paths and no names of machines are in it.
+log. No names of machines are in it, and no paths but those that are settings.
 """
 
 from __future__ import annotations

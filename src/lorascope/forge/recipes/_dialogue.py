@@ -16,6 +16,7 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from lorascope.errors import ForgeError, MissingExtraError
 from lorascope.zoo.schema import SPLITS
@@ -71,6 +72,31 @@ def divided(texts: Sequence[str], held_out: int = HELD_OUT, pool: int = POOL, re
         {split: tuple(ordered[start : start + size]) for split, start in starts.items()},
         tuple(ordered[held_out + len(SPLITS) * size :][:rest]),
     )
+
+
+class Arranged(NamedTuple):
+    """The texts of all sources but the rest: those of the pools, and after them those that are held out.
+
+    ``pools`` is split → for each source the numbers of its texts, ``held_out`` the numbers of those.
+    """
+
+    texts: list[str]
+    pools: dict[str, list[range]]
+    held_out: range
+
+
+def arranged(sources: Sequence[Divided]) -> Arranged:
+    """The texts of these sources, numbered."""
+    texts: list[str] = []
+    pools: dict[str, list[range]] = {}
+    for split in SPLITS:
+        pools[split] = []
+        for source in sources:
+            pools[split].append(range(len(texts), len(texts) + len(source.pools[split])))
+            texts += source.pools[split]
+    first = len(texts)
+    texts += [text for source in sources for text in source.held_out]
+    return Arranged(texts, pools, range(first, len(texts)))
 
 
 @cache

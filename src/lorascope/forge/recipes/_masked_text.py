@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lorascope.forge.recipes._dialogue import Divided
+from lorascope.forge.recipes._dialogue import Divided, arranged
 from lorascope.forge.recipes._masked_bert import MaskedBert, Published
 from lorascope.forge.space import generator_of
-from lorascope.zoo.schema import SPLITS
 
 LENGTH, PLACES, VARIANTS, SHARE = 12, 3, 2, 0.25
 NO_TARGET = -100
@@ -52,22 +49,14 @@ class Texts:
         def encoded(texts: Sequence[str]) -> list[list[int]]:
             return [published.encode(text, LENGTH) for text in texts]
 
-        pools = [text for split in SPLITS for source in sources for text in source.pools[split]]
-        held_out = [text for source in sources for text in source.held_out]
+        texts, self.pools, held_out = arranged(sources)
         rest = [text for source in sources for text in source.rest]
-        kept, others = encoded(pools + held_out), encoded(rest)
+        kept, others = encoded(texts), encoded(rest)
         self.vocabulary = sorted({token for tokens in kept + others for token in tokens})
         number_of = {token: number for number, token in enumerate(self.vocabulary)}
-        self.examples = _masked(pools + held_out, kept, number_of, published.mask)
+        self.examples = _masked(texts, kept, number_of, published.mask)
         self.rest = _masked(rest, others, number_of, published.mask)
-        self.pools: dict[str, list[range]] = {}
-        start = 0
-        for split in SPLITS:
-            sizes = [len(source.pools[split]) for source in sources]
-            firsts = [start, *(start + np.cumsum(sizes)).tolist()]
-            self.pools[split] = [range(*ends) for ends in pairwise(firsts)]
-            start = firsts[-1]
-        self.held_out = torch.arange(len(pools), len(pools) + len(held_out)) * VARIANTS
+        self.held_out = torch.tensor(held_out) * VARIANTS
 
 
 @lru_cache(maxsize=1)

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
 from lorascope.errors import AdapterError, ForgeError
 from lorascope.formats.hub import HubId, client, parse_hub_id, told
 from lorascope.zoo.store import sha256_of
+
+Kind = Literal["model", "dataset"]
 
 
 def folder_of(name: str, needed: Sequence[str], option: str) -> Path:
@@ -32,18 +34,7 @@ def folder_of(name: str, needed: Sequence[str], option: str) -> Path:
     Raises:
         ForgeError: where there is no such folder or repository, or it has not what is needed.
     """
-    folder = Path(name)
-    if not folder.is_dir():
-        hub_id = parse_hub_id(name)
-        if hub_id is None:
-            raise ForgeError(
-                "there is no such folder",
-                key=option,
-                expected="a folder, or owner/name of a repository of the Hub",
-                found=name,
-                hint=f"name one that has {', '.join(needed)}: --set {option}=DIR",
-            )
-        folder = _fetched(hub_id, needed, option)
+    folder = place_of(name, needed, option)
     lacking = [pattern for pattern in needed if not _files(folder, pattern)]
     if lacking:
         raise ForgeError(
@@ -54,6 +45,33 @@ def folder_of(name: str, needed: Sequence[str], option: str) -> Path:
             hint=f"name a folder that `save_pretrained` made, or a repository: --set {option}=…",
         )
     return folder
+
+
+def place_of(name: str, patterns: Sequence[str], option: str, kind: Kind = "model") -> Path:
+    """The folder of that path, or else a snapshot of the repository ``owner/name[@revision]``, whatever it has.
+
+    Args:
+        name: path or repository.
+        patterns: of paths in the folder: what is fetched of a repository.
+        option: the option of the recipe that names it, for messages.
+        kind: of the repository.
+
+    Raises:
+        ForgeError: where there is no such folder or repository.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    hub_id = parse_hub_id(name)
+    if hub_id is None:
+        raise ForgeError(
+            "there is no such folder",
+            key=option,
+            expected="a folder, or owner/name of a repository of the Hub",
+            found=name,
+            hint=f"name one that has {', '.join(patterns)}: --set {option}=DIR",
+        )
+    return _fetched(hub_id, patterns, option, kind)
 
 
 @cache
@@ -101,19 +119,24 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _fetched(hub_id: HubId, needed: Sequence[str], option: str) -> Path:
+def _fetched(hub_id: HubId, patterns: Sequence[str], option: str, kind: Kind) -> Path:
+    def snapshot(chosen: Sequence[str]) -> Path:
+        return Path(
+            client().snapshot_download(
+                hub_id.repo, repo_type=kind, revision=hub_id.revision, allow_patterns=list(chosen)
+            )
+        )
+
     try:
         with told(hub_id):
-            folder = _snapshot(hub_id, [pattern.split("|")[0] for pattern in needed])
-            others = [pattern.split("|")[1] for pattern in needed if "|" in pattern and not _files(folder, pattern)]
-            return _snapshot(hub_id, others) if others else folder
+            folder = snapshot([pattern.split("|")[0] for pattern in patterns])
+            others = [pattern.split("|")[1] for pattern in patterns if "|" in pattern and not _files(folder, pattern)]
+            return snapshot(others) if others else folder
     except AdapterError as error:
-        hint = f"{error.hint}; or name a folder that has it: --set {option}=DIR"
+        revision = f" --revision {hub_id.revision}" if hub_id.revision else ""
+        command = f"hf download {hub_id.repo} --repo-type {kind}{revision} --local-dir DIR"
+        hint = f"{error.hint}; or name a folder that has it: --set {option}=DIR, such as one made by `{command}`"
         raise ForgeError(error.what, file=error.file, key=option, found=error.found, hint=hint) from error
-
-
-def _snapshot(hub_id: HubId, patterns: Sequence[str]) -> Path:
-    return Path(client().snapshot_download(hub_id.repo, revision=hub_id.revision, allow_patterns=list(patterns)))
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

@@ -21,46 +21,36 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorascope.forge.recipe import COMMON, Recipe, Row, Session
+from lorascope.forge.recipe import COMMON, Row, Session
 from lorascope.forge.recipes import _minilm
-from lorascope.forge.recipes._dialogue import SOURCES, Divided, dialogue, divided
 from lorascope.forge.recipes._masked_bert import MaskedBert, Published
 from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS, Texts, states_of
-from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
-from lorascope.forge.training import Batches
-from lorascope.zoo.schema import split_of
+from lorascope.forge.recipes._order import BATCH
+from lorascope.forge.recipes._source_texts import SPACE, SourceTextRecipe, SourceTextSession
+from lorascope.forge.space import Distribution, Hash, Integers, LogUniform
 
-BATCH = 8
-LAST = len(SOURCES) - 1
-MOST = 8  # sources of one adapter: of more, the few texts of each leave little on others of the same source
 FIRST = 4  # the lowest layer that is adapted
 _MEASURED = 16  # held-out examples at once
 _GUESSES = 10
 
 
-class MaskedTextRecipe(Recipe):
+class MaskedTextRecipe(SourceTextRecipe):
     """LoRAs of a BERT on texts of some sources; the base and the texts are those of a subclass."""
 
     reference = "arXiv 2410.04207 (a subset of sources for each finetune); base arXiv 2002.10957"
     kind = "lora"
+    stream = "masked-text"
+    variants = VARIANTS
     first: ClassVar[int] = FIRST
     space: ClassVar[Mapping[str, Distribution]] = {
         **COMMON,
         "learning_rate": LogUniform(low=1.5e-3, high=6e-3, about="of AdamW, constant", at_least=0, at_most=1e3),
         "steps": Integers(low=32, high=40, about="optimiser steps", at_least=0, at_most=10**7),
-        "weight_decay": LogUniform(low=1e-6, high=1e-2, about="of the optimiser", at_least=0, at_most=1e3),
-        "dropout": Choice(
-            values=(0.0, 0.05, 0.1), about="share of its inputs that an adapter does not see", at_least=0, at_most=0.99
-        ),
-        "sources": Subset(of=len(SOURCES), low=1, high=MOST, about="sources of its texts", at_least=0, at_most=LAST),
-        "dataset_size": LogUniform(
-            low=32, high=320, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
-        ),
+        **SPACE,
     }
     options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the head of the base", at_least=0, at_most=2**53),
@@ -79,13 +69,12 @@ class MaskedTextRecipe(Recipe):
     def published(self) -> Published:
         """The model and its tokens."""
 
-    @abstractmethod
-    def sources(self) -> Sequence[Divided]:
-        """The texts."""
-
     def texts(self) -> Texts:
         """The texts in tokens and with masks, the same each time."""
         return _texts(self)
+
+    def pools(self) -> Mapping[str, Sequence[range]]:
+        return self.texts().pools
 
     def architecture(self, options: Mapping[str, Any]) -> MaskedBert:
         return MaskedBert(self.published().model, self.first, self.texts().vocabulary)
@@ -123,54 +112,20 @@ class MaskedTextRecipe(Recipe):
             raise TypeError(f"the base of {self.name} is a MaskedBert, not a {type(base).__name__}")
         return MaskedTextSession(self, base)
 
-    def settle(self, row: Row) -> Row:
-        return row | {"dataset_size": sum(len(chosen) for chosen in self.chosen(row))}
-
-    def chosen(self, row: Row) -> list[Sequence[int]]:
-        """The texts of one adapter, source by source: a pure function of its seed, sources and size."""
-        pools = self.texts().pools[split_of(self.group(row))]
-        each = max(1, round(row["dataset_size"] / len(row["sources"])))
-        generator = generator_of("masked-text", row["seed"], "texts")
-        drawn = [generator.permutation(pool) for pool in pools]  # of all sources: none changes what another gives
-        return [drawn[source][:each].tolist() for source in row["sources"]]
-
 
 @cache
 def _texts(recipe: MaskedTextRecipe) -> Texts:
     return Texts(recipe.sources(), recipe.published())
 
 
-class MaskedTextSession(Session):
-    """Examples of the pools for training, the held-out texts for measuring."""
+class MaskedTextSession(SourceTextSession):
+    """Masked words: of the pools for training, of the held-out texts for measuring."""
 
     def __init__(self, recipe: MaskedTextRecipe, base: MaskedBert) -> None:
         self.recipe, self.texts = recipe, recipe.texts()
         self.states = states_of(base, self.texts)
 
-    def batches(self, rows: Sequence[Row]) -> Batches:
-        parts = torch.tensor([row["accumulate"] for row in rows]).view(-1, 1)
-        total = max(row["steps"] * row["accumulate"] for row in rows) * BATCH
-        order = torch.from_numpy(np.stack([self._order(row, total) for row in rows]))  # [N, steps · parts · b]
-
-        def batch(step: int, part: int) -> tuple[dict[str, Tensor], Tensor]:
-            # of an adapter that has no such step or part whatever there is: it has no weight
-            first = (step * parts + part) * BATCH
-            now = (first + torch.arange(BATCH)).clamp(max=total - 1)
-            return self._inputs(order.gather(1, now).flatten())
-
-        return batch
-
-    def _order(self, row: Row, total: int) -> np.ndarray:
-        """The examples of one adapter, epoch after epoch; each epoch masks every text in one of its ways."""
-        texts = np.array([text for source in self.recipe.chosen(row) for text in source])
-        generator = generator_of("masked-text", row["seed"], "order")
-        epochs = [
-            generator.permutation(texts) * VARIANTS + generator.integers(VARIANTS, size=len(texts))
-            for _ in range(-(-total // len(texts)))
-        ]
-        return np.concatenate([np.empty(0, np.int64), *epochs])[:total]
-
-    def _inputs(self, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def inputs(self, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         tokens, places, targets = self.texts.examples.of(numbers)
         return {"states": self.states[numbers], "is_token": tokens != 0, "places": places}, targets
 
@@ -183,7 +138,7 @@ class MaskedTextSession(Session):
         losses, first, among = torch.zeros(3, count, dtype=torch.float64)
         masked = 0
         for numbers in self.texts.held_out.split(_MEASURED):
-            inputs, targets = self._inputs(numbers)
+            inputs, targets = self.inputs(numbers)
             is_masked = targets != NO_TARGET
             outputs = model(**{name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in inputs.items()})
             outputs = outputs.cpu().view(count, *targets.shape, -1)[:, is_masked]  # [N, masked tokens, tokens]
@@ -217,9 +172,6 @@ class MiniLMTextRecipe(MaskedTextRecipe):
 
     def published(self) -> Published:
         return _minilm.published()
-
-    def sources(self) -> Sequence[Divided]:
-        return [divided(texts) for texts in dialogue()]
 
     def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         return _minilm.found()
