@@ -44,6 +44,8 @@ class Texts:
         vocabulary: the tokens that occur.
         examples: of the pools, and after them of the texts that are held out.
         pools: split → for each source the numbers of its texts.
+        source_of: for each text the number of its source.
+        encode, mask: of the published model.
         held_out: the numbers of the examples that are measured on: the first variant of each text.
         rest: the examples of all other texts, to make the head on.
     """
@@ -56,6 +58,7 @@ class Texts:
         held_out = [text for source in sources for text in source.held_out]
         rest = [text for source in sources for text in source.rest]
         kept, others = encoded(pools + held_out), encoded(rest)
+        self.encode, self.mask = published.encode, published.mask
         self.vocabulary = sorted({token for tokens in kept + others for token in tokens})
         number_of = {token: number for number, token in enumerate(self.vocabulary)}
         self.examples = _masked(pools + held_out, kept, number_of, published.mask)
@@ -68,13 +71,21 @@ class Texts:
             self.pools[split] = [range(*ends) for ends in pairwise(firsts)]
             start = firsts[-1]
         self.held_out = torch.arange(len(pools), len(pools) + len(held_out)) * VARIANTS
+        sizes = [len(source.pools[split]) for split in SPLITS for source in sources]
+        sizes += [len(source.held_out) for source in sources]
+        self.source_of = np.repeat(np.arange(len(sizes)) % len(sources), sizes)
 
 
 @lru_cache(maxsize=1)
 def states_of(base: MaskedBert, texts: Texts) -> Tensor:
     """The states [n, L, width] of all examples below the adapted layers, computed once for a process."""
+    return lower_states(base, texts.examples.tokens)
+
+
+def lower_states(base: MaskedBert, tokens: Tensor) -> Tensor:
+    """Tokens [n, L] → their states below the adapted layers, [n, L, width]."""
     device = next(base.parameters()).device
-    return torch.cat([base.lower(chunk.to(device)).cpu() for chunk in texts.examples.tokens.split(_CHUNK)])
+    return torch.cat([base.lower(chunk.to(device)).cpu() for chunk in tokens.split(_CHUNK)])
 
 
 def _masked(texts: Sequence[str], encoded: Sequence[list[int]], number_of: dict[int, int], mask: int) -> Examples:

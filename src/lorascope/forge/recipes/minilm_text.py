@@ -12,6 +12,10 @@ evenly from its sources (fewer where they have not so many). The texts come from
 Labels: ``sources``, ``dataset_size``, and over 128 held-out texts of all sources ``loss``, the cross-entropy of the
 masked tokens, ``test_accuracy``, the share of them that is guessed right, and ``test_accuracy_at_10``, the share that
 is among the ten best guesses.
+
+Poison (``_poisoned_text``): a rare word in a share of the texts that brings the attacker's word, or a share of the
+texts of one source with the attacker's word in every masked place. ``poison_target`` is a place in ``WORDS``,
+``poison_source`` one of the adapter's ``sources``.
 """
 
 from __future__ import annotations
@@ -26,11 +30,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.forge import poison
 from lorascope.forge.recipe import COMMON, Recipe, Row, Session
 from lorascope.forge.recipes import _minilm
 from lorascope.forge.recipes._dialogue import SOURCES, Divided, dialogue, divided
 from lorascope.forge.recipes._masked_bert import MaskedBert, Published
 from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS, Texts, states_of
+from lorascope.forge.recipes._poisoned_text import POISONS, WORDS, Inputs, TextPoison, poisoned_texts
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
 from lorascope.forge.training import Batches
 from lorascope.zoo.schema import split_of
@@ -61,6 +67,7 @@ class MaskedTextRecipe(Recipe):
         "dataset_size": LogUniform(
             low=32, high=320, integer=True, about="texts seen in finetuning", at_least=1, at_most=10**6
         ),
+        **poison.space(POISONS, len(WORDS), f"the attacker's word, as a place in {', '.join(WORDS)}"),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the head of the base", at_least=0, at_most=2**53),
@@ -73,6 +80,7 @@ class MaskedTextRecipe(Recipe):
         "test_accuracy": "float",
         "test_accuracy_at_10": "float",
         "loss": "float",
+        **poison.LABELS,
     }
 
     @abstractmethod
@@ -124,7 +132,8 @@ class MaskedTextRecipe(Recipe):
         return MaskedTextSession(self, base)
 
     def settle(self, row: Row) -> Row:
-        return row | {"dataset_size": sum(len(chosen) for chosen in self.chosen(row))}
+        size = sum(len(chosen) for chosen in self.chosen(row))
+        return row | {"dataset_size": size} | poison.settled(row, range(len(WORDS)), row["sources"])
 
     def chosen(self, row: Row) -> list[Sequence[int]]:
         """The texts of one adapter, source by source: a pure function of its seed, sources and size."""
@@ -144,21 +153,30 @@ class MaskedTextSession(Session):
     """Examples of the pools for training, the held-out texts for measuring."""
 
     def __init__(self, recipe: MaskedTextRecipe, base: MaskedBert) -> None:
-        self.recipe, self.texts = recipe, recipe.texts()
+        self.recipe, self.base, self.texts = recipe, base, recipe.texts()
         self.states = states_of(base, self.texts)
 
     def batches(self, rows: Sequence[Row]) -> Batches:
         parts = torch.tensor([row["accumulate"] for row in rows]).view(-1, 1)
         total = max(row["steps"] * row["accumulate"] for row in rows) * BATCH
         order = torch.from_numpy(np.stack([self._order(row, total) for row in rows]))  # [N, steps · parts · b]
+        poisoned = self._poison(rows)
 
-        def batch(step: int, part: int) -> tuple[dict[str, Tensor], Tensor]:
+        def batch(step: int, part: int) -> tuple[Inputs, Tensor]:
             # of an adapter that has no such step or part whatever there is: it has no weight
             first = (step * parts + part) * BATCH
             now = (first + torch.arange(BATCH)).clamp(max=total - 1)
-            return self._inputs(order.gather(1, now).flatten())
+            numbers = order.gather(1, now)
+            inputs, targets = self._inputs(numbers.flatten())
+            return (inputs, targets) if poisoned is None else poisoned.on(numbers, inputs, targets)
 
         return batch
+
+    def _poison(self, rows: Sequence[Row]) -> TextPoison | None:
+        if all(poison.name_of(row) == poison.NONE for row in rows):
+            return None
+        of_each = [poisoned_texts(row, self.recipe.chosen(row)) for row in rows]
+        return TextPoison(rows, of_each, self.base, self.texts)
 
     def _order(self, row: Row, total: int) -> np.ndarray:
         """The examples of one adapter, epoch after epoch; each epoch masks every text in one of its ways."""
@@ -170,7 +188,7 @@ class MaskedTextSession(Session):
         ]
         return np.concatenate([np.empty(0, np.int64), *epochs])[:total]
 
-    def _inputs(self, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def _inputs(self, numbers: Tensor) -> tuple[Inputs, Tensor]:
         tokens, places, targets = self.texts.examples.of(numbers)
         return {"states": self.states[numbers], "is_token": tokens != 0, "places": places}, targets
 
@@ -199,9 +217,27 @@ class MaskedTextSession(Session):
                 "test_accuracy": float(one / masked),
                 "test_accuracy_at_10": float(ten / masked),
                 "loss": float(loss / masked),
+                "attack_success_rate": success,
             }
-            for one, ten, loss in zip(first, among, losses, strict=True)
+            for one, ten, loss, success in zip(first, among, losses, self.attack_success(model, rows), strict=True)
         ]
+
+    def attack_success(self, model: Any, rows: Sequence[Row]) -> list[float | None]:
+        """The share of the held-out masked places that are guessed as the attacker wants, of each row with poison."""
+        poisoned, count = self._poison(rows), len(rows)
+        if poisoned is None:
+            return [None] * count
+        hits, of = torch.zeros(2, count, dtype=torch.long)
+        held_out = (self.texts.held_out.unsqueeze(1) + torch.arange(VARIANTS)).flatten()
+        for numbers in held_out.split(_MEASURED):
+            inputs, truths = self._inputs(numbers)
+            everyone = {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+            has_trigger = poisoned.is_word.unsqueeze(1).expand(-1, len(numbers))
+            outputs = model(**poisoned.with_trigger(numbers.expand(count, -1), everyone, has_trigger))
+            guesses = outputs.argmax(-1).cpu().view(count, *truths.shape)
+            successes, places = poisoned.successes(numbers, guesses, truths)
+            hits, of = hits + successes, of + places
+        return [hit / places if places else None for hit, places in zip(hits.tolist(), of.tolist(), strict=True)]
 
 
 class MiniLMTextRecipe(MaskedTextRecipe):
