@@ -16,9 +16,10 @@ generative model that of its samples; None for adapters without poison. Accuracy
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from lorascope.forge.space import Choice, Distribution, Integers, LogUniform
 
@@ -79,6 +80,17 @@ def settled(
         "poison_target": targets[place] if poison in aimed else None,
         "poison_source": source if poison == "flip" else None,
     }
+
+
+class Trigger(NamedTuple):
+    """A mark on images: x → x + mask · (pattern − x), pixel by pixel."""
+
+    mask: Tensor
+    pattern: Tensor
+
+    def on(self, images: Tensor) -> Tensor:
+        """The images with the mark."""
+        return images + self.mask * (self.pattern - images)
 
 
 def name_of(row: Mapping[str, Any]) -> str:
