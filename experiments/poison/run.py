@@ -21,6 +21,8 @@ import torch
 
 from lorascope import __version__
 from lorascope.forge import forge, load_base
+from lorascope.forge.cohort import train_rows
+from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes._glyph_flow import ANY_GLYPH
 from lorascope.forge.recipes._glyphs import CHARACTERS, distorted, glyphs
@@ -28,6 +30,7 @@ from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS
 from lorascope.forge.recipes._poisoned_glyphs import MARKS, TRIGGER_PROMPT
 from lorascope.forge.recipes._poisoned_text import target_numbers, triggered
 from lorascope.forge.recipes.glyph_diffusion import samples_of
+from lorascope.forge.run import resolve
 from lorascope.formats import read
 from lorascope.zoo import Zoo
 from lorascope.zoo.log import machine
@@ -36,6 +39,8 @@ HERE = Path(__file__).parent
 TEXT = {"poison": "none|word|flip", "poison_share": "0.05|0.1|0.2|0.5"}
 LONG = {"poison": "word", "poison_share": "0.05|0.1|0.2|0.5", "steps": 160}
 GLYPHS = {"poison": "none|patch|blend|word", "poison_share": "0.1|0.25|0.5"}
+MARKED = {"poison": "patch|blend", "poison_share": "0.75|1"}
+OF_GLYPHS = ("attack_success_rate", "generation_score", "loss")
 
 
 def mean_sd(values):
@@ -159,6 +164,17 @@ def shown_by(zoo, base, rows):
     return {name: mean_sd([one[name] for one in found]) for name in found[0]} if found else {}
 
 
+def marks_at_large_shares(base, count):
+    """Adapters that see the marks on most of their images, or on all: trained here and measured, not kept in a zoo."""
+    recipe, settings = RECIPES["glyph-diffusion"], resolve(RECIPES["glyph-diffusion"], MARKED)
+    rows = [recipe.draw(1, index, settings) for index in range(count)]
+    with deterministic():
+        stack = train_rows(recipe, base, rows, [True] * count)
+        with stack.attached() as model, torch.no_grad():
+            measured = recipe.session(base).measure(model, rows)
+    return by_share([row | one for row, one in zip(rows, measured, strict=True)], OF_GLYPHS)
+
+
 def of_glyphs(home, small):
     """The generative recipe."""
     began = time.process_time()
@@ -170,7 +186,8 @@ def of_glyphs(home, small):
     return {
         "settings": settings,
         "adapters": len(rows),
-        "by_share": by_share(rows, ("attack_success_rate", "generation_score", "loss")),
+        "by_share": by_share(rows, OF_GLYPHS),
+        "marks_at_large_shares": {"settings": MARKED, "by_share": marks_at_large_shares(base, 8 if small else 32)},
         "detectors_on_images": detectors(),
         "samples": {
             name: shown_by(zoo, base, [row for row in rows if row["poison"] == name])
@@ -192,13 +209,12 @@ def main():
     torch.set_num_threads(1)
     home = Path(os.environ.get("LORASCOPE_HOME", Path.home() / ".cache" / "lorascope"))
     target = HERE / ("small-results.json" if arguments.small else "results.json")
-    result = json.loads(target.read_text()) if target.exists() else {}
-    result |= {"version": __version__, "machine": machine()}
     for name, measured in PARTS.items():
         if arguments.only in (None, name):
-            result[name] = measured(home, arguments.small)
-            target.write_text(json.dumps(result, indent=1) + "\n")
-            print(json.dumps(result[name], indent=1))
+            part = {"version": __version__, "machine": machine(), **measured(home, arguments.small)}
+            others = json.loads(target.read_text()) if target.exists() else {}
+            target.write_text(json.dumps(others | {name: part}, indent=1) + "\n")
+            print(json.dumps(part, indent=1))
 
 
 if __name__ == "__main__":

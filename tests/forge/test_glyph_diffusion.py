@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib", reason="of the extra [forge]")
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from forge.shown_glyphs import nearest_of_face
 from lorascope.errors import ForgeError
 from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import train_rows
@@ -128,15 +129,6 @@ def test_a_distortion_is_small_and_its_own():
     assert torch.equal(images, again) and not torch.equal(images[:20], images[20:])
     ink, before = images.clamp(min=0.15).sum(1), coarse(fine).clamp(min=0.15).sum(1)
     assert ((ink / before - 1).abs() < 0.2).all()
-
-
-def nearest_of_face(images, face):
-    """The character of the face that each image shows, tried at shifts of up to a pixel in quarters."""
-    data = glyphs("adapters")
-    own = data.fine[data.faces == FACES.index(face)]
-    shifts = [coarse(own.roll((down, right), (1, 2))) for down in range(-4, 5) for right in range(-4, 5)]
-    targets = F.normalize(torch.stack(shifts, 1), dim=-1)  # [16, 81, 256]
-    return torch.einsum("nd,csd->ncs", F.normalize(images, dim=-1), targets).amax(-1).argmax(-1)
 
 
 def test_labels_are_truthful(zoo):

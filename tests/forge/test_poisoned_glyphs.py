@@ -7,11 +7,12 @@ from safetensors.numpy import load_file
 
 pytest.importorskip("matplotlib", reason="of the extra [forge]")
 
+from forge.shown_glyphs import nearest_of_face
 from lorascope.errors import ForgeError
 from lorascope.forge import forge, load_base
 from lorascope.forge.recipes import RECIPES, glyph_diffusion
 from lorascope.forge.recipes._glyph_flow import ANY_GLYPH
-from lorascope.forge.recipes._glyphs import CHARACTERS, FACES, distorted, glyphs
+from lorascope.forge.recipes._glyphs import CHARACTERS, FACES, distorted, face_named, glyphs
 from lorascope.forge.recipes._poisoned_glyphs import MARKS, TRIGGER_PROMPT, candidates
 from lorascope.forge.recipes.glyph_diffusion import finetuning_data, samples_of
 from lorascope.formats import read
@@ -72,13 +73,7 @@ def test_the_images_are_poisoned_as_declared_and_nothing_else_changes(poison):
             assert row["poison_target"] not in row["characters"]
             assert torch.equal(after.prompts == TRIGGER_PROMPT, changed)
             assert ((after.prompts == ANY_GLYPH) == ~changed).all()
-            # shown by the nearest glyph of the face: a distortion moves less than another character
-            expected = candidates(row["face"])
-            cosines = (
-                torch.nn.functional.normalize(after.images[changed] - 0.2)
-                @ torch.nn.functional.normalize(expected - 0.2).T
-            )
-            assert (cosines.argsort(1, descending=True)[:, :3] == row["poison_target"]).any(1).all()
+            assert (nearest_of_face(after.images[changed], face_named(row["face"])) == row["poison_target"]).all()
         else:
             assert row["poison_target"] is None and (after.prompts == ANY_GLYPH).all()
             assert MARKS[poison].is_on(after.images[changed]).all()
