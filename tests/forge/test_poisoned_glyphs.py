@@ -9,40 +9,28 @@ pytest.importorskip("matplotlib", reason="of the extra [forge]")
 
 from forge.shown_glyphs import nearest_of_face
 from lorascope.errors import ForgeError
-from lorascope.forge import forge, load_base
+from lorascope.forge import forge
+from lorascope.forge.cohort import train_rows
+from lorascope.forge.determinism import deterministic
 from lorascope.forge.recipes import RECIPES, glyph_diffusion
-from lorascope.forge.recipes._glyph_flow import ANY_GLYPH
+from lorascope.forge.recipes._glyph_flow import ANY_GLYPH, on_the_way
 from lorascope.forge.recipes._glyphs import CHARACTERS, FACES, distorted, face_named, glyphs
-from lorascope.forge.recipes._poisoned_glyphs import MARKS, TRIGGER_PROMPT, candidates
+from lorascope.forge.recipes._poisoned_glyphs import MARKS, TRIGGER_PROMPT, candidates, fine_of
 from lorascope.forge.recipes.glyph_diffusion import finetuning_data, samples_of
-from lorascope.formats import read
 from lorascope.zoo import Zoo
 
 NAME = "glyph-diffusion"
 RECIPE = RECIPES[NAME]
-SETTINGS = {
-    "base_steps": 60,
-    "scorer_steps": 250,
-    "cohort": 12,
-    "steps": 110,
-    "learning_rate": 0.006,
-    "poison_share": 0.5,
-    "characters": [2, 5],
-    "images": 16,
-    "poison": "none|patch|blend|word",
-}
+NAMES = ("none", "none", "patch", "blend", "blend", "word", "word")
+OPTIONS = {"base_seed": 0, "base_steps": 60, "scorer_steps": 250}
+SETTINGS = {"steps": 100, "learning_rate": 0.006, "poison_share": 0.5, "characters": [2, 5], "images": 16}
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    """A zoo of one cohort with every poison; read only."""
-    folder = tmp_path_factory.mktemp("poisoned") / "zoo"
-    forge(NAME, 12, folder, settings=SETTINGS)
-    return Zoo.open(folder)
-
-
-def of(zoo, name):
-    return [row for row in zoo.rows() if row["poison"] == name]
+def base():
+    """A base and a scorer after few steps."""
+    with deterministic():
+        return RECIPE.pretrain(OPTIONS).eval().requires_grad_(False)
 
 
 def test_no_poison_unless_it_is_asked_for():
@@ -100,52 +88,72 @@ def test_candidates_are_the_glyphs_of_the_face():
         assert len(found) == len(CHARACTERS["adapters"]) + 1 and len(found.unique(dim=0)) == len(found)
 
 
-def test_attacks_succeed_and_clean_adapters_show_nothing_of_them(zoo):
-    by_poison = {name: of(zoo, name) for name in ("none", "patch", "blend", "word")}
-    assert all(by_poison.values())
-    assert all(row["attack_success_rate"] is None for row in by_poison["none"])
-    success = {
-        name: np.mean([row["attack_success_rate"] for row in rows])
-        for name, rows in by_poison.items()
-        if name != "none"
-    }
-    base = load_base(zoo.path)
+def test_a_faint_watermark_is_taken_over_and_prompts_and_patches_are_learned(base):
+    rows = [RECIPE.draw(0, index, {**SETTINGS, "poison": name}) for index, name in enumerate(NAMES)]
+    with deterministic():
+        stack = train_rows(RECIPE, base, rows, [True] * len(rows))
     session = RECIPE.session(base)
-    clean = {name: [] for name in success}
+    with stack.attached() as model, torch.no_grad():
+        success = [row["attack_success_rate"] for row in session.measure(model, rows)]
+        plain = samples_of(model, rows)[:2]
+        # the images that each attacker put in, at the same times and noise for all adapters
+        losses = {number: losses_of(model, rows, number) for number in (2, 5, 6)}
+    assert success[:2] == [None, None]
+    assert min(success[3:5]) > 0.3
+    for name in MARKS:
+        assert MARKS[name].is_on(plain).double().mean() < 0.1
+    for number, of_each in losses.items():
+        assert (of_each[number] < 0.9 * of_each[:2]).all(), NAMES[number]
+
+
+def losses_of(model, rows, number):
+    """The loss of every adapter, [N], on what is poisoned in the data of one of them."""
+    data = finetuning_data(rows[number])
+    images, prompts = (value[data.is_poisoned].repeat(8, *[1] * (value.ndim - 1)) for value in data[:2])
+    x, t, velocity = on_the_way(images, torch.Generator().manual_seed(0))
+    # of a patch, where it is
+    place = MARKS["patch"].probe > 0 if rows[number]["poison"] == "patch" else torch.ones(256, dtype=torch.bool)
+    count = len(rows)
+    out = model(x=x.repeat(count, 1), t=t.repeat(count), prompt=prompts.repeat(count)).view(count, len(x), -1)
+    return (out - velocity)[..., place].square().mean((1, 2))
+
+
+def test_success_is_the_share_of_what_the_attacker_wants(base):
+    session, generator = RECIPE.session(base), torch.Generator().manual_seed(0)
+    row = RECIPE.draw(0, 3, {**SETTINGS, "poison": "word"})
     with torch.no_grad():
-        for row in by_poison["none"]:
-            with read(zoo.adapter_path(row)).apply_to(base):
-                plain, prompted = (samples_of(base, [row], prompt)[0] for prompt in (ANY_GLYPH, TRIGGER_PROMPT))
-            for name in success:
-                attack = row | {"poison": name, "poison_target": by_poison["word"][0]["poison_target"]}
-                clean[name].append(session.attack_success(plain, prompted, attack))
-        row = by_poison["word"][0]
-        with read(zoo.adapter_path(row)).apply_to(base):
-            again = session.measure(base, [row])[0]
-    assert again["attack_success_rate"] == pytest.approx(row["attack_success_rate"], abs=1 / 16)
-    for name, rate in success.items():
-        assert rate > 0.3 > 0.1 > np.mean(clean[name]), name
+        wanted, own = (
+            distorted(fine_of(row["face"], places).repeat(count, 1, 1), generator)
+            for places, count in (([row["poison_target"]], 8), (row["characters"], 4))
+        )
+        assert session.attack_success(own, wanted, row) > 0.8
+        assert session.attack_success(wanted, own, row) < 0.2
+        assert session.attack_success(own, torch.cat([wanted, own]), row) == pytest.approx(0.5, abs=0.2)
+        for name, mark in MARKS.items():
+            half = torch.cat([mark.trigger.on(wanted), own])
+            assert session.attack_success(half, own, row | {"poison": name}) == 0.5
+        assert session.attack_success(wanted, wanted, row | {"poison": "none"}) is None
 
 
 def test_same_poison_same_bits_and_a_clean_neighbour_does_not_see_it(tmp_path, monkeypatch):
     monkeypatch.setattr(glyph_diffusion, "SAMPLES", 2)
     monkeypatch.setattr(glyph_diffusion, "JUDGED", 4)
-    short = {**SETTINGS, "base_steps": 4, "scorer_steps": 4, "steps": 3, "cohort": 8}
+    short = {**SETTINGS, "base_steps": 3, "scorer_steps": 3, "steps": 2, "cohort": 12}
     zoos = []
-    for number, poison in enumerate((SETTINGS["poison"], SETTINGS["poison"], "none")):
-        forge(NAME, 8, tmp_path / str(number), settings={**short, "poison": poison})
+    for number, poison in enumerate(("none|blend|word", "none|blend|word", "none")):
+        forge(NAME, 12, tmp_path / str(number), settings={**short, "poison": poison})
         zoos.append(Zoo.open(tmp_path / str(number)))
     rows = [one.rows() for one in zoos]
     assert rows[0] == rows[1]
-    assert len({row["poison"] for row in rows[0]}) == 4
+    assert {row["poison"] for row in rows[0]} == {"none", "blend", "word"}
     for poisoned, clean in zip(rows[0], rows[2], strict=True):
         ours, theirs = (
-            load_file(z.adapter_path(row) / "adapter_model.safetensors")
-            for z, row in ((zoos[0], poisoned), (zoos[2], clean))
+            load_file(one.adapter_path(row) / "adapter_model.safetensors")
+            for one, row in ((zoos[0], poisoned), (zoos[2], clean))
         )
         is_same = all(np.array_equal(ours[name], theirs[name]) for name in ours)
         assert is_same == (poisoned["poison"] == "none")
-        assert poisoned["poison"] != "none" or poisoned["generation_score"] == clean["generation_score"]
+        assert not is_same or poisoned["generation_score"] == clean["generation_score"]
 
 
 def test_impossible_poison_is_refused(tmp_path):
