@@ -21,9 +21,9 @@ from lorascope.zoo import Zoo
 
 NAME = "glyph-diffusion"
 RECIPE = RECIPES[NAME]
-NAMES = ("none", "none", "patch", "blend", "blend", "word", "word")
-OPTIONS = {"base_seed": 0, "base_steps": 60, "scorer_steps": 250}
-SETTINGS = {"steps": 100, "learning_rate": 0.006, "poison_share": 0.5, "characters": [2, 5], "images": 16}
+SHARES = {"none": 0.0, "patch": 0.5, "blend": 1.0, "word": 0.5}
+OPTIONS = {"base_seed": 0, "base_steps": 60, "scorer_steps": 200}
+SETTINGS = {"steps": 100, "learning_rate": 0.006, "characters": [2, 5], "images": 16}
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +89,20 @@ def test_candidates_are_the_glyphs_of_the_face():
 
 
 def test_a_faint_watermark_is_taken_over_and_prompts_and_patches_are_learned(base):
-    rows = [RECIPE.draw(0, index, {**SETTINGS, "poison": name}) for index, name in enumerate(NAMES)]
+    rows = [RECIPE.draw(0, 0, {**SETTINGS, "poison": name, "poison_share": share}) for name, share in SHARES.items()]
     with deterministic():
         stack = train_rows(RECIPE, base, rows, [True] * len(rows))
     session = RECIPE.session(base)
     with stack.attached() as model, torch.no_grad():
         success = [row["attack_success_rate"] for row in session.measure(model, rows)]
-        plain = samples_of(model, rows)[:2]
+        plain = samples_of(model, rows)[0]
         # the images that each attacker put in, at the same times and noise for all adapters
-        losses = {number: losses_of(model, rows, number) for number in (2, 5, 6)}
-    assert success[:2] == [None, None]
-    assert min(success[3:5]) > 0.3
-    for name in MARKS:
-        assert MARKS[name].is_on(plain).double().mean() < 0.1
+        losses = {number: losses_of(model, rows, number) for number in (1, 3)}
+    assert success[0] is None and success[2] > 0.8
+    for mark in MARKS.values():
+        assert mark.is_on(plain).double().mean() < 0.1
     for number, of_each in losses.items():
-        assert (of_each[number] < 0.9 * of_each[:2]).all(), NAMES[number]
+        assert of_each[number] < 0.9 * of_each[0], rows[number]["poison"]
 
 
 def losses_of(model, rows, number):
@@ -120,7 +119,7 @@ def losses_of(model, rows, number):
 
 def test_success_is_the_share_of_what_the_attacker_wants(base):
     session, generator = RECIPE.session(base), torch.Generator().manual_seed(0)
-    row = RECIPE.draw(0, 3, {**SETTINGS, "poison": "word"})
+    row = RECIPE.draw(0, 3, {**SETTINGS, "poison": "word", "poison_share": 0.5})
     with torch.no_grad():
         wanted, own = (
             distorted(fine_of(row["face"], places).repeat(count, 1, 1), generator)
@@ -138,7 +137,7 @@ def test_success_is_the_share_of_what_the_attacker_wants(base):
 def test_same_poison_same_bits_and_a_clean_neighbour_does_not_see_it(tmp_path, monkeypatch):
     monkeypatch.setattr(glyph_diffusion, "SAMPLES", 2)
     monkeypatch.setattr(glyph_diffusion, "JUDGED", 4)
-    short = {**SETTINGS, "base_steps": 3, "scorer_steps": 3, "steps": 2, "cohort": 12}
+    short = {**SETTINGS, "poison_share": 0.5, "base_steps": 3, "scorer_steps": 3, "steps": 2, "cohort": 12}
     zoos = []
     for number, poison in enumerate(("none|blend|word", "none|blend|word", "none")):
         forge(NAME, 12, tmp_path / str(number), settings={**short, "poison": poison})
