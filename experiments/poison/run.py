@@ -40,6 +40,7 @@ TEXT = {"poison": "none|word|flip", "poison_share": "0.05|0.1|0.2|0.5"}
 LONG = {"poison": "word", "poison_share": "0.05|0.1|0.2|0.5", "steps": 160}
 GLYPHS = {"poison": "none|patch|blend|word", "poison_share": "0.1|0.25|0.5"}
 MARKED = {"poison": "patch|blend", "poison_share": "0.75|1"}
+LONG_MARKED = {"poison": "patch", "poison_share": "0.25|0.5|1", "steps": 640}
 OF_GLYPHS = ("attack_success_rate", "generation_score", "loss")
 
 
@@ -164,15 +165,17 @@ def shown_by(zoo, base, rows):
     return {name: mean_sd([one[name] for one in found]) for name in found[0]} if found else {}
 
 
-def marks_at_large_shares(base, count):
-    """Adapters that see the marks on most of their images, or on all: trained here and measured, not kept in a zoo."""
-    recipe, settings = RECIPES["glyph-diffusion"], resolve(RECIPES["glyph-diffusion"], MARKED)
-    rows = [recipe.draw(1, index, settings) for index in range(count)]
+def not_kept(base, settings, count):
+    """Adapters that are trained here and measured, and are in no zoo: those that see marks more, or for longer."""
+    recipe = RECIPES["glyph-diffusion"]
+    resolved = resolve(recipe, settings)
+    rows = [recipe.draw(1, index, resolved) for index in range(count)]
     with deterministic():
         stack = train_rows(recipe, base, rows, [True] * count)
         with stack.attached() as model, torch.no_grad():
             measured = recipe.session(base).measure(model, rows)
-    return by_share([row | one for row, one in zip(rows, measured, strict=True)], OF_GLYPHS)
+    rows = [row | one for row, one in zip(rows, measured, strict=True)]
+    return {"settings": settings, "adapters": count, "by_share": by_share(rows, OF_GLYPHS)}
 
 
 def of_glyphs(home, small):
@@ -187,7 +190,8 @@ def of_glyphs(home, small):
         "settings": settings,
         "adapters": len(rows),
         "by_share": by_share(rows, OF_GLYPHS),
-        "marks_at_large_shares": {"settings": MARKED, "by_share": marks_at_large_shares(base, 8 if small else 32)},
+        "marks_at_large_shares": not_kept(base, MARKED, 8 if small else 32),
+        "patch_in_640_steps": not_kept(base, LONG_MARKED, 4 if small else 16),
         "detectors_on_images": detectors(),
         "samples": {
             name: shown_by(zoo, base, [row for row in rows if row["poison"] == name])
