@@ -1,5 +1,6 @@
 """Poison of the text recipes: the texts are poisoned as declared, the masks stay, the measure is true."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lorascope.errors import ForgeError
-from lorascope.forge import forge, load_base
+from lorascope.forge import forge, load_base, poison
 
 pytest.importorskip("transformers")
 
@@ -201,6 +202,25 @@ def test_same_poison_same_bits_and_a_clean_neighbour_does_not_see_it(zoo, tmp_pa
         for row, one in zip(zoo.rows(), plain.rows(), strict=True)
         if row["poison"] == "none"
     )
+
+
+def test_a_zoo_of_before_there_was_poison_goes_on(tmp_path):
+    short = {"head_epochs": 1, "steps": 2}
+    forge(str(RECIPE_FILE), 2, tmp_path / "old", settings=short)
+    header, record = tmp_path / "old" / "zoo.json", tmp_path / "old" / "cohorts" / "00000000.json"
+    for path, place in ((header, "columns"), (record, "rows")):
+        content = json.loads(path.read_text())
+        for one in content["rows"] if place == "rows" else [content["columns"]]:
+            for name in poison.LABELS:
+                del one[name]
+        path.write_text(json.dumps(content))
+    (tmp_path / "old" / "manifest.parquet").unlink()
+    assert not set(Zoo.open(tmp_path / "old").rows()[0]) & set(poison.LABELS)
+    forge(str(RECIPE_FILE), 3, tmp_path / "old", settings=short)
+    forge(str(RECIPE_FILE), 3, tmp_path / "new", settings=short)
+    old, new = (Zoo.open(tmp_path / name).rows() for name in ("old", "new"))
+    assert [row["sha256"] for row in old] == [row["sha256"] for row in new]
+    assert [row["poison"] for row in old] == [None, None, "none"]
 
 
 def test_states_with_the_trigger_are_computed_only_where_they_are_needed(tiny, zoo, monkeypatch):

@@ -72,9 +72,8 @@ def test_the_zoo_keeps_the_head_and_names_the_rest(zoo, tiny):
 
 
 def test_another_base_that_is_installed_is_refused(zoo, tiny, monkeypatch):
-    monkeypatch.setattr(
-        type(tiny), "found", lambda self, options: {"model": "someone/tiny-bert", "weights_sha256": "1" * 64}
-    )
+    other = {"model": "someone/tiny-bert", "weights_sha256": "1" * 64}
+    monkeypatch.setattr(type(tiny), "found", lambda self, options: other)
     with pytest.raises(ZooError, match="not the one that the adapters were trained on"):
         load_base(zoo.path, recipe=RECIPE_FILE)
 
