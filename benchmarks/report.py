@@ -24,8 +24,13 @@ def report(name: str, figures: Callable[[], dict[str, float]]) -> None:
     parser = argparse.ArgumentParser(description=name)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    result = {key: float(f"{value:.4g}") for key, value in figures().items()}
-    if arguments.json:
+    print_report(name, figures(), is_json=arguments.json)
+
+
+def print_report(name: str, figures: dict[str, float], *, is_json: bool) -> None:
+    """Figures to four digits: text, or one JSON object."""
+    result = {key: float(f"{value:.4g}") for key, value in figures.items()}
+    if is_json:
         print(json.dumps({"benchmark": name, **result}))
         return
     print(name)

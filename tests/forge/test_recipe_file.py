@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lorascope.cli import app
 from lorascope.errors import ForgeError, ZooError
 from lorascope.forge import forge, load_base
-from lorascope.forge.plan import plan
+from lorascope.forge.planning import plan
 from lorascope.forge.recipe_file import find_recipe
 from lorascope.formats import read
 from lorascope.zoo import Zoo

@@ -57,7 +57,7 @@ def forge(
     from lorascope.cli.output import print_json, progress
     from lorascope.errors import ForgeError, OutputError
     from lorascope.forge.launch import team, usual_workers
-    from lorascope.forge.plan import plan as plan_of
+    from lorascope.forge.planning import plan as plan_of
     from lorascope.forge.run import forge as run
 
     settings: dict[str, str] = {}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lorascope.forge.base import load_base
     from lorascope.forge.evidence import gather
     from lorascope.forge.kind import Kind
-    from lorascope.forge.plan import plan
+    from lorascope.forge.planning import plan
     from lorascope.forge.recipe import Recipe, Session
     from lorascope.forge.run import ForgeResult, forge
     from lorascope.forge.slot import Slot
@@ -32,7 +32,7 @@ _HOME = {
     "forge": "run",
     "gather": "evidence",
     "load_base": "base",
-    "plan": "plan",
+    "plan": "planning",
     "train": "training",
 }
 

@@ -205,7 +205,7 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
         "kind": job.settings["kind"],
         "base": recipe.name,
         "base_hash": job.base_hash,
-        "base_seed": job.settings["base_seed"],
+        "base_seed": job.settings.get("base_seed"),  # none where nothing of the base is made
         "group": group,
         "split": split_of(group),
     }

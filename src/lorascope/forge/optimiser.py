@@ -51,10 +51,12 @@ class AdamW(Optimiser):
         self.weight_decay = _decay(weight_decay)
         self.mean = torch.zeros_like(values)
         self.square = torch.zeros_like(values)
+        self._root = torch.empty_like(values)
         self.steps = 0
 
     def subset(self, values: Tensor, rows: Tensor) -> None:
         super().subset(values, rows)
+        self._root = torch.empty_like(values)
         self.weight_decay = _rows_of(self.weight_decay, rows)
 
     @torch.no_grad()
@@ -63,7 +65,7 @@ class AdamW(Optimiser):
         first, second = self.betas
         self.mean.lerp_(gradients, 1 - first)
         self.square.mul_(second).addcmul_(gradients, gradients, value=1 - second)
-        root = (self.square / (1 - second**self.steps)).sqrt_().add_(self.eps)
+        root = torch.div(self.square, 1 - second**self.steps, out=self._root).sqrt_().add_(self.eps)
         if self.weight_decay is not None:
             self.values.mul_(1 - rates * self.weight_decay)
         update = torch.div(self.mean, root, out=root).mul_(rates / (1 - first**self.steps))

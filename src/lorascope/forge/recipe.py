@@ -89,6 +89,13 @@ class Recipe(ABC):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtraError.of(package, extra, f"the recipe {self.name}")
 
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027  most recipes have nothing to look for
+        """See that what the options name, such as a folder of data, is there, before anything is begun.
+
+        Raises:
+            ForgeError: naming what is missing and what to do.
+        """
+
     def settle(self, row: Row) -> Row:
         """A drawn row made possible, such as a data set no larger than what there is."""
         return row

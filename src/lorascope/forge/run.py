@@ -61,7 +61,7 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings parsed and completed by the recipe's defaults for the whole zoo.
 
     Raises:
-        ForgeError: for an unknown name or an impossible value.
+        ForgeError: for an unknown name or an impossible value, or where what the recipe's options name is not there.
         MissingExtraError: where the recipe needs a package that is not installed.
     """
     recipe.check_packages()
@@ -72,10 +72,13 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     kind = given.get("kind", recipe.kind)
     parsed = parse_settings(recipe.all_settings(KINDS[kind].name), given)
     for name, value in parsed.items():
-        if isinstance(value, dict) and name not in recipe.space and name not in TRAINING:
+        is_of_each = name in recipe.space or name in TRAINING or name in KINDS[kind].options
+        if isinstance(value, dict) and (not is_of_each or name in KINDS[kind].common):
             raise ForgeError("is the same for the whole zoo", key=name, expected="one value", found=given[name])
     whole = completed(recipe, parsed)
-    return whole | {"device": kind_of_device(whole["device"])}
+    device = kind_of_device(whole["device"])
+    recipe.check_options(recipe.options_of(whole))  # may fetch what is large, so last
+    return whole | {"device": device}
 
 
 def completed(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:

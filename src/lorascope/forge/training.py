@@ -189,13 +189,14 @@ class _Run:
 
     def _settle(self) -> None:
         self.rates = self.stack.rates()
+        self._flat = torch.empty_like(self.stack.values)
         clips = [torch.inf if training.clip is None else training.clip for training in self.trainings]
         self.clip = None if min(clips) == torch.inf else self.stack.values.new_tensor(clips).view(-1, 1)
 
     def step(self, batches: Batches, step: int, is_active: Sequence[bool], *, is_first: bool) -> list[float]:
         """One step of all adapters; gives their losses."""
         parts = max(training.accumulate for training in self.trainings)
-        gradient = torch.zeros(())
+        gradient = self.stack.values.new_zeros(())
         losses = self.stack.values.new_zeros(len(self.numbers))
         for part in range(parts):
             weights = self.stack.values.new_tensor(
@@ -207,11 +208,12 @@ class _Run:
             self.stack.begin(step, part)
             of_each = self._losses(inputs, targets, is_training=True)
             gradients = torch.autograd.grad((of_each * weights).sum(), self.stack.leaves)
-            flat = torch.cat([one.flatten(1) for one in gradients], dim=1)
-            gradient = flat if part == 0 else gradient + flat
+            # into the same memory each time: fresh pages cost as much as the copy
+            flat = torch.cat([one.flatten(1) for one in gradients], dim=1, out=self._flat if part == 0 else None)
+            gradient = flat if part == 0 else gradient.add_(flat)
             losses += of_each.detach() * weights
         if self.stack.padding is not None:
-            gradient = gradient * self.stack.padding
+            gradient.mul_(self.stack.padding)
         if self.clip is not None:
             norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.clip / (norms + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_

