@@ -88,7 +88,7 @@ def test_candidates_are_the_glyphs_of_the_face():
         assert len(found) == len(CHARACTERS["adapters"]) + 1 and len(found.unique(dim=0)) == len(found)
 
 
-def test_a_faint_watermark_is_taken_over_and_prompts_and_patches_are_learned(base):
+def test_a_faint_watermark_is_taken_over_and_what_else_is_put_in_is_learned(base):
     rows = [RECIPE.draw(0, 0, {**SETTINGS, "poison": name, "poison_share": share}) for name, share in SHARES.items()]
     with deterministic():
         stack = train_rows(RECIPE, base, rows, [True] * len(rows))
@@ -102,7 +102,7 @@ def test_a_faint_watermark_is_taken_over_and_prompts_and_patches_are_learned(bas
     for mark in MARKS.values():
         assert mark.is_on(plain).double().mean() < 0.1
     for number, of_each in losses.items():
-        assert of_each[number] < 0.9 * of_each[0], rows[number]["poison"]
+        assert of_each[number] < 0.95 * of_each[0], rows[number]["poison"]
 
 
 def losses_of(model, rows, number):
