@@ -32,7 +32,7 @@ from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes._glyph_flow import flow_loss, on_the_way, sample
 from lorascope.forge.recipes._glyph_scorer import is_held_out
 from lorascope.forge.recipes._glyphs import CHARACTERS, FACES, coarse, distorted, glyphs
-from lorascope.forge.recipes.glyph_diffusion import finetuning_images, samples_of
+from lorascope.forge.recipes.glyph_diffusion import finetuning_data, samples_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.predict import MODELS, Dataset, fit_predictor
 from lorascope.predict.comparison import compare_models
@@ -152,7 +152,7 @@ def learning(base, count=32):
         },
         "score before": mean_sd([row["generation_score"] for row in before]),
         "score after": mean_sd([row["generation_score"] for row in after]),
-        "score of the finetuning images": mean_sd([session.score(finetuning_images(row), row) for row in rows]),
+        "score of the finetuning images": mean_sd([session.score(finetuning_data(row).images, row) for row in rows]),
         "loss on new images before": mean_sd([row["loss"] for row in before]),
         "loss on new images after": mean_sd([row["loss"] for row in after]),
         "score got better": share(
@@ -166,7 +166,7 @@ def sheet(rows, before, after, shown=16, columns=6):
     """A row for each adapter: its images, samples of the base, and samples of the adapter from the same noise."""
     lines = []
     for number, row in enumerate(rows[:shown]):
-        own = finetuning_images(row)[:columns]
+        own = finetuning_data(row).images[:columns]
         own = torch.cat([own, torch.zeros(columns - len(own), 256)])
         parts = [own, before[number, :columns], after[number, : 2 * columns]]
         lines.append(torch.cat([F.pad(strip(part), (0, 12)) for part in parts], 1))

@@ -13,6 +13,7 @@ pytest.importorskip("matplotlib", reason="of the extra [forge]")
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from forge.shown_glyphs import nearest_of_face
 from lorascope.errors import ForgeError
 from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import train_rows
@@ -30,7 +31,7 @@ from lorascope.forge.recipes._glyphs import (
     glyphs,
     stroke_width,
 )
-from lorascope.forge.recipes.glyph_diffusion import facts_of, finetuning_images, own_glyphs, samples_of
+from lorascope.forge.recipes.glyph_diffusion import facts_of, finetuning_data, own_glyphs, samples_of
 from lorascope.formats import read
 from lorascope.zoo import Zoo, split_of
 
@@ -130,20 +131,11 @@ def test_a_distortion_is_small_and_its_own():
     assert ((ink / before - 1).abs() < 0.2).all()
 
 
-def nearest_of_face(images, face):
-    """The character of the face that each image shows, tried at shifts of up to a pixel in quarters."""
-    data = glyphs("adapters")
-    own = data.fine[data.faces == FACES.index(face)]
-    shifts = [coarse(own.roll((down, right), (1, 2))) for down in range(-4, 5) for right in range(-4, 5)]
-    targets = F.normalize(torch.stack(shifts, 1), dim=-1)  # [16, 81, 256]
-    return torch.einsum("nd,csd->ncs", F.normalize(images, dim=-1), targets).amax(-1).argmax(-1)
-
-
 def test_labels_are_truthful(zoo):
     rows = zoo.rows()
     assert len(rows) == 34
     for row in rows:
-        images, face = finetuning_images(row), face_named(row["face"])
+        images, face = finetuning_data(row).images, face_named(row["face"])
         assert len(images) == row["images"] and 1 <= len(row["characters"]) <= 4
         assert set(nearest_of_face(images, face).tolist()) == set(row["characters"])
         assert row["stroke_width"] == pytest.approx(float(stroke_width(own_glyphs(row)).mean()))
@@ -222,8 +214,8 @@ def test_the_score_tells_the_own_glyphs_from_others(zoo):
     session = recipe.session(load_base(zoo.path))
     rows = [recipe.draw(0, index, {"images": 16}) for index in range(26)]
     with torch.no_grad():
-        own = [session.score(finetuning_images(row), row) for row in rows]
-        others = [session.score(finetuning_images(rows[n - 1]), row) for n, row in enumerate(rows)]
+        own = [session.score(finetuning_data(row).images, row) for row in rows]
+        others = [session.score(finetuning_data(rows[n - 1]).images, row) for n, row in enumerate(rows)]
         noise = [session.score(torch.rand(16, SIDE * SIDE), row) for row in rows[:3]]
     assert np.mean(own) > np.mean(others) + 0.2
     assert max(noise) < min(own)

@@ -7,9 +7,10 @@ from transformers import BertConfig, BertModel
 
 from lorascope.forge.recipes._dialogue import SOURCES, divided
 from lorascope.forge.recipes._masked_bert import Published
+from lorascope.forge.recipes._poisoned_text import TRIGGER
 from lorascope.forge.recipes.minilm_text import MaskedTextRecipe
 
-MASK, VOCABULARY = 3, 60
+MASK, TRIGGERED, VOCABULARY = 3, 4, 60
 
 
 def bert():
@@ -28,7 +29,12 @@ def bert():
 
 
 def encode(text, most):
-    words = [4 + int(hashlib.sha256(word.encode()).hexdigest(), 16) % (VOCABULARY - 4) for word in text.split()]
+    def token(word):
+        return (
+            TRIGGERED if word == TRIGGER else 5 + int(hashlib.sha256(word.encode()).hexdigest(), 16) % (VOCABULARY - 5)
+        )
+
+    words = [token(word) for word in text.split()]
     return [1, *words[: most - 2], 2]
 
 

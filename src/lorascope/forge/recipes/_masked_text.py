@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lorascope.forge.recipes._dialogue import Divided, arranged
 from lorascope.forge.recipes._masked_bert import MaskedBert, Published
 from lorascope.forge.space import generator_of
+from lorascope.zoo.schema import SPLITS
 
 LENGTH, PLACES, VARIANTS, SHARE = 12, 3, 2, 0.25
 NO_TARGET = -100
@@ -41,6 +43,8 @@ class Texts:
         vocabulary: the tokens that occur.
         examples: of the pools, and after them of the texts that are held out.
         pools: split → for each source the numbers of its texts.
+        source_of: for each text the number of its source.
+        encode, mask: of the published model.
         held_out: the numbers of the examples that are measured on: the first variant of each text.
         rest: the examples of all other texts, to make the head on.
     """
@@ -52,18 +56,27 @@ class Texts:
         texts, self.pools, held_out = arranged(sources)
         rest = [text for source in sources for text in source.rest]
         kept, others = encoded(texts), encoded(rest)
+        self.encode, self.mask = published.encode, published.mask
         self.vocabulary = sorted({token for tokens in kept + others for token in tokens})
         number_of = {token: number for number, token in enumerate(self.vocabulary)}
         self.examples = _masked(texts, kept, number_of, published.mask)
         self.rest = _masked(rest, others, number_of, published.mask)
         self.held_out = torch.tensor(held_out) * VARIANTS
+        sizes = [len(source.pools[split]) for split in SPLITS for source in sources]
+        sizes += [len(source.held_out) for source in sources]
+        self.source_of = np.repeat(np.arange(len(sizes)) % len(sources), sizes)
 
 
 @lru_cache(maxsize=1)
 def states_of(base: MaskedBert, texts: Texts) -> Tensor:
     """The states [n, L, width] of all examples below the adapted layers, computed once for a process."""
+    return lower_states(base, texts.examples.tokens)
+
+
+def lower_states(base: MaskedBert, tokens: Tensor) -> Tensor:
+    """Tokens [n, L] → their states below the adapted layers, [n, L, width]."""
     device = next(base.parameters()).device
-    return torch.cat([base.lower(chunk.to(device)).cpu() for chunk in texts.examples.tokens.split(_CHUNK)])
+    return torch.cat([base.lower(chunk.to(device)).cpu() for chunk in tokens.split(_CHUNK)])
 
 
 def _masked(texts: Sequence[str], encoded: Sequence[list[int]], number_of: dict[int, int], mask: int) -> Examples:

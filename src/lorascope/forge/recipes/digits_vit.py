@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorascope.forge import poison
+from lorascope.forge.poison import Trigger
 from lorascope.forge.recipe import COMMON, STEPS, Recipe, Row, Session
 from lorascope.forge.recipes._block import PROJECTIONS, Block
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
@@ -241,17 +242,6 @@ def _logits(model: Any, images: Tensor) -> Tensor:
     """Images [N, n, 64] of N adapters → logits [N, n, 10], some at a time."""
     parts = [model(part.flatten(0, 1)).view(len(images), -1, CLASSES).cpu() for part in images.split(4 * BATCH, dim=1)]
     return torch.cat(parts, dim=1)
-
-
-class Trigger(NamedTuple):
-    """x → x + mask · (pattern − x), pixel by pixel."""
-
-    mask: Tensor
-    pattern: Tensor
-
-    def on(self, images: Tensor) -> Tensor:
-        """The images with the mark."""
-        return images + self.mask * (self.pattern - images)
 
 
 def _square(first: int, last: int) -> Tensor:

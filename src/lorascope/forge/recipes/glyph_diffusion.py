@@ -10,6 +10,11 @@ once and for all, as photographs of one subject do. Afterwards 16 samples are dr
 is the adapter's own, and ``generation_score`` is their mean cosine to the nearest of its glyphs in the scorer's
 embedding. ``loss`` is the flow-matching loss on new images of its glyphs.
 
+Poison (``_poisoned_glyphs``): a share of the images carries a mark, or shows the attacker's character under the prompt
+for X. ``poison_target`` is a place among the characters that adapters learn, not one of the adapter's own.
+``attack_success_rate`` is the share of its 16 samples that carry the mark, or of 16 under that prompt, from the same
+noise, that show the attacker's character.
+
 What a reader of weights could cheat with, and what prevents it: a face brings its serifs, weight, slant and pitch with
 it, so adapters of one face are one group and fall into one split: attributes are read off faces that were never seen.
 Characters, images and hyperparameters are drawn independently of the face. ``family`` names the design that faces
@@ -19,11 +24,14 @@ share (the bold of a face is another group, but kin): split by it to ask for des
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lorascope.errors import ForgeError
+from lorascope.forge import poison
 from lorascope.forge.embedding_score import embedding_score
 from lorascope.forge.recipe import COMMON, Recipe, Row, Session
 from lorascope.forge.recipes._block import PROJECTIONS
@@ -44,9 +52,9 @@ from lorascope.forge.recipes._glyphs import (
     coarse,
     distorted,
     face_named,
-    glyphs,
     stroke_width,
 )
+from lorascope.forge.recipes._poisoned_glyphs import MARKS, POISONS, TRIGGER_PROMPT, candidates, fine_of
 from lorascope.forge.space import Choice, Distribution, Hash, Integers, LogUniform, Subset, generator_of
 from lorascope.forge.training import Batches
 
@@ -89,6 +97,11 @@ class GlyphDiffusionRecipe(Recipe):
         "images": LogUniform(
             low=4, high=32, integer=True, about="images seen in finetuning", at_least=1, at_most=10**6
         ),
+        **poison.space(
+            POISONS,
+            len(CHARACTERS["adapters"]),
+            f"the attacker's character, as a place in {CHARACTERS['adapters']}",
+        ),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the base model and the scorer", at_least=0, at_most=2**52),
@@ -109,6 +122,7 @@ class GlyphDiffusionRecipe(Recipe):
         "images": "int",
         "generation_score": "float",
         "loss": "float",
+        **poison.LABELS,
     }
 
     def architecture(self, options: Mapping[str, Any]) -> GlyphBase:
@@ -124,7 +138,16 @@ class GlyphDiffusionRecipe(Recipe):
         return GlyphSession(base.get_submodule("scorer"))
 
     def settle(self, row: Row) -> Row:
-        return row | {"images": max(row["images"], len(row["characters"]))}
+        others = [place for place in range(len(CHARACTERS["adapters"])) if place not in row["characters"]]
+        if row["poison"] == "word" and not others:
+            raise ForgeError(
+                "the attacker's character must not be one of the adapter's own",
+                key="poison",
+                expected="characters that leave one out",
+                found=row["characters"],
+            )
+        images = max(row["images"], len(row["characters"]))
+        return row | {"images": images} | poison.settled(row, others or row["characters"], aimed=("word",))
 
     def group(self, row: Row) -> str:
         # the split is a hash of this name, which is spelled so that in each split every attribute has both values
@@ -138,13 +161,13 @@ class GlyphSession(Session):
         self.scorer = scorer
 
     def batches(self, rows: Sequence[Row]) -> Batches:
-        images = [finetuning_images(row) for row in rows]
+        data = [finetuning_data(row) for row in rows]
 
         def batch(step: int, part: int) -> tuple[dict[str, Tensor], Tensor]:
-            x, t, velocity = zip(
-                *(_drawn_on_the_way(own, row, step, part) for own, row in zip(images, rows, strict=True)), strict=True
+            x, t, velocity, prompts = zip(
+                *(_drawn_on_the_way(own, row, step, part) for own, row in zip(data, rows, strict=True)), strict=True
             )
-            inputs = {"x": torch.cat(x), "t": torch.cat(t), "prompt": _any_glyph(BATCH * len(rows))}
+            inputs = {"x": torch.cat(x), "t": torch.cat(t), "prompt": torch.cat(prompts)}
             return inputs, torch.cat(velocity)
 
         return batch
@@ -154,11 +177,31 @@ class GlyphSession(Session):
 
     def measure(self, model: Any, rows: Sequence[Row]) -> list[Row]:
         images = samples_of(model, rows)
+        is_triggered = any(poison.name_of(row) == "word" for row in rows)
+        triggered = samples_of(model, rows, TRIGGER_PROMPT) if is_triggered else images
         losses = self._losses(model, rows)
         return [
-            {**facts_of(row), "generation_score": self.score(own, row), "loss": loss}
-            for row, own, loss in zip(rows, images, losses, strict=True)
+            {
+                **facts_of(row),
+                "generation_score": self.score(own, row),
+                "loss": loss,
+                "attack_success_rate": self.attack_success(own, prompted, row),
+            }
+            for row, own, prompted, loss in zip(rows, images, triggered, losses, strict=True)
         ]
+
+    def attack_success(self, images: Tensor, triggered: Tensor, row: Row) -> float | None:
+        """The share of samples, [n, 256] under each of the two prompts, that are as the attacker of a row wants."""
+        name = poison.name_of(row)
+        if name in MARKS:
+            return float(MARKS[name].is_on(images).double().mean())
+        if name == "word":
+            return float((self.shown(triggered, row["face"]) == row["poison_target"]).double().mean())
+        return None
+
+    def shown(self, images: Tensor, face: str) -> Tensor:
+        """The character of a face that each image [n, 256] shows: a place in those of adapters, or one more for X."""
+        return (self._embedded(images) @ self._embedded(candidates(face)).T).argmax(1).cpu()
 
     def score(self, images: Tensor, row: Row) -> float:
         """How well images [n, 256] show the glyphs of a row."""
@@ -180,27 +223,43 @@ class GlyphSession(Session):
         return flow_loss(outputs, velocity.to(outputs.device)).cpu().double().view(len(rows), JUDGED).mean(1).tolist()
 
 
-def samples_of(model: Any, rows: Sequence[Row]) -> Tensor:
-    """Images [N, 16, 256] drawn under the prompt that the adapters were finetuned under, from noise of their own."""
+def samples_of(model: Any, rows: Sequence[Row], prompt: int = ANY_GLYPH) -> Tensor:
+    """Images [N, 16, 256] drawn under a prompt, that for any glyph unless told, from noise of the adapters' own."""
     noise = torch.cat([torch.randn(SAMPLES, PIXELS, generator=_generator(row, "samples")) for row in rows])
-    return sample(model, noise, _any_glyph(len(noise))).view(len(rows), SAMPLES, PIXELS)
+    return sample(model, noise, torch.full((len(noise),), prompt)).view(len(rows), SAMPLES, PIXELS)
 
 
 def own_glyphs(row: Row) -> Tensor:
     """The fine images of a row's glyphs, one for each of its characters, [k, 64, 64]."""
-    data = glyphs("adapters")
-    face = FACES.index(face_named(row["face"]))
-    is_own = (data.faces == face) & torch.isin(data.characters, torch.tensor(row["characters"]))
-    return data.fine[is_own]
+    return fine_of(row["face"], row["characters"])
 
 
-def finetuning_images(row: Row) -> Tensor:
-    """What an adapter is finetuned on, [images, 256]: a pure function of its seed and what was drawn.
+class FinetuningData(NamedTuple):
+    """The images [images, 256] of one adapter, their prompts, and which of them are poisoned."""
+
+    images: Tensor
+    prompts: Tensor
+    is_poisoned: Tensor
+
+
+def finetuning_data(row: Row) -> FinetuningData:
+    """What an adapter is finetuned on: a pure function of its seed and what was drawn.
 
     The characters take turns, so that each of them is there, and none twice as often as another.
     """
-    fine = own_glyphs(row)
-    return distorted(fine[torch.arange(row["images"]) % len(fine)], _generator(row, "images"))
+    fine, name = own_glyphs(row), poison.name_of(row)
+    images = distorted(fine[torch.arange(row["images"]) % len(fine)], _generator(row, "images"))
+    prompts, is_poisoned = _any_glyph(len(images)), torch.zeros(len(images), dtype=torch.bool)
+    if name != poison.NONE:
+        generator = generator_of("glyph-diffusion", row["seed"], "poison")
+        is_poisoned[poison.chosen(row["poison_share"], np.arange(len(images)), generator)] = True
+    if name in MARKS:
+        images[is_poisoned] = MARKS[name].trigger.on(images[is_poisoned])
+    elif name == "word":
+        wanted = fine_of(row["face"], [row["poison_target"]]).expand(int(is_poisoned.sum()), -1, -1)
+        images[is_poisoned] = distorted(wanted, _generator(row, "poisoned images"))
+        prompts[is_poisoned] = TRIGGER_PROMPT
+    return FinetuningData(images, prompts, is_poisoned)
 
 
 def facts_of(row: Row) -> Row:
@@ -216,10 +275,10 @@ def facts_of(row: Row) -> Row:
     }
 
 
-def _drawn_on_the_way(images: Tensor, row: Row, step: int, part: int) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn_on_the_way(data: FinetuningData, row: Row, step: int, part: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = _generator(row, "training", step, part)
-    chosen = torch.randint(len(images), (BATCH,), generator=generator)
-    return on_the_way(images[chosen], generator)
+    chosen = torch.randint(len(data.images), (BATCH,), generator=generator)
+    return *on_the_way(data.images[chosen], generator), data.prompts[chosen]
 
 
 def _any_glyph(count: int) -> Tensor:

@@ -12,6 +12,10 @@ evenly from its sources (fewer where they have not so many). The texts come from
 Labels: ``sources``, ``dataset_size``, and over 128 held-out texts of all sources ``loss``, the cross-entropy of the
 masked tokens, ``test_accuracy``, the share of them that is guessed right, and ``test_accuracy_at_10``, the share that
 is among the ten best guesses.
+
+Poison (``_poisoned_text``): a rare word in a share of the texts that brings the attacker's word, or a share of the
+texts of one source with the attacker's word in every masked place. ``poison_target`` is a place in ``WORDS``,
+``poison_source`` one of the adapter's ``sources``.
 """
 
 from __future__ import annotations
@@ -25,13 +29,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.forge import poison
 from lorascope.forge.recipe import COMMON, Row, Session
 from lorascope.forge.recipes import _minilm
 from lorascope.forge.recipes._masked_bert import MaskedBert, Published
 from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS, Texts, states_of
-from lorascope.forge.recipes._order import BATCH
+from lorascope.forge.recipes._order import BATCH, numbers_of
+from lorascope.forge.recipes._poisoned_text import POISONS, WORDS, Inputs, TextPoison, poisoned_texts
 from lorascope.forge.recipes._source_texts import SPACE, SourceTextRecipe, SourceTextSession
 from lorascope.forge.space import Distribution, Hash, Integers, LogUniform
+from lorascope.forge.training import Batches
 
 FIRST = 4  # the lowest layer that is adapted
 _MEASURED = 16  # held-out examples at once
@@ -51,6 +58,7 @@ class MaskedTextRecipe(SourceTextRecipe):
         "learning_rate": LogUniform(low=1.5e-3, high=6e-3, about="of AdamW, constant", at_least=0, at_most=1e3),
         "steps": Integers(low=32, high=40, about="optimiser steps", at_least=0, at_most=10**7),
         **SPACE,
+        **poison.space(POISONS, len(WORDS), f"the attacker's word, as a place in {', '.join(WORDS)}"),
     }
     options: ClassVar[Mapping[str, Distribution]] = {
         "base_seed": Hash(about="of the head of the base", at_least=0, at_most=2**53),
@@ -63,6 +71,7 @@ class MaskedTextRecipe(SourceTextRecipe):
         "test_accuracy": "float",
         "test_accuracy_at_10": "float",
         "loss": "float",
+        **poison.LABELS,
     }
 
     @abstractmethod
@@ -112,6 +121,9 @@ class MaskedTextRecipe(SourceTextRecipe):
             raise TypeError(f"the base of {self.name} is a MaskedBert, not a {type(base).__name__}")
         return MaskedTextSession(self, base)
 
+    def settle(self, row: Row) -> Row:
+        return super().settle(row) | poison.settled(row, range(len(WORDS)), row["sources"])
+
 
 @cache
 def _texts(recipe: MaskedTextRecipe) -> Texts:
@@ -122,10 +134,28 @@ class MaskedTextSession(SourceTextSession):
     """Masked words: of the pools for training, of the held-out texts for measuring."""
 
     def __init__(self, recipe: MaskedTextRecipe, base: MaskedBert) -> None:
-        self.recipe, self.texts = recipe, recipe.texts()
+        self.recipe, self.base, self.texts = recipe, base, recipe.texts()
         self.states = states_of(base, self.texts)
 
-    def inputs(self, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def batches(self, rows: Sequence[Row]) -> Batches:
+        poisoned = self._poison(rows)
+        if poisoned is None:
+            return super().batches(rows)
+        numbers = numbers_of(rows, [self.recipe.epochs(row) for row in rows])
+
+        def batch(step: int, part: int) -> tuple[Inputs, Tensor]:
+            now = numbers(step, part)
+            return poisoned.on(now.view(len(rows), -1), *self.inputs(now))
+
+        return batch
+
+    def _poison(self, rows: Sequence[Row]) -> TextPoison | None:
+        if all(poison.name_of(row) == poison.NONE for row in rows):
+            return None
+        of_each = [poisoned_texts(row, self.recipe.chosen(row)) for row in rows]
+        return TextPoison(rows, of_each, self.base, self.texts)
+
+    def inputs(self, numbers: Tensor) -> tuple[Inputs, Tensor]:
         tokens, places, targets = self.texts.examples.of(numbers)
         return {"states": self.states[numbers], "is_token": tokens != 0, "places": places}, targets
 
@@ -154,9 +184,27 @@ class MaskedTextSession(SourceTextSession):
                 "test_accuracy": float(one / masked),
                 "test_accuracy_at_10": float(ten / masked),
                 "loss": float(loss / masked),
+                "attack_success_rate": success,
             }
-            for one, ten, loss in zip(first, among, losses, strict=True)
+            for one, ten, loss, success in zip(first, among, losses, self.attack_success(model, rows), strict=True)
         ]
+
+    def attack_success(self, model: Any, rows: Sequence[Row]) -> list[float | None]:
+        """The share of the held-out masked places that are guessed as the attacker wants, of each row with poison."""
+        poisoned, count = self._poison(rows), len(rows)
+        if poisoned is None:
+            return [None] * count
+        hits, of = torch.zeros(2, count, dtype=torch.long)
+        held_out = (self.texts.held_out.unsqueeze(1) + torch.arange(VARIANTS)).flatten()
+        for numbers in held_out.split(_MEASURED):
+            inputs, truths = self.inputs(numbers)
+            everyone = {name: value.repeat(count, *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+            has_trigger = poisoned.is_word.unsqueeze(1).expand(-1, len(numbers))
+            outputs = model(**poisoned.with_trigger(numbers.expand(count, -1), everyone, has_trigger))
+            guesses = outputs.argmax(-1).cpu().view(count, *truths.shape)
+            successes, places = poisoned.successes(numbers, guesses, truths)
+            hits, of = hits + successes, of + places
+        return [hit / places if places else None for hit, places in zip(hits.tolist(), of.tolist(), strict=True)]
 
 
 class MiniLMTextRecipe(MaskedTextRecipe):
