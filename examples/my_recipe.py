@@ -97,7 +97,7 @@ class Points(Session):
         return (outputs - targets).square().mean(1)
 
     def measure(self, model: Any, rows: Any) -> list[dict[str, Any]]:
-        outputs = model(TEST_POINTS.repeat(len(rows), 1)).view(len(rows), -1)
+        outputs = model(TEST_POINTS.repeat(len(rows), 1)).cpu().view(len(rows), -1)
         x = TEST_POINTS.squeeze(1)
         truths = torch.stack([row["amplitude"] * torch.sin(row["frequency"] * x) for row in rows])
         return [{"loss": float(loss)} for loss in (outputs - truths).square().mean(1)]

@@ -8,12 +8,13 @@ user says otherwise: with small bases fewer waste the processor on small product
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,16 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
         return []
     recipe = recipe_of(job.recipe, job.recipe_file)
     options = recipe.options_of(job.settings)
-    base = _base(recipe, tuple(options.items()), job.zoo, job.base_hash, device)
+    base = _base(recipe, json.dumps(options), job.zoo, job.base_hash, device)
     session = recipe.session(base)
     rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in job.indices]
     first = job.indices[0]
-    stack = train_rows(recipe, base, rows, [index in missing for index in job.indices], job.settings)
+    active = set(missing)
+    if job.settings["fast"] and job.again:
+        # bits depend on who trains together, so all do that did
+        done = {row["id"] for row in read_cohort(cohort_path(job.zoo, job.cohort))}
+        active |= {index for index in job.indices if id_of(job.recipe, job.zoo_seed, index) in done}
+    stack = train_rows(recipe, base, rows, [index in active for index in job.indices], job.settings)
     with stack.attached() as model, torch.no_grad():
         measured = session.measure(model, rows)
 
@@ -113,7 +119,7 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
             folder = staging / row["id"]
             _write(stack.adapter(index - first, _provenance(job, recipe)), folder)
             row |= hashes_of(folder)
-            if row["id"] in before and not job.settings["fast"]:
+            if row["id"] in before:
                 _check_same(before[row["id"]], row, folder)
             finished.append(row)
         sync_tree(staging)  # before the record says that they are there, also after a power cut
@@ -170,15 +176,15 @@ def _check_same(before: Row, row: Row, folder: Path) -> None:
                 key=name,
                 expected=before[name],
                 found=row[name],
-                hint="forge with the versions of lorascope and torch, and on the kind of machine, that made the zoo",
+                hint="forge with the versions of lorascope and torch, and on the kind of machine, that made the zoo; a "
+                "fast zoo that grew in steps cannot be repaired",
             )
 
 
-@cache
-def _base(
-    recipe: Recipe, options: tuple[tuple[str, Any], ...], zoo: Path, base_hash: str, device: torch.device
-) -> torch.nn.Module:
-    return frozen_base(recipe, dict(options), zoo, base_hash).to(device)
+@lru_cache(maxsize=1)
+def _base(recipe: Recipe, options: str, zoo: Path, base_hash: str, device: torch.device) -> torch.nn.Module:
+    """The base on the device; that of the last zoo is kept, for its next cohort."""
+    return frozen_base(recipe, json.loads(options), zoo, base_hash).to(device)
 
 
 def _provenance(job: Job, recipe: Recipe) -> Provenance:

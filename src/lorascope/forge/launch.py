@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,18 +46,29 @@ class Team:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Go on when all processes are here.
+
+        Raises:
+            ForgeError: where one of them has ended.
+        """
         if self.size == 1:
             return
-        distributed = torch.distributed
-        if not distributed.is_initialized():
-            distributed.init_process_group("gloo", timeout=_PATIENCE)
-        distributed.barrier()
+        try:
+            torch.distributed.barrier(_group())
+        except RuntimeError as error:
+            raise ForgeError(
+                "another of the processes that were launched together has ended", hint="its own message says why"
+            ) from error
 
-    def leave(self) -> None:
-        """Close what ``wait`` opened."""
-        if self.size > 1 and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+
+@cache
+def _group() -> Any:
+    """Of all processes, over the processor; opened once, and left open for the next zoo of the same processes."""
+    distributed = torch.distributed
+    if distributed.is_initialized():  # by whoever called
+        return distributed.new_group(backend="gloo", timeout=_PATIENCE)
+    distributed.init_process_group("gloo", timeout=_PATIENCE)
+    return distributed.group.WORLD
 
 
 def team() -> Team:
@@ -98,8 +110,12 @@ def device_of_process(device: str, number: int) -> torch.device:
 
 
 def usual_workers(device: str, together: Team) -> int:
-    """The processes that a run has unless it is said: one for each core, or each device; one in a team."""
-    kind, _, named = device.partition(":")
+    """The processes that a run has unless it is said: one for each core, or each device; one in a team.
+
+    Raises:
+        ForgeError: where there is no such device on this machine.
+    """
+    kind, named = kind_of_device(device), ":" in device
     if together.size > 1 or named:
         return 1
     if kind != "cpu":

@@ -14,6 +14,7 @@ from typing import Any
 from lorascope.errors import ForgeError, OutputError, ZooError
 from lorascope.forge.base import make_base, recipe_of_zoo
 from lorascope.forge.cohort import Job, id_of, missing_indices
+from lorascope.forge.launch import kind_of_device
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipe_file import RecipeFile
 from lorascope.forge.run import Progress, completed, remove_leftovers
@@ -65,7 +66,8 @@ def repair(
 
     Raises:
         ZooError: where no recipe made the zoo, so that nothing here can make its adapters again.
-        ForgeError: where an adapter comes out otherwise than recorded, as with another torch; it is not put back.
+        ForgeError: where an adapter comes out otherwise than recorded, as with another torch; it is not put back. Or
+            where what made the zoo is not here: its device, a package, its data.
         OutputError: where the zoo cannot be written.
     """
     opened = Zoo.open(zoo)
@@ -78,6 +80,10 @@ def repair(
         )
     member, file = recipe_of_zoo(opened.header, recipe, opened.path)
     _check_version(opened, member)
+    settings = completed(member, opened.header["settings"])
+    kind_of_device(settings["device"])
+    member.check_packages()
+    member.check_options(member.options_of(settings))
     began = time.monotonic()
     try:
         with locked(opened.path), logged(opened.path, "repair", {"workers": workers}) as counts:

@@ -131,10 +131,10 @@ def forge(
     import_pyarrow()
     order = _Order(member, file, count, Path(out), seed, resolved, workers, str((settings or {}).get("device", "cpu")))
     zoo, together = order.zoo, team()
-    _check_is_zoo_or_empty(zoo)
     try:
         if not together.is_first:
             return _forge_beside(order, together, began)
+        _check_is_zoo_or_empty(zoo)
         (zoo / ADAPTERS).mkdir(parents=True, exist_ok=True)
         with locked(zoo):
             if fresh:
@@ -146,8 +146,6 @@ def forge(
             return result
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
-    finally:
-        together.leave()
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,9 @@ class _Run:
             losses += of_each.detach() * weights
         if self.stack.padding is not None:
             gradient.mul_(self.stack.padding)
+        if not all(is_active):
+            # a rate of zero alone would let NaN through
+            gradient.masked_fill_(gradient.new_tensor(is_active).view(-1, 1) == 0, 0.0)
         if self.clip is not None:
             norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.clip / (norms + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_

@@ -17,14 +17,14 @@ from lorascope.forge.recipe import Row
 
 
 def results_of(jobs: list[Job], workers: int, process: int = 0) -> Iterator[list[Row]]:
-    """The rows of each cohort as it is finished; ``process`` numbers this process among those of its machine."""
+    """The rows of each cohort as it is finished; ``process`` numbers this process among the launched of its machine."""
     if workers == 1 or len(jobs) <= 1:
         for job in jobs:
             yield forge_cohort(job, process)
         return
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(context.Value("i", 0),)
+        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(context.Value("i", process * workers),)
     )
     try:
         for future in as_completed([executor.submit(_forged, job) for job in jobs]):
