@@ -24,7 +24,7 @@ from lorascope.forge.space import Distribution
 
 _SUFFIX = ".py"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_TEXTS, _DRAWN = ("about", "reference"), ("space", "options")
+_DRAWN = ("space", "options")
 _MOST = 4096  # adapters that train together: as for --set cohort=…
 
 
@@ -148,9 +148,8 @@ def _checked(recipe: Any, path: str) -> Recipe:
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
     """Attribute, what it must be, and whether it is."""
-    parts = {key: getattr(recipe, key, None) for key in (*_DRAWN, *_TEXTS, "cohort", "version", "kind", "labels")}
-    for key in _TEXTS:
-        yield key, "a text", isinstance(parts[key], str)
+    parts = {key: getattr(recipe, key, None) for key in (*_DRAWN, "about", "cohort", "version", "kind", "labels")}
+    yield "about", "a text", isinstance(parts["about"], str)
     yield "cohort", f"a whole number from 1 to {_MOST}", type(parts["cohort"]) is int and 1 <= parts["cohort"] <= _MOST
     yield "version", "a whole number above 0", type(parts["version"]) is int and parts["version"] > 0
     yield "kind", " or ".join(KINDS.names()), isinstance(parts["kind"], str) and parts["kind"] in KINDS.names()
