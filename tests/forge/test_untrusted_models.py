@@ -16,7 +16,7 @@ from forge.arc_files import save_arc, save_model
 from forge.tiny_stable_diffusion import VOCABULARY, settings
 from lorascope.errors import ForgeError
 from lorascope.forge import forge
-from lorascope.forge.recipes import RECIPES, _causal_loading
+from lorascope.forge.recipes import RECIPES, _causal_loading, _clip_score, _published
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torchvision.*")  # diffusers says that it is not there
 
@@ -197,6 +197,16 @@ def test_an_index_beside_the_parts_of_a_stable_diffusion_names_hashed_weights(th
     index.write_text(json.dumps({"metadata": {}, "weight_map": of_all}))
     with pytest.raises(ForgeError, match=r"not among the hashed files .*found other\.safetensors"):
         architecture(there, model=model)
+
+
+def test_the_hash_of_a_scorer_is_of_all_that_its_tokens_are_read_from(there, tmp_path):
+    clip = shutil.copytree(there / "clip", tmp_path / "clip")
+    scorer = _clip_score.ClipScorer(clip)
+    before = _published.digest_of(clip, _clip_score.NEEDED)
+    scorer.tokenizer.save_pretrained(tmp_path / "tokens")
+    shutil.copy(tmp_path / "tokens" / "tokenizer.json", clip)  # beside vocab.json and merges.txt
+    _published.digest_of.cache_clear()
+    assert _published.digest_of(clip, _clip_score.NEEDED) != before
 
 
 def test_the_text_encoder_and_the_scorer_do_not_choose_their_attention(there, tmp_path):

@@ -148,7 +148,9 @@ def _checked(recipe: Any, path: str) -> Recipe:
 
 def _parts(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
     """Attribute, what it must be, and whether it is."""
-    parts = {key: getattr(recipe, key, None) for key in (*_DRAWN, "about", "cohort", "version", "kind", "labels")}
+    parts: dict[str, Any] = {
+        key: getattr(recipe, key, None) for key in (*_DRAWN, "about", "cohort", "version", "kind", "labels")
+    }
     yield "about", "a text", isinstance(parts["about"], str)
     yield "cohort", f"a whole number from 1 to {_MOST}", type(parts["cohort"]) is int and 1 <= parts["cohort"] <= _MOST
     yield "version", "a whole number above 0", type(parts["version"]) is int and parts["version"] > 0

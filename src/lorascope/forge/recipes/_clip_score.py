@@ -24,6 +24,7 @@ NEEDED = (
     "tokenizer_config.json",
     "vocab.json|tokenizer.json",
     "merges.txt|tokenizer.json",
+    "*.json",  # whichever of them the tokens are read from
 )
 """The files of a published CLIP."""
 
