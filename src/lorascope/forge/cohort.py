@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -141,11 +141,13 @@ def train_rows(
     rows: Sequence[Row],
     active: Sequence[bool],
     settings: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> AdapterStack:
     """The adapters of these rows, trained together; those that are not active stay as they were initialised.
 
     Args:
         settings: of the zoo; its kind, precision and speed are looked at, each with its default.
+        on_step: called after each step with its number.
     """
     settings = settings or {}
     session, member = recipe.session(base), KINDS[settings.get("kind", recipe.kind)]
@@ -157,7 +159,7 @@ def train_rows(
         recipe.training(row if is_active else {**row, "steps": 0}) for row, is_active in zip(rows, active, strict=True)
     ]
     precision, is_fast = settings.get("precision", "float32"), bool(settings.get("fast", 0))
-    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast)
+    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast, on_step=on_step)
     return stack
 
 
