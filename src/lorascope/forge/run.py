@@ -232,6 +232,7 @@ def _begin(order: _Order) -> str:
         "base_hash": None,
         "columns": columns_as_dict(columns_with(recipe.hyperparameters(settings["kind"]), recipe.labels)),
     }
+    has_old_manifest = False
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
         there.setdefault("recipe_version", 1)  # zoos of before it was recorded
@@ -256,7 +257,10 @@ def _begin(order: _Order) -> str:
                     hint="forge into another folder, or delete this zoo with --fresh",
                 )
         header |= {"base_hash": there.get("base_hash"), "count": max(order.count, there.get("count", 0))}
+        has_old_manifest = header["columns"] != there.get("columns") and (zoo / COHORTS).is_dir()
     write_json(zoo / HEADER, header)
+    if has_old_manifest:  # the recipe has gained columns since
+        write_manifest(zoo)
     (zoo / COHORTS).mkdir(exist_ok=True)
     header["base_hash"] = make_base(recipe, recipe.options_of(settings), zoo, header["base_hash"])
     write_json(zoo / HEADER, header)
