@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from forge.models import BATCH, CLASSES, TOKENS, base, batches_of, loss, sites_of, slots, trained, trainings
 from lorascope.errors import ForgeError
-from lorascope.forge import AdapterStack, EarlyStop, Slot, Training, train
+from lorascope.forge import AdapterStack, EarlyStop, Slot, Training, gather, train
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.optimiser import SGD, AdamW
 
@@ -204,6 +204,16 @@ def test_a_layer_that_the_base_goes_past_is_refused():
     x = torch.randn(4, 3, 8)
     with pytest.raises(ForgeError, match="was not called"):
         train(stack, lambda step, part: (x, x), lambda y, t: (y - t).square().mean((1, 2)), BRIEF)
+
+
+@pytest.mark.parametrize("kind", ["eva", "lora-ga"])
+@pytest.mark.parametrize("sites", [["self_attn.out_proj"], ["linear1", "self_attn.out_proj"]], ids=["alone", "beside"])
+def test_a_layer_that_the_base_goes_past_is_refused_by_kinds_that_look_at_data(kind, sites):
+    model = nn.TransformerEncoderLayer(8, 2, dim_feedforward=8, dropout=0.0, batch_first=True)
+    x = torch.randn(4, 3, 8)
+    looked = gather(model, sites, KINDS[kind], lambda step, part: (x, x), lambda y, t: (y - t).square().mean((1, 2)), 2)
+    with pytest.raises(ForgeError, match=r"self_attn\.out_proj: the layer was not called"):
+        AdapterStack(model, sites, TWO, KINDS[kind], evidence=looked)
 
 
 def test_a_site_that_is_not_there_or_of_another_class_is_refused():

@@ -23,6 +23,7 @@ from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import ForgeError, OutputError
 from lorascope.forge.base import frozen_base
 from lorascope.forge.determinism import deterministic
+from lorascope.forge.evidence import STEPS as EVIDENCE_STEPS
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import device_of_process
@@ -152,7 +153,10 @@ def train_rows(
     settings = settings or {}
     session, member = recipe.session(base), KINDS[settings.get("kind", recipe.kind)]
     batches, sites = session.batches(rows), recipe.sites_of(base)
-    evidence = gather(base, sites, member, batches, session.loss, len(rows))
+    looked_at = batches
+    if not any(row["steps"] for row in rows):  # there are no data for steps that none takes
+        looked_at = session.batches([row | {"steps": EVIDENCE_STEPS} for row in rows])
+    evidence = gather(base, sites, member, looked_at, session.loss, len(rows))
     slots = [recipe.slot(row, member.name) for row in rows]
     stack = AdapterStack(base, sites, slots, member, evidence=evidence)
     trainings = [

@@ -10,7 +10,7 @@ once, for matrices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -263,6 +263,26 @@ def layer_at(site: str, module: nn.Module) -> SiteLayer:
         expected="Linear, Conv1d, Conv2d, Conv3d, Embedding, or Conv1D of GPT-2",
         found=type(module).__name__,
     )
+
+
+def refuse_uncalled(is_called: Mapping[str, bool]) -> None:
+    """Refuse a base that goes past a site: it was run, and the layer was not.
+
+    Args:
+        is_called: whether the layer was called, by site.
+
+    Raises:
+        ForgeError: naming the site.
+    """
+    for site, called in is_called.items():
+        if not called:
+            raise ForgeError(
+                "the layer was not called: the base takes its weight directly or does not use it, so that an "
+                "adapter there would do nothing",
+                key=site,
+                hint="leave this site out, or run the base so that it calls its layers (nn.MultiheadAttention "
+                "takes the weight of its out_proj directly)",
+            )
 
 
 @contextmanager
