@@ -27,14 +27,14 @@ from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import device_of_process
-from lorascope.forge.recipe import Recipe, Row
+from lorascope.forge.recipe import Recipe, Row, Session
 from lorascope.forge.recipe_file import RecipeFile, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
 from lorascope.zoo.durable import sync_folder, sync_tree
-from lorascope.zoo.schema import SCHEMA_VERSION, split_of
-from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, write_cohort
+from lorascope.zoo.schema import SCHEMA_VERSION, columns_with, split_of
+from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, rows_to_table, write_cohort
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
         active |= {index for index in job.indices if id_of(job.recipe, job.zoo_seed, index) in done}
     stack = train_rows(recipe, base, rows, [index in active for index in job.indices], job.settings)
     with stack.attached() as model, torch.no_grad():
-        measured = session.measure(model, rows)
+        measured = _measured(recipe, session, model, rows)
 
     before = {row["id"]: row for row in read_cohort(cohort_path(job.zoo, job.cohort))}
     staging = job.zoo / f".tmp-cohort-{job.cohort}-{os.getpid()}"
@@ -122,6 +122,7 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
             if row["id"] in before:
                 _check_same(before[row["id"]], row, folder)
             finished.append(row)
+        _check_rows(recipe, job, finished)
         sync_tree(staging)  # before the record says that they are there, also after a power cut
         for row in finished:
             target = job.zoo / row["path"]
@@ -139,6 +140,36 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
     rows_by_id = before | {row["id"]: row for row in finished}
     write_cohort(job.zoo, job.cohort, [rows_by_id[name] for name in sorted(rows_by_id)])
     return finished
+
+
+def _measured(recipe: Recipe, session: Session, model: Any, rows: Sequence[Row]) -> list[Row]:
+    measured = session.measure(model, rows)
+    if len(measured) != len(rows):
+        raise ForgeError(
+            "the recipe does not measure every adapter", key="measure", expected=len(rows), found=len(measured)
+        )
+    for row, own in zip(rows, measured, strict=True):
+        strange = sorted(set(own) - set(recipe.labels))
+        missing = sorted(set(recipe.labels) - set(own) - set(row))
+        if strange or missing:
+            raise ForgeError(
+                "what the recipe measures is not what it declares as its labels",
+                key="measure",
+                expected=", ".join(recipe.labels),
+                found=", ".join([*strange, *(f"no {name}" for name in missing)]),
+            )
+    return measured
+
+
+def _check_rows(recipe: Recipe, job: Job, rows: Sequence[Row]) -> None:
+    """See that the rows can be recorded and read again, before the zoo has them."""
+    try:
+        json.dumps(rows, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ForgeError(
+            "a label is not a plain number, text, list or None", key="measure", found=str(error), hint="use float(…)"
+        ) from error
+    rows_to_table(rows, columns_with(recipe.hyperparameters(job.settings["kind"]), recipe.labels))
 
 
 def train_rows(
@@ -217,4 +248,4 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
     }
     if not is_finite:
         row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-    return identity | row
+    return identity | row | identity  # no label of a recipe takes the place of what names the adapter
