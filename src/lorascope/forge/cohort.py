@@ -21,14 +21,14 @@ from typing import Any
 import torch
 
 from lorascope.adapter import Adapter, Provenance
-from lorascope.errors import ForgeError, OutputError
+from lorascope.errors import ForgeError, LorascopeError, OutputError
 from lorascope.forge.base import frozen_base
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import device_of_process
 from lorascope.forge.recipe import Recipe, Row, Session
-from lorascope.forge.recipe_file import RecipeFile, recipe_of
+from lorascope.forge.recipe_file import RecipeFile, failure_of, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
@@ -85,8 +85,15 @@ def missing_indices(job: Job) -> list[int]:
 def forge_cohort(job: Job, process: int = 0) -> list[Row]:
     """Train, measure and write the missing adapters of one cohort, in process ``process``; gives their rows."""
     device = device_of_process(job.device, process)
-    with deterministic(device):
-        return _forge_cohort(job, device)
+    try:
+        with deterministic(device):
+            return _forge_cohort(job, device)
+    except (LorascopeError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        if job.recipe_file is None:
+            raise
+        raise failure_of(job.recipe_file, error) from error
 
 
 def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
