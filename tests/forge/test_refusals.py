@@ -57,10 +57,11 @@ def test_every_adapter_is_measured(tmp_path):
         forge(str(path), 2, tmp_path / "zoo", settings={"steps": 1, "cohort": 2})
 
 
+@pytest.mark.parametrize("where", ["        x = TEST_POINTS.squeeze(1)", "        for _ in range(300):"])
 @pytest.mark.parametrize("raised", ["ValueError('wrong')", "SystemExit(0)"])
-def test_a_recipe_that_fails_is_named_with_its_line(tmp_path, raised):
+def test_a_recipe_that_fails_is_named_with_its_line(tmp_path, raised, where):
     path = tmp_path / "recipe.py"
-    path.write_text(EXAMPLE.read_text().replace("        x = TEST_POINTS.squeeze(1)", f"        raise {raised}"))
+    path.write_text(EXAMPLE.read_text().replace(where, f"        raise {raised}\n{where}"))
     line = path.read_text().splitlines().index(f"        raise {raised}") + 1
     with pytest.raises(ForgeError, match=rf"line {line}: the recipe fails"):
         forge(str(path), 2, tmp_path / "zoo", settings={"steps": 1, "cohort": 2})

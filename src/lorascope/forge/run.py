@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import ForgeError, OutputError, ZooError
+from lorascope.errors import ForgeError, LorascopeError, OutputError, ZooError
 from lorascope.forge.base import make_base
 from lorascope.forge.cohort import Job, missing_indices
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import Team, kind_of_device, team
 from lorascope.forge.recipe import RUN, TRAINING, Recipe
-from lorascope.forge.recipe_file import RecipeFile, find_recipe
+from lorascope.forge.recipe_file import RecipeFile, failure_of, find_recipe
 from lorascope.forge.space import ONE_OF, Distribution, parse_settings, printed
 from lorascope.forge.workers import results_of
 from lorascope.formats.source import SHARDS
@@ -163,8 +163,14 @@ def forge(
                 result = _forge_locked(order, together, on_progress or (lambda _: None), began)
                 counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
             return result
+    except LorascopeError:
+        raise
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
+    except (Exception, SystemExit) as error:
+        if file is None:
+            raise
+        raise failure_of(file, error) from error
 
 
 @dataclass(frozen=True)
