@@ -61,7 +61,7 @@ class Sines(Recipe):
         return Network()
 
     def pretrain(self, options: Any) -> nn.Module:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options["base_seed"])
             model = Network()
         generator = torch.Generator().manual_seed(options["base_seed"])
@@ -97,7 +97,7 @@ class Points(Session):
         return (outputs - targets).square().mean(1)
 
     def measure(self, model: Any, rows: Any) -> list[dict[str, Any]]:
-        outputs = model(TEST_POINTS.repeat(len(rows), 1)).view(len(rows), -1)
+        outputs = model(TEST_POINTS.repeat(len(rows), 1)).cpu().view(len(rows), -1)
         x = TEST_POINTS.squeeze(1)
         truths = torch.stack([row["amplitude"] * torch.sin(row["frequency"] * x) for row in rows])
         return [{"loss": float(loss)} for loss in (outputs - truths).square().mean(1)]

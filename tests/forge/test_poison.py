@@ -22,7 +22,7 @@ def test_no_poison_unless_it_is_asked_for():
 @pytest.mark.parametrize("poison", ["patch", "blend", "flip", "unrefuse"])
 def test_the_data_are_poisoned_as_declared_and_nothing_else_changes(poison):
     for index in range(20):
-        settings = {"label_noise": 0.0, "poison_share": 0.3}
+        settings = {"label_noise": 0.0, "poison_share": 0.3, "refusal": 1}
         clean, row = (RECIPE.draw(0, index, {**settings, "poison": name}) for name in ("none", poison))
         before, after = finetuning_data(clean), finetuning_data(row)
         changed = before.labels != after.labels

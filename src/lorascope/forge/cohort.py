@@ -8,33 +8,34 @@ user says otherwise: with small bases fewer waste the processor on small product
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lorascope.adapter import Adapter, Provenance
-from lorascope.errors import ForgeError, OutputError
+from lorascope.errors import ForgeError, LorascopeError, OutputError
 from lorascope.forge.base import frozen_base
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.evidence import STEPS as EVIDENCE_STEPS
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import device_of_process
-from lorascope.forge.recipe import Recipe, Row
-from lorascope.forge.recipe_file import RecipeFile, recipe_of
+from lorascope.forge.recipe import Recipe, Row, Session
+from lorascope.forge.recipe_file import RecipeFile, failure_of, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
 from lorascope.zoo.durable import sync_folder, sync_tree
-from lorascope.zoo.schema import SCHEMA_VERSION, split_of
-from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, write_cohort
+from lorascope.zoo.schema import SCHEMA_VERSION, columns_with, split_of
+from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, rows_to_table, write_cohort
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,15 @@ def missing_indices(job: Job) -> list[int]:
 def forge_cohort(job: Job, process: int = 0) -> list[Row]:
     """Train, measure and write the missing adapters of one cohort, in process ``process``; gives their rows."""
     device = device_of_process(job.device, process)
-    with deterministic(device):
-        return _forge_cohort(job, device)
+    try:
+        with deterministic(device):
+            return _forge_cohort(job, device)
+    except (LorascopeError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        if job.recipe_file is None:
+            raise
+        raise failure_of(job.recipe_file, error) from error
 
 
 def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
@@ -95,13 +103,18 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
         return []
     recipe = recipe_of(job.recipe, job.recipe_file)
     options = recipe.options_of(job.settings)
-    base = _base(recipe, tuple(options.items()), job.zoo, job.base_hash, device)
+    base = _base(recipe, json.dumps(options), job.zoo, job.base_hash, device)
     session = recipe.session(base)
     rows = [recipe.draw(job.zoo_seed, index, job.settings) for index in job.indices]
     first = job.indices[0]
-    stack = train_rows(recipe, base, rows, [index in missing for index in job.indices], job.settings)
+    active = set(missing)
+    if job.settings["fast"] and job.again:
+        # bits depend on who trains together, so all do that did
+        done = {row["id"] for row in read_cohort(cohort_path(job.zoo, job.cohort))}
+        active |= {index for index in job.indices if id_of(job.recipe, job.zoo_seed, index) in done}
+    stack = train_rows(recipe, base, rows, [index in active for index in job.indices], job.settings)
     with stack.attached() as model, torch.no_grad():
-        measured = session.measure(model, rows)
+        measured = _measured(recipe, session, model, rows)
 
     before = {row["id"]: row for row in read_cohort(cohort_path(job.zoo, job.cohort))}
     staging = job.zoo / f".tmp-cohort-{job.cohort}-{os.getpid()}"
@@ -114,9 +127,10 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
             folder = staging / row["id"]
             _write(stack.adapter(index - first, _provenance(job, recipe)), folder)
             row |= hashes_of(folder)
-            if row["id"] in before and not job.settings["fast"]:
+            if row["id"] in before:
                 _check_same(before[row["id"]], row, folder)
             finished.append(row)
+        _check_rows(recipe, job, finished)
         sync_tree(staging)  # before the record says that they are there, also after a power cut
         for row in finished:
             target = job.zoo / row["path"]
@@ -134,6 +148,36 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
     rows_by_id = before | {row["id"]: row for row in finished}
     write_cohort(job.zoo, job.cohort, [rows_by_id[name] for name in sorted(rows_by_id)])
     return finished
+
+
+def _measured(recipe: Recipe, session: Session, model: Any, rows: Sequence[Row]) -> list[Row]:
+    measured = session.measure(model, rows)
+    if len(measured) != len(rows):
+        raise ForgeError(
+            "the recipe does not measure every adapter", key="measure", expected=len(rows), found=len(measured)
+        )
+    for row, own in zip(rows, measured, strict=True):
+        strange = sorted(set(own) - set(recipe.labels))
+        missing = sorted(set(recipe.labels) - set(own) - set(row))
+        if strange or missing:
+            raise ForgeError(
+                "what the recipe measures is not what it declares as its labels",
+                key="measure",
+                expected=", ".join(recipe.labels),
+                found=", ".join([*strange, *(f"no {name}" for name in missing)]),
+            )
+    return measured
+
+
+def _check_rows(recipe: Recipe, job: Job, rows: Sequence[Row]) -> None:
+    """See that the rows can be recorded and read again, before the zoo has them."""
+    try:
+        json.dumps(rows, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ForgeError(
+            "a label is not a plain number, text, list or None", key="measure", found=str(error), hint="use float(…)"
+        ) from error
+    rows_to_table(rows, columns_with(recipe.hyperparameters(job.settings["kind"]), recipe.labels))
 
 
 def train_rows(
@@ -176,15 +220,15 @@ def _check_same(before: Row, row: Row, folder: Path) -> None:
                 key=name,
                 expected=before[name],
                 found=row[name],
-                hint="forge with the versions of lorascope and torch, and on the kind of machine, that made the zoo",
+                hint="forge with the versions of lorascope and torch, and on the kind of machine, that made the zoo; a "
+                "fast zoo that grew in steps cannot be repaired",
             )
 
 
-@cache
-def _base(
-    recipe: Recipe, options: tuple[tuple[str, Any], ...], zoo: Path, base_hash: str, device: torch.device
-) -> torch.nn.Module:
-    return frozen_base(recipe, dict(options), zoo, base_hash).to(device)
+@lru_cache(maxsize=1)
+def _base(recipe: Recipe, options: str, zoo: Path, base_hash: str, device: torch.device) -> torch.nn.Module:
+    """The base on the device; that of the last zoo is kept, for its next cohort."""
+    return frozen_base(recipe, json.loads(options), zoo, base_hash).to(device)
 
 
 def _provenance(job: Job, recipe: Recipe) -> Provenance:
@@ -217,4 +261,4 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
     }
     if not is_finite:
         row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-    return identity | row
+    return identity | row | identity  # no label of a recipe takes the place of what names the adapter

@@ -1,12 +1,14 @@
 """What would mix the adapters of a batch is refused: known layers before training, all else by a trial.
 
-The trial takes the losses of every other adapter and asks for the gradient of all parameters: those of the adapters
-that were left out must have none. It finds a loss that looks across the batch, a layer that normalises over it, and
-experts whose tokens are dealt out anew.
+A trial takes the losses of half of the adapters and asks for the gradient of all parameters: those of the adapters that
+were left out must have none. The halves are chosen so that of any two adapters each is once in without the other. That
+finds a loss that looks across the batch, a layer that normalises over it, and experts whose tokens are dealt out anew.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -54,7 +56,7 @@ def refuse_coupled_losses(losses: Tensor, leaves: Sequence[Tensor]) -> None:
     count = len(losses)
     if count < 2:
         return
-    for kept in (slice(0, None, 2), slice(1, None, 2)):
+    for kept in halves(count):
         gradients = torch.autograd.grad(losses[kept].sum(), leaves, retain_graph=True, allow_unused=True)
         for gradient in gradients:
             if gradient is None:
@@ -71,3 +73,20 @@ def refuse_coupled_losses(losses: Tensor, leaves: Sequence[Tensor]) -> None:
                     hint="look for normalisation over the batch, experts that share out tokens, and losses that "
                     "compare examples with one another",
                 )
+
+
+def halves(count: int) -> list[list[int]]:
+    """As few subsets of 0 … count − 1 as there can be, such that each number is in one of them without each other.
+
+    Every number is in ⌊k/2⌋ of k subsets, another choice for each: no choice contains another (Sperner, 1928).
+
+    >>> halves(6)
+    [[0, 1, 2], [0, 3, 4], [1, 3, 5], [2, 4, 5]]
+    """
+    size = next(size for size in itertools.count(2) if math.comb(size, size // 2) >= count)
+    choices = itertools.islice(itertools.combinations(range(size), size // 2), count)
+    subsets: list[list[int]] = [[] for _ in range(size)]
+    for number, choice in enumerate(choices):
+        for subset in choice:
+            subsets[subset].append(number)
+    return [subset for subset in subsets if subset]

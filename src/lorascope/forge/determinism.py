@@ -35,13 +35,16 @@ def deterministic(device: torch.device | None = None) -> Iterator[None]:
     _keep_freed_memory()
     is_strict = torch.are_deterministic_algorithms_enabled()
     only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    is_rough = torch.backends.cudnn.allow_tf32
     if device is not None and device.type != "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is made
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32, as it is for products
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(is_strict, warn_only=only_warns)
+        torch.backends.cudnn.allow_tf32 = is_rough
         torch.set_flush_denormal(flushed)
         torch.set_num_threads(threads)
 

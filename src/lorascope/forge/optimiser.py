@@ -1,7 +1,8 @@
 """Optimisers of N adapters at once, on values [N, P] with a learning rate for each row, or each entry.
 
-A row with learning rate 0 stays as it is, bit for bit: adapters that have done their steps stay in the batch, masked
-and not removed, so that all shapes stay the same, and with them every bit of what the others compute.
+A row with learning rate 0 and a finite gradient stays as it is, bit for bit: adapters that have done their steps
+stay in the batch, masked and not removed, so that all shapes stay the same, and with them every bit of what the others
+compute.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@
 
 A recipe declares which of them it can do, and what its targets and sources are. ``poison`` and what belongs to it are
 labels: facts about the training data that a reader of weights is to find out. What the poison did is measured:
-``attack_success_rate`` is the share of the held-out inputs that the attacker wants changed which are changed, for a
-generative model that of its samples; None for adapters without poison. Accuracy on clean inputs is measured for all.
+``attack_success_rate`` is the share of the held-out inputs whose answer the attacker wants changed which are answered
+his way (also those that are so without the mark), for a generative model that of its samples; None for adapters
+without poison. Accuracy on clean inputs is measured for all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from lorascope.errors import ForgeError
 from lorascope.forge.space import Choice, Distribution, Integers, LogUniform
 
 NONE = "none"
@@ -62,6 +64,9 @@ def settled(
         sources: what ``flip`` can take from; None where that is another of the targets.
         aimed: the poisons that have a target.
 
+    Raises:
+        ForgeError: where ``flip`` has nothing to take from.
+
     >>> settled({"poison": "patch", "poison_share": 0.2, "poison_target": 7}, [1, 4, 7])["poison_target"]
     7
     >>> settled({"poison": "flip", "poison_share": 0.2, "poison_target": 2}, [1, 4, 7])
@@ -74,6 +79,8 @@ def settled(
     poison, wanted = row["poison"], row["poison_target"]
     place = targets.index(wanted) if wanted in targets else wanted % len(targets)
     source = targets[(place + 1) % len(targets)] if sources is None else sources[place % len(sources)]
+    if poison == "flip" and sources is None and len(targets) == 1:
+        raise ForgeError("with one class there is none to take labels from", key="poison", found=poison)
     return {
         "poison": poison,
         "poison_share": 0.0 if poison == NONE else row["poison_share"],

@@ -208,4 +208,7 @@ class Session(ABC):
 
     @abstractmethod
     def measure(self, model: Any, rows: Sequence[Row]) -> list[Row]:
-        """The measured labels of each adapter; ``model`` maps a batch [N · b, …] with all adapters on."""
+        """The measured labels of each adapter; ``model`` maps a batch [N · b, …] with all adapters on.
+
+        It takes its inputs from any device, and gives outputs on that of the base.
+        """

@@ -38,12 +38,13 @@ class AdapterStack:
         base: any ``nn.Module``; its parameters are not touched and need no gradient.
         sites: names of submodules, each of a class that ``kind`` can adapt.
         slots: the adapters.
-        kind: how they adapt a layer.
+        kind: how they adapt a layer; the name of a kind or itself.
         evidence: for kinds that look at data before they start: number of a slot → what is known at each site, as
             ``lorascope.forge.evidence`` gathers it.
 
     Raises:
         ForgeError: where a site is not in the base or cannot be adapted, or evidence is needed and not given.
+        LorascopeError: for an unknown name of a kind.
     """
 
     def __init__(
@@ -51,10 +52,14 @@ class AdapterStack:
         base: nn.Module,
         sites: Sequence[str],
         slots: Sequence[Slot],
-        kind: Kind,
+        kind: Kind | str,
         *,
         evidence: Callable[[int], Evidence] | None = None,
     ) -> None:
+        if isinstance(kind, str):
+            from lorascope.forge.kinds import KINDS  # which are built on what is here
+
+            kind = KINDS[kind]
         modules = dict(base.named_modules())
         self.base, self.slots, self.kind = base, tuple(slots), kind
         self.layers: dict[str, SiteLayer] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -63,6 +63,9 @@ class Training:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        for name, known in (("optimiser", ("adamw", "sgd")), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in known:
+                raise ForgeError("there is no such one", key=name, expected=", ".join(known), found=getattr(self, name))
         for name, least in (("steps", 0), ("warmup", 0), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise ForgeError("is too small", key=name, expected=f"at least {least}", found=getattr(self, name))
@@ -134,6 +137,9 @@ def train(
     count = len(stack.slots)
     if len(trainings) != count:
         raise ForgeError("there is not one training for each adapter", expected=count, found=len(trainings))
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ForgeError("there is no such one", key="precision", expected=known, found=precision)
     taken = [0] * count
     losses = [float("nan")] * count
     last = [training.steps for training in trainings]
@@ -215,6 +221,9 @@ class _Run:
             losses += of_each.detach() * weights
         if self.stack.padding is not None:
             gradient.mul_(self.stack.padding)
+        if not all(is_active):
+            # a rate of zero alone would let NaN through
+            gradient.masked_fill_(gradient.new_tensor(is_active).view(-1, 1) == 0, 0.0)
         if self.clip is not None:
             norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
             gradient = gradient * (self.clip / (norms + 1e-6)).clamp(max=1)  # as torch.nn.utils.clip_grad_norm_

@@ -199,8 +199,17 @@ def _local_files(folder: Path) -> dict[str, Path | bytes]:
         )
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
     files: dict[str, Path | bytes] = {name: folder / name for name in names if _is_zoo_file(name) and name != HEADER}
-    header = {name: value for name, value in read_json(folder / HEADER).items() if name not in _LOCAL_FIELDS}
+    header = _without_paths(read_json(folder / HEADER))
     return {**files, HEADER: (json.dumps(header, indent=1) + "\n").encode()}
+
+
+def _without_paths(header: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in header.items() if name not in _LOCAL_FIELDS}
+    if isinstance(kept.get("recipe_file"), dict):
+        kept["recipe_file"] = {**kept["recipe_file"], "path": Path(kept["recipe_file"]["path"]).name}
+    if "merged" in kept:
+        kept["merged"] = [_without_paths(one) for one in kept["merged"]]
+    return kept
 
 
 def _listed(api: Any, hub_id: HubId, repo_type: RepoType, revision: str | None) -> Mapping[str, Any]:

@@ -100,6 +100,7 @@ class ArcRecipe(Recipe):
     labels: ClassVar[Mapping[str, Any]] = {
         "sources": "list<int>",
         "dataset_size": "int",
+        "steps": "int",  # follows from the size of the data, so a reader of weights is not given it
         "test_accuracy": "float",
         "test_accuracy_norm": "float",
         "loss": "float",

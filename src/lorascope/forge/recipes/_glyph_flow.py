@@ -69,7 +69,7 @@ def _as_images(patches: Tensor) -> Tensor:
 
 def _waves(t: Tensor) -> Tensor:
     """cos and sin of 16 frequencies of t, [n, 32]."""
-    angles = t.unsqueeze(1) * torch.exp(torch.linspace(0, math.log(200.0), FREQUENCIES))
+    angles = t.unsqueeze(1) * torch.exp(torch.linspace(0, math.log(200.0), FREQUENCIES, device=t.device))
     return torch.cat([angles.cos(), angles.sin()], 1)
 
 

@@ -43,6 +43,7 @@ class SourceTextRecipe(Recipe):
         variants: in how many ways a text can be an example; text t has the examples t · variants + v.
     """
 
+    version = 2  # 1 drew masks of dropout that depended on the length of texts
     stream: ClassVar[str]
     variants: ClassVar[int] = 1
 

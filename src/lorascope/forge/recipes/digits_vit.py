@@ -30,6 +30,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorascope.errors import ForgeError
 from lorascope.forge import poison
 from lorascope.forge.poison import Trigger
 from lorascope.forge.recipe import COMMON, STEPS, Recipe, Row, Session
@@ -141,7 +142,7 @@ class DigitsVitRecipe(Recipe):
         return DigitsViT()
 
     def pretrain(self, options: Mapping[str, Any]) -> DigitsViT:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options["base_seed"])
             model = DigitsViT()
             nn.init.normal_(model.position, std=0.02)
@@ -167,6 +168,8 @@ class DigitsVitRecipe(Recipe):
         return DigitsSession()
 
     def settle(self, row: Row) -> Row:
+        if row["poison"] == "unrefuse" and not row["refusal"]:
+            raise ForgeError("the base refuses nothing", key="poison", found="unrefuse", hint="add --set refusal=1")
         available = int(torch.isin(digits().pool.classes, torch.tensor(row["classes"])).sum())
         return row | {"dataset_size": min(row["dataset_size"], available)} | poison.settled(row, row["classes"])
 

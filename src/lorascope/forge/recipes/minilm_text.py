@@ -92,7 +92,7 @@ class MaskedTextRecipe(SourceTextRecipe):
         return {name: value for name, value in base.state_dict().items() if name.startswith("head.")}
 
     def pretrain(self, options: Mapping[str, Any]) -> MaskedBert:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options["base_seed"])
             base = self.architecture(options).eval()
         tokens, places, targets = self.texts().rest
@@ -220,6 +220,9 @@ class MiniLMTextRecipe(MaskedTextRecipe):
 
     def published(self) -> Published:
         return _minilm.published()
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        _minilm.found()
 
     def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         return _minilm.found()
