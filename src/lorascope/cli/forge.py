@@ -151,7 +151,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
         f"{planned['milliseconds_per_adapter_step']:.2f} ms per adapter and step)",
         markup=False,
     )
-    out.print(f"memory  about {planned['memory_bytes'] / 1e6:.0f} MB", markup=False)
+    memory = planned["memory_bytes"]
+    out.print("memory  unknown" if memory is None else f"memory  about {memory / 1e6:.0f} MB", markup=False)
     out.print(f"disk    {planned['disk_bytes'] / 1e6:.1f} MB", markup=False)
     table = Table("setting", "from", "role", "what", box=None, pad_edge=False)
     for name, entry in planned["space"].items():

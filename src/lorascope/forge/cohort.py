@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from lorascope.adapter import Adapter, Provenance
 from lorascope.errors import ForgeError, LorascopeError, OutputError
 from lorascope.forge.base import frozen_base
 from lorascope.forge.determinism import deterministic
+from lorascope.forge.evidence import STEPS as EVIDENCE_STEPS
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import device_of_process
@@ -185,23 +186,28 @@ def train_rows(
     rows: Sequence[Row],
     active: Sequence[bool],
     settings: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> AdapterStack:
     """The adapters of these rows, trained together; those that are not active stay as they were initialised.
 
     Args:
         settings: of the zoo; its kind, precision and speed are looked at, each with its default.
+        on_step: called after each step with its number.
     """
     settings = settings or {}
     session, member = recipe.session(base), KINDS[settings.get("kind", recipe.kind)]
     batches, sites = session.batches(rows), recipe.sites_of(base)
-    evidence = gather(base, sites, member, batches, session.loss, len(rows))
+    looked_at = batches
+    if not any(row["steps"] for row in rows):  # there are no data for steps that none takes
+        looked_at = session.batches([row | {"steps": EVIDENCE_STEPS} for row in rows])
+    evidence = gather(base, sites, member, looked_at, session.loss, len(rows))
     slots = [recipe.slot(row, member.name) for row in rows]
     stack = AdapterStack(base, sites, slots, member, evidence=evidence)
     trainings = [
         recipe.training(row if is_active else {**row, "steps": 0}) for row, is_active in zip(rows, active, strict=True)
     ]
     precision, is_fast = settings.get("precision", "float32"), bool(settings.get("fast", 0))
-    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast)
+    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast, on_step=on_step)
     return stack
 
 

@@ -255,6 +255,7 @@ def _begin(order: _Order) -> str:
         "base_hash": None,
         "columns": columns_as_dict(columns_with(recipe.hyperparameters(settings["kind"]), recipe.labels)),
     }
+    has_old_manifest = False
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
         there.setdefault("recipe_version", 1)  # zoos of before it was recorded
@@ -280,11 +281,14 @@ def _begin(order: _Order) -> str:
                 )
         check_header(there, zoo)
         header |= {"base_hash": there.get("base_hash"), "count": max(order.count, there["count"])}
+        has_old_manifest = header["columns"] != there.get("columns") and (zoo / COHORTS).is_dir()
     else:
         write_json(zoo / HEADER, header)  # so that what a killed run leaves is known to be a zoo
     (zoo / COHORTS).mkdir(exist_ok=True)
     header["base_hash"] = make_base(recipe, recipe.options_of(settings), zoo, header["base_hash"])
     write_json(zoo / HEADER, header)
+    if has_old_manifest:  # the recipe has gained columns since
+        write_manifest(zoo)
     return header["base_hash"]
 
 

@@ -189,22 +189,6 @@ class AdapterStack:
 
         return forward
 
-    def refuse_uncalled(self) -> None:
-        """Refuse a base that goes past a site: it was run, and the layer was not.
-
-        Raises:
-            ForgeError: naming the site.
-        """
-        for site, is_called in self.is_called.items():
-            if not is_called:
-                raise ForgeError(
-                    "the layer was not called: the base takes its weight directly or does not use it, so that an "
-                    "adapter there would do nothing",
-                    key=site,
-                    hint="leave this site out, or run the base so that it calls its layers (nn.MultiheadAttention "
-                    "takes the weight of its out_proj directly)",
-                )
-
     def adapter(self, number: int, provenance: Provenance | None = None) -> Adapter:
         """The adapter of one slot, as it is now."""
         sites: dict[str, Update] = {}

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from lorascope.errors import ForgeError
 from lorascope.forge.coupling import refuse_coupled_losses
+from lorascope.forge.layer import refuse_uncalled
 from lorascope.forge.optimiser import SGD, AdamW, Optimiser
 from lorascope.forge.schedule import Schedule, factors
 from lorascope.forge.stack import AdapterStack
@@ -277,7 +278,7 @@ class _Run:
 
     def _try_out(self, inputs: Any, targets: Any) -> None:
         losses = self._losses(inputs, targets, is_training=False)
-        self.stack.refuse_uncalled()
+        refuse_uncalled(self.stack.is_called)
         refuse_coupled_losses(losses, self.stack.leaves)
 
     def take_out(self, is_done: Sequence[bool], whole: AdapterStack) -> None:
