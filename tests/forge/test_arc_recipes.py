@@ -267,6 +267,53 @@ def test_data_that_are_not_as_published_are_refused(tmp_path, damage):
     assert damage not in ("answer", "column") or caught.value.key == rows[3]["id"]
 
 
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"question": "half \ud800"}, "UnicodeEncodeError"),
+        ({"id": "half \ud800"}, "UnicodeEncodeError"),
+        ({"question": "word " * 200_000}, "at most 10000"),
+        ({"choices": {"text": ["a"] * 30, "label": ["A"] * 30}, "answerKey": "A"}, "at most 26"),
+    ],
+)
+def test_questions_that_no_model_could_be_given_are_refused(tmp_path, keys, found):
+    folder = save_arc(tmp_path / "data", as_jsonl=True)
+    file = folder / "ARC-Easy" / "train.jsonl"
+    row = json.loads(file.read_text().splitlines()[0]) | keys
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ForgeError, match="not as it is published") as caught:
+        _arc.questions_of(folder, "all", "train")
+    assert found in caught.value.found and len(str(caught.value).encode()) < 1000
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_without_questions_is_refused(places, tmp_path, split):
+    folder = save_arc(tmp_path / "data", as_jsonl=True)
+    for file in folder.glob(f"*/{split}.jsonl"):
+        file.write_text("\n")
+    with pytest.raises(ForgeError, match=f"there are no questions .*{split}"):
+        forge("arc-llama", 1, tmp_path / "zoo", settings={**places["arc-llama"], "data": str(folder)})
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_a_line_ends_where_json_lines_end(tmp_path):
+    folder = save_arc(tmp_path / "data", as_jsonl=True)
+    file = folder / "ARC-Easy" / "train.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[0]["question"] = "two\u2028parts"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), "utf-8")
+    found = _arc.questions_of(folder, "easy", "train")
+    assert found[0].text == "two\u2028parts" and len(found) == len(rows)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    folder = save_arc(tmp_path / "data", as_jsonl=True)
+    (folder / "ARC-Easy" / "train.jsonl").unlink()
+    os.mkfifo(folder / "ARC-Easy" / "train.jsonl")
+    with pytest.raises(ForgeError, match="a file of the data cannot be read"):
+        _arc.questions_of(folder, "easy", "train")
+
+
 def test_sources_that_leave_no_question_are_refused(tmp_path, places):
     folder = save_arc(tmp_path / "data", as_jsonl=True)
     for file in folder.glob("*/train.jsonl"):

@@ -1,7 +1,12 @@
 """A recipe of the user's own, in a file that the package does not know."""
 
+import hashlib
 import json
+import os
+import pickle
+import py_compile
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +107,55 @@ def test_files_that_are_no_recipes_are_refused(tmp_path, text, match):
     with pytest.raises(ForgeError, match=match):
         forge(str(file), 1, tmp_path / "zoo")
     assert not (tmp_path / "zoo").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ('kind = "lora"', 'kind = "lora"\n    cohort = 0', "cohort: a part of the recipe .*1 to 4096, found 0"),
+        ('kind = "lora"', 'kind = "lora"\n    cohort = "a"', "cohort: a part of the recipe .*found a"),
+        ('kind = "lora"', 'kind = "lora"\n    cohort = True', "cohort: a part of the recipe .*found True"),
+        ('kind = "lora"', 'kind = "lora"\n    version = float("nan")', "version: a part of the recipe .*found nan"),
+        ('kind = "lora"', 'kind = "nope"', "kind: a part of the recipe .*lora.*found nope"),
+        ('    kind = "lora"\n', "", "kind: a part of the recipe .*found nothing"),
+        ("    space: ClassVar", "    spaze: ClassVar", "space: a part of the recipe .*found nothing"),
+        ("    options: ClassVar", "    optionz: ClassVar", "options: a part of the recipe .*found nothing"),
+        ("    labels: ClassVar", "    labelz: ClassVar", "labels: a part of the recipe .*found nothing"),
+        ("    about = ", "    abaut = ", "about: a part of the recipe .*found nothing"),
+        ('{"base_seed": 0}', "{}", "option_defaults: a part of the recipe .*a value for each of base_seed"),
+    ],
+)
+def test_recipes_whose_parts_are_missing_or_wrong_are_refused(tmp_path, old, new, match):
+    text = EXAMPLE.read_text()
+    assert old in text
+    file = tmp_path / "recipe.py"
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ForgeError, match=match):
+        forge(str(file), 1, tmp_path / "zoo")
+    assert not (tmp_path / "zoo").exists()
+
+
+def test_what_is_executed_is_what_is_hashed(tmp_path):
+    file, text = tmp_path / "recipe.py", EXAMPLE.read_text() + "\nMARK = 1\n"
+    file.write_text(text)
+    py_compile.compile(str(file))  # as an import of it would have done
+    stamp = file.stat()
+    file.write_text(text.replace("MARK = 1", "MARK = 2"))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    shutil.copy(file, tmp_path / "alone.py")
+    for path in (file, tmp_path / "alone.py"):
+        recipe, found = find_recipe(path)
+        assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert sys.modules[type(recipe).__module__].MARK == 2
+        assert pickle.loads(pickle.dumps(type(recipe))) is type(recipe)
+        del sys.modules[type(recipe).__module__]
+    assert not list((tmp_path / "__pycache__").glob("alone*"))
+
+
+def test_a_pipe_is_no_recipe_file(tmp_path):
+    os.mkfifo(tmp_path / "recipe.py")
+    with pytest.raises(ForgeError, match="no such recipe file"):
+        find_recipe(tmp_path / "recipe.py")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """What the Stable-Diffusion recipes find: models in folders or on the Hub, photographs that anyone may have made."""
 
 import io
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -143,16 +144,56 @@ def broken(kind):
     return data if kind == "png" else b""
 
 
-@pytest.mark.parametrize("kind", ["png", "cut", "huge", "empty", "missing", "large", "wide"])
+@pytest.mark.parametrize("kind", ["png", "cut", "huge", "empty", "missing", "large", "wide", "pipe"])
 def test_what_is_no_photograph_is_refused(tmp_path, monkeypatch, kind):
     path = tmp_path / "000001.jpg"
     if kind in ("large", "wide"):
         Image.new("RGB", (64, 64)).save(path, "JPEG")
         monkeypatch.setattr(_photographs, "BYTES" if kind == "large" else "PIXELS", 100)
+    elif kind == "pipe":
+        os.mkfifo(path)
     elif kind != "missing":
         path.write_bytes(broken(kind))
     with pytest.raises(ForgeError, match=r"000001\.jpg: is (not a|too large for a) photograph"):
         photograph(path, 16)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [(0x100, 1, 1, 0), (0x102, 4, 2, 0), (0x110, 5, 1, 0), (0x11A, 1, 1, 0), (0x8769, 9, 2, 20)],
+    ids=["width", "bits", "camera", "resolution", "place"],
+)
+def test_a_note_of_the_camera_that_is_damaged_is_one_error(tmp_path, entry):
+    turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # so that all of them are written anew
+    notes = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + turned + struct.pack("<HHII", *entry) + bytes(44)
+    data = io.BytesIO()
+    Image.new("RGB", (24, 18)).save(data, "JPEG")
+    whole = data.getvalue()
+    path = tmp_path / "000001.jpg"
+    path.write_bytes(whole[:2] + b"\xff\xe1" + struct.pack(">H", len(notes) + 2) + notes + whole[2:])
+    with pytest.raises(ForgeError, match=r"000001\.jpg: is not a photograph that can be read"):
+        photograph(path, 16)
+
+
+def test_text_files_that_are_pipes_are_not_waited_for(there, tmp_path):
+    for name in ("identity_CelebA.txt", "list_attr_celeba.txt"):
+        shutil.copytree(there / "celeba", tmp_path / name)
+        (tmp_path / name / name).unlink()
+        os.mkfifo(tmp_path / name / name)
+        with pytest.raises(ForgeError, match=f"{name}: cannot be read"):
+            celeba(str(tmp_path / name))
+
+
+def test_names_of_photographs_may_be_any_bytes(there, tmp_path):
+    shutil.copytree(there / "imagenette", tmp_path / "data")
+    before = pools(str(tmp_path / "data"))
+    for path in list(tmp_path.glob("data/train/*/*_0.JPEG")):
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/\xff.JPEG"))
+    pools.cache_clear()
+    after = pools(str(tmp_path / "data"))
+    for old, new in zip(before, after, strict=True):
+        assert sum(map(len, old.values())) == sum(map(len, new.values()))
+        assert any(path.name.startswith("\udcff") for of_split in new.values() for path in of_split)
 
 
 def test_a_photograph_is_turned_upright_and_cut_in_the_middle(tmp_path):
@@ -177,6 +218,8 @@ def test_a_photograph_is_turned_upright_and_cut_in_the_middle(tmp_path):
     [
         ("identity_CelebA.txt", "000001.jpg", "../../secret.jpg", "line 1: is not as CelebA is published"),
         ("identity_CelebA.txt", "000002.jpg 2", "000002.jpg two", "line 2: is not as CelebA is published"),
+        ("identity_CelebA.txt", "000002.jpg 2", "000002.jpg " + "9" * 5000, "line 2: is not as CelebA is published"),
+        ("identity_CelebA.txt", "000002.jpg 2", "000002.jpg " + "9" * 25, "line 2: is not as CelebA is published"),
         ("identity_CelebA.txt", "000003.jpg", "999999.jpg", "999999.jpg: a photograph has no attributes"),
         ("list_attr_celeba.txt", "Male", "Man", "line 2: is not as CelebA is published"),
         ("list_attr_celeba.txt", "000004.jpg -1", "000004.jpg 0", "line 6: is not as CelebA is published"),

@@ -7,21 +7,26 @@ the one that the zoo was made with.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lorascope.errors import ForgeError, LorascopeError
+from lorascope.forge.kinds import KINDS
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipes import RECIPES
-from lorascope.zoo.store import sha256_of
+from lorascope.forge.space import Distribution
 
 _SUFFIX = ".py"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_DRAWN = ("space", "options")
+_MOST = 4096  # adapters that train together: as for --set cohort=…
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,7 @@ class RecipeFile:
         Raises:
             ForgeError: where there is none.
         """
-        if not Path(path).is_file():
-            raise ForgeError("there is no such recipe file", file=path)
-        return cls(str(Path(path).resolve()), sha256_of(Path(path)))
+        return cls(str(Path(path).resolve()), hashlib.sha256(_source(path)).hexdigest())
 
     def as_dict(self) -> dict[str, str]:
         """As it is recorded in a zoo."""
@@ -92,7 +95,8 @@ def load_recipe(file: RecipeFile) -> Recipe:
     Raises:
         ForgeError: where it has changed, cannot be executed, or defines no recipe.
     """
-    found = sha256_of(Path(file.path)) if Path(file.path).is_file() else "nothing"
+    source = _source(file.path)
+    found = hashlib.sha256(source).hexdigest()
     if found != file.sha256:
         raise ForgeError(
             "the recipe file is not as it was when the run began", file=file.path, expected=file.sha256, found=found
@@ -100,18 +104,27 @@ def load_recipe(file: RecipeFile) -> Recipe:
     # found again by that name, as for classes of the file that are pickled
     module = f"lorascope_recipe_{file.sha256[:16]}"
     if module not in sys.modules:
-        _execute(module, file.path)
+        _execute(module, file.path, source)
     return _checked(getattr(sys.modules[module], "RECIPE", None), file.path)
 
 
-def _execute(name: str, path: str) -> None:
+def _source(path: str | Path) -> bytes:
+    try:
+        if not Path(path).is_file():
+            raise ForgeError("there is no such recipe file", file=path)
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ForgeError("the recipe file cannot be read", file=path, found=error) from error
+
+
+def _execute(name: str, path: str, source: bytes) -> None:
+    """Execute what was hashed: not what the file has become, nor the bytecode of what it was."""
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ForgeError("is not a Python file that can be loaded", file=path)
+    assert spec is not None  # as the path ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, LorascopeError) or not isinstance(error, Exception):
@@ -137,4 +150,28 @@ def _checked(recipe: Any, path: str) -> Recipe:
         )
     if name in RECIPES.names():
         raise ForgeError("the recipe has the name of another", file=path, key="name", found=name)
+    for key, expected, fits in _parts(recipe):
+        if not fits:
+            found = getattr(recipe, key, "nothing")
+            raise ForgeError(
+                "a part of the recipe is not as it must be", file=path, key=key, expected=expected, found=found
+            )
     return recipe
+
+
+def _parts(recipe: Recipe) -> Iterator[tuple[str, str, bool]]:
+    """Attribute, what it must be, and whether it is."""
+    parts: dict[str, Any] = {
+        key: getattr(recipe, key, None) for key in (*_DRAWN, "about", "cohort", "version", "kind", "labels")
+    }
+    yield "about", "a text", isinstance(parts["about"], str)
+    yield "cohort", f"a whole number from 1 to {_MOST}", type(parts["cohort"]) is int and 1 <= parts["cohort"] <= _MOST
+    yield "version", "a whole number above 0", type(parts["version"]) is int and parts["version"] > 0
+    yield "kind", " or ".join(KINDS.names()), isinstance(parts["kind"], str) and parts["kind"] in KINDS.names()
+    for key in _DRAWN:
+        values = parts[key].values() if isinstance(parts[key], Mapping) else (None,)
+        yield key, "name → Distribution", all(isinstance(value, Distribution) for value in values)
+    yield "labels", "name → type", isinstance(parts["labels"], Mapping)
+    defaults = getattr(recipe, "option_defaults", None)
+    has_all = isinstance(defaults, Mapping) and set(parts["options"]) <= set(defaults)
+    yield "option_defaults", f"a value for each of {', '.join(map(str, parts['options']))}", has_all

@@ -21,7 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import ForgeError
+from lorascope.errors import ForgeError, MissingExtraError
+from lorascope.forge.recipes._published import cause
 from lorascope.zoo.store import import_pyarrow
 
 SOURCES = (
@@ -50,6 +51,9 @@ SOURCES = (
 CHALLENGE, EASY = "ARC-Challenge", "ARC-Easy"
 SUBSETS: Mapping[str, tuple[str, ...]] = {"all": (EASY, CHALLENGE), "challenge": (CHALLENGE,), "easy": (EASY,)}
 SPLITS: Mapping[str, str] = {"train": "Train", "validation": "Dev", "test": "Test"}
+MOST_CHARACTERS, MOST_CHOICES = 10_000, 26
+"""The most that a question and its choices may have: the prompt of each choice goes through the model."""
+
 PATTERNS = tuple(f"{subset}/*.{suffix}" for subset in (EASY, CHALLENGE) for suffix in ("parquet", "jsonl"))
 
 
@@ -78,11 +82,13 @@ def questions_of(folder: Path, subsets: str, split: str) -> tuple[Question, ...]
     """The questions of one split of ``all``, ``challenge`` or ``easy``.
 
     Raises:
-        ForgeError: where files are missing or are not as they are published.
+        ForgeError: where files are missing or are not as they are published, or hold no questions.
     """
     found: list[Question] = []
     for file in _files(folder, subsets, split):
         found += [_question(row, file) for row in _rows(file)]
+    if not found:
+        raise ForgeError("there are no questions", file=folder, key="data", expected=f"some in the files for {split}")
     return tuple(found)
 
 
@@ -106,16 +112,18 @@ def _files(folder: Path, subsets: str, split: str) -> list[Path]:
 
 def _rows(file: Path) -> Iterable[Any]:
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         if file.suffix == ".parquet":
             import_pyarrow()
             from pyarrow import parquet
 
             return parquet.read_table(file, columns=["id", "question", "choices", "answerKey"]).to_pylist()
-        return [json.loads(line) for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as error:  # what pyarrow raises for damaged files are of these
-        raise ForgeError(
-            "a file of the data cannot be read", file=file, key="data", found=str(error).splitlines()[0][:200]
-        ) from error
+        return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line.strip()]
+    except MissingExtraError:
+        raise
+    except Exception as error:  # pyarrow's errors for damaged files are of many kinds
+        raise ForgeError("a file of the data cannot be read", file=file, key="data", found=cause(error)) from error
 
 
 def _question(row: Any, file: Path) -> Question:
@@ -125,15 +133,25 @@ def _question(row: Any, file: Path) -> Question:
             text, choices = text["stem"], text["choices"]
         texts, labels = _texts_and_labels(choices)
         question = Question(str(row["id"]), str(text), texts, labels.index(row["answerKey"]))
+        _check_size(question)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ForgeError(
             "a question is not as it is published",
             file=file,
-            key=str(row.get("id")) if isinstance(row, Mapping) else None,
+            key=ascii(row.get("id"))[:80].strip("'") if isinstance(row, Mapping) else None,
             expected="id, question, choices {text, label}, and answerKey among the labels",
-            found=f"{type(error).__name__}: {error}",
+            found=cause(error),
         ) from error
     return question
+
+
+def _check_size(question: Question) -> None:
+    whole = "".join((question.id, question.text, *question.choices))
+    whole.encode()  # half of a surrogate pair, which JSON can have, is no text
+    if len(whole) > MOST_CHARACTERS:
+        raise ValueError(f"{len(whole)} characters, and at most {MOST_CHARACTERS} are taken")
+    if len(question.choices) > MOST_CHOICES:
+        raise ValueError(f"{len(question.choices)} choices, and at most {MOST_CHOICES} are taken")
 
 
 def _texts_and_labels(choices: Any) -> tuple[tuple[str, ...], Sequence[Any]]:

@@ -110,7 +110,23 @@ class ArcRecipe(Recipe):
         dtype = getattr(torch, options["dtype"])
         model, data = _model(options["model"]), _data(options["data"])
         examples = _examples(model, data, options["subsets"], options["questions"])
-        return ArcModel(load_causal_lm(model, self.family, dtype), examples)
+        published = load_causal_lm(model, self.family, dtype)
+        known = published.get_input_embeddings().num_embeddings
+        beyond = max(
+            token
+            for part in (examples.train, examples.validation, examples.test)
+            for tokens, _ in part
+            for token in tokens
+        )
+        if beyond >= known:
+            raise ForgeError(
+                "the tokens are not those of the model",
+                file=model,
+                key="model",
+                expected=f"below {known}",
+                found=beyond,
+            )
+        return ArcModel(published, examples)
 
     def pretrain(self, options: Mapping[str, Any]) -> ArcModel:
         return self.architecture(options)

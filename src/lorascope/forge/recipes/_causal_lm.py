@@ -63,7 +63,7 @@ class CausalLM(nn.Module):
 
     def forward(self, tokens: Tensor, places: Tensor, targets: Tensor) -> Judged:
         """Sequences, with the targets' own numbers → ``Judged``."""
-        states = self.model(input_ids=tokens, use_cache=False).last_hidden_state
+        states = self.model(input_ids=tokens, use_cache=False, return_dict=True).last_hidden_state
         return judged(self.lm_head, states, places, targets)
 
 

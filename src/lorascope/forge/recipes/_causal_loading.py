@@ -13,13 +13,10 @@ from typing import Any
 import torch
 
 from lorascope.errors import ForgeError, MissingExtraError
-from lorascope.forge.recipes._published import loaded, quiet
+from lorascope.forge.recipes._published import loaded, loaded_part
 
 PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.model")
 """The files of a model: weights, configuration, tokens."""
-
-_ERRORS = (OSError, ValueError, RuntimeError, KeyError, AttributeError, ImportError)
-_SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
 def check_folder(folder: Path) -> None:
@@ -52,10 +49,7 @@ def load_causal_lm(folder: Path, family: str, dtype: torch.dtype) -> Any:
     """
     transformers = _transformers()
     check_folder(folder)
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, **_SAFE)
-    except _ERRORS as error:
-        raise _not_loaded(folder, error) from error
+    config = loaded_part(transformers.AutoConfig, folder, trust_remote_code=False)
     if config.model_type != family:
         raise ForgeError(
             "the model is of another family than the recipe's",
@@ -65,7 +59,13 @@ def load_causal_lm(folder: Path, family: str, dtype: torch.dtype) -> Any:
             found=config.model_type,
         )
     model = loaded(
-        transformers.AutoModelForCausalLM, folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        transformers.AutoModelForCausalLM,
+        folder,
+        PATTERNS,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        attn_implementation="sdpa",  # else the configuration could name code of the hub
     )
     return model.eval().requires_grad_(False)
 
@@ -79,11 +79,7 @@ def encoder_of(folder: Path) -> Callable[[str], list[int]]:
         MissingExtraError: where transformers is not installed.
     """
     transformers = _transformers()
-    try:
-        with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **_SAFE)
-    except _ERRORS as error:
-        raise _not_loaded(folder, error) from error
+    tokenizer = loaded_part(transformers.AutoTokenizer, folder, trust_remote_code=False)
     return lambda text: tokenizer(text)["input_ids"]
 
 
@@ -93,8 +89,3 @@ def _transformers() -> Any:
     except ModuleNotFoundError as error:
         raise MissingExtraError.of("transformers", "forge", "the recipe's base model") from error
     return transformers
-
-
-def _not_loaded(folder: Path, error: BaseException) -> ForgeError:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    return ForgeError("the model cannot be loaded", file=folder, key="model", found=line)

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorascope.forge.recipes._published import loaded
+from lorascope.errors import ForgeError
+from lorascope.forge.recipes._clip_tokens import clip_tokenizer
+from lorascope.forge.recipes._published import cause, loaded, loaded_part
 
 NEEDED = (
     "config.json",
@@ -22,8 +24,12 @@ NEEDED = (
     "tokenizer_config.json",
     "vocab.json|tokenizer.json",
     "merges.txt|tokenizer.json",
+    "*.json",  # whichever of them the tokens are read from
 )
 """The files of a published CLIP."""
+
+MOST_SIDE = 4096
+"""The most pixels of a side that an image may be brought to."""
 
 
 class ClipScorer(nn.Module):
@@ -31,16 +37,42 @@ class ClipScorer(nn.Module):
 
     Args:
         folder: with the files of ``NEEDED``.
+
+    Raises:
+        ForgeError: where they cannot be loaded, or no image can be embedded with them.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         # the processor by Pillow whatever else is installed, as torchvision resizes otherwise
-        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        from transformers import CLIPImageProcessorPil, CLIPModel
 
-        self.model: Any = loaded(CLIPModel, folder, dtype=torch.float32)
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self.processor: Any = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.model: Any = loaded(CLIPModel, folder, NEEDED, dtype=torch.float32, attn_implementation="sdpa")
+        self.tokenizer: Any = clip_tokenizer(self.model.config.text_config, folder)
+        self.processor: Any = loaded_part(CLIPImageProcessorPil, folder)
+        self._try(folder)
+
+    def _try(self, folder: Path) -> None:
+        """See that an image can be brought to what the model takes."""
+        from PIL import Image
+
+        sizes = {name: getattr(self.processor, name, None) or {} for name in ("size", "crop_size")}
+        try:
+            for name, size in sizes.items():
+                if any(side is not None and not 0 < side <= MOST_SIDE for side in dict(size).values()):
+                    raise ForgeError(
+                        "images would be too large", file=folder, key=name, expected=f"1 to {MOST_SIDE}", found=size
+                    )
+            self.of_images([Image.new("RGB", (8, 8))])
+        except ForgeError:
+            raise
+        except Exception as error:
+            raise ForgeError(
+                "images cannot be brought to what the model takes",
+                file=folder,
+                key="preprocessor_config.json",
+                found=cause(error),
+            ) from error
 
     @torch.no_grad()
     def of_images(self, images: Sequence[Any]) -> Tensor:

@@ -120,7 +120,9 @@ class DreamBoothRecipe(Recipe):
     def architecture(self, options: Mapping[str, Any]) -> StableDiffusion:
         model, clip = _folders(options["model"], options["clip"])
         adapted = [end.strip() for end in options["sites"].split(",")]
-        return StableDiffusion(model, ClipScorer(clip), options["resolution"], adapted)
+        base = StableDiffusion(model, ClipScorer(clip), options["resolution"], adapted)
+        base.check_sampling(options["sampling_steps"])
+        return base
 
     def pretrain(self, options: Mapping[str, Any]) -> StableDiffusion:
         return self.architecture(options)

@@ -49,7 +49,7 @@ def published() -> Published:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with quiet():
-        model = BertModel.from_pretrained(folder, add_pooling_layer=False)
+        model = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation="sdpa")
 
     def encode(text: str, most: int) -> list[int]:
         return tokenizer(text, truncation=True, max_length=most)["input_ids"]

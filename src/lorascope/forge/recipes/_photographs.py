@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lorascope.errors import ForgeError
+from lorascope.forge.recipes._published import cause
 
 BYTES, PIXELS = 1 << 25, 1 << 25
 """The most that a file may have, and that it may be decoded to."""
@@ -29,6 +30,8 @@ def photograph(path: Path, resolution: int) -> Any:
     from PIL import Image, ImageOps
 
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         if path.stat().st_size > BYTES:
             raise ForgeError("is too large for a photograph", file=path, expected=f"at most {BYTES} bytes")
         with warnings.catch_warnings():
@@ -43,9 +46,11 @@ def photograph(path: Path, resolution: int) -> Any:
                     )
                 upright = ImageOps.exif_transpose(image).convert("RGB")
         return ImageOps.fit(upright, (resolution, resolution), Image.Resampling.BILINEAR)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+    except ForgeError:
+        raise
+    except Exception as error:  # what decoders raise for bytes that are no photograph is not of few kinds
         raise ForgeError(
-            "is not a photograph that can be read", file=path, expected="a JPEG file", found=error
+            "is not a photograph that can be read", file=path, expected="a JPEG file", found=cause(error)
         ) from error
 
 

@@ -74,7 +74,7 @@ def _loaded() -> Any:
     from transformers import LlamaForCausalLM
 
     with quiet():
-        model = LlamaForCausalLM.from_pretrained(folder, gguf_file=FILE)
+        model = LlamaForCausalLM.from_pretrained(folder, gguf_file=FILE, attn_implementation="sdpa")
     return model.eval().requires_grad_(False)
 
 

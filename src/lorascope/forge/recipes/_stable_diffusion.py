@@ -11,6 +11,7 @@ checker: what is drawn is embedded and forgotten.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from lorascope.errors import ForgeError
-from lorascope.forge.recipes._published import loaded
+from lorascope.forge.recipes._clip_tokens import clip_tokenizer
+from lorascope.forge.recipes._published import cause, loaded, loaded_part
 
 NEEDED = (
     "unet/config.json",
@@ -46,24 +48,28 @@ class StableDiffusion(nn.Module):
         adapted: the layers of the U-Net that are adapted, each by the end of its path, such as ``to_q``.
 
     Raises:
-        ForgeError: where the resolution is not a whole number of latents, or no layer has such an end.
+        ForgeError: where files are not as they are published or do not belong together, the resolution is not a whole
+            number of latents, or no layer has such an end.
     """
 
     def __init__(self, folder: Path, scorer: nn.Module, resolution: int, adapted: Sequence[str]) -> None:
         super().__init__()
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextModel
 
         diffusers: Any = import_module("diffusers")  # it exports its classes in a way that type checkers do not see
         # of text encoders transformers would take the dtype of the file
-        full: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32}
+        full: dict[str, Any] = {"needed": NEEDED, "use_safetensors": True, "dtype": torch.float32}
         self.unet: Any = loaded(diffusers.UNet2DConditionModel, folder, subfolder="unet", **full)
         self.vae: Any = loaded(diffusers.AutoencoderKL, folder, subfolder="vae", **full)
-        self.text_encoder: Any = loaded(CLIPTextModel, folder, subfolder="text_encoder", **full)
-        self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-        schedule: dict[str, Any] = {"subfolder": "scheduler", "local_files_only": True}
-        self.schedule: Any = diffusers.DDPMScheduler.from_pretrained(folder, **schedule)
-        self.sampler: Any = diffusers.DDIMScheduler.from_pretrained(folder, **schedule)
+        # the attention of diffusers' models is not chosen by their configurations, that of transformers' is
+        self.text_encoder: Any = loaded(
+            CLIPTextModel, folder, subfolder="text_encoder", attn_implementation="sdpa", **full
+        )
+        self.tokenizer: Any = clip_tokenizer(self.text_encoder.config, folder, "tokenizer")
+        self.schedule: Any = loaded_part(diffusers.DDPMScheduler, folder, subfolder="scheduler")
+        self.sampler: Any = loaded_part(diffusers.DDIMScheduler, folder, subfolder="scheduler")
         self.scorer = scorer
+        self._check_parts(folder)
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         if resolution % factor:
             raise ForgeError(
@@ -74,6 +80,66 @@ class StableDiffusion(nn.Module):
             )
         self.resolution, self.side = resolution, resolution // factor
         self.sites = self._sites(adapted)
+
+    def _check_parts(self, folder: Path) -> None:
+        """See that U-Net, VAE, text encoder and schedule fit each other."""
+        unet, vae, factor = self.unet.config, self.vae.config, self.vae.config.scaling_factor
+        betas, times = self.schedule.betas, self.schedule.config.num_train_timesteps
+        for part, key, fits, expected, found in (
+            ("unet", "in_channels", unet.in_channels == vae.latent_channels, vae.latent_channels, unet.in_channels),
+            (
+                "unet",
+                "cross_attention_dim",
+                unet.cross_attention_dim == self.text_encoder.config.hidden_size,
+                self.text_encoder.config.hidden_size,
+                unet.cross_attention_dim,
+            ),
+            (
+                "vae",
+                "scaling_factor",
+                isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0,
+                "a number above 0",
+                factor,
+            ),
+            (
+                "scheduler",
+                "num_train_timesteps",
+                isinstance(times, int) and 0 < times == len(betas),
+                f"the number of betas, {len(betas)}, and not 0",
+                times,
+            ),
+            (
+                "scheduler",
+                "betas",
+                bool(((betas > 0) & (betas <= 1)).all()),
+                "numbers above 0 and at most 1",
+                f"{float(betas.min())} to {float(betas.max())}" if len(betas) else "none",
+            ),
+        ):
+            if not fits:
+                raise ForgeError(
+                    "is not as it must be for this model", file=folder / part, key=key, expected=expected, found=found
+                )
+
+    def check_sampling(self, steps: int) -> None:
+        """See that images can be drawn in so many steps of DDIM.
+
+        Raises:
+            ForgeError: where the schedule of the model has no such times.
+        """
+        known = self.sampler.config.num_train_timesteps
+        try:
+            self.sampler.set_timesteps(steps)
+            times = self.sampler.timesteps
+            if not bool(((times >= 0) & (times < known)).all()):
+                raise ValueError(f"times from {int(times.min())} to {int(times.max())}")
+        except Exception as error:
+            raise ForgeError(
+                "the schedule of the model has no such times",
+                key="sampling_steps",
+                expected=f"{steps} of {known} times",
+                found=cause(error),
+            ) from error
 
     def _sites(self, adapted: Sequence[str]) -> tuple[str, ...]:
         names = [f"unet.{name}" for name, _ in self.unet.named_modules()]

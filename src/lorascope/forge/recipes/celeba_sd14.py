@@ -41,6 +41,7 @@ LABELS: Mapping[str, str] = {
 """Column → attribute of CelebA: those that arXiv 2410.04207 predicts."""
 
 _NAME = re.compile(r"[0-9]+\.jpg")  # it becomes part of a path
+_PERSON = re.compile(r"[0-9]{1,9}")  # there are 10,177
 _WHERE = "download it from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and name its folder: --set data=DIR"
 
 
@@ -138,7 +139,7 @@ def celeba(folder: str) -> CelebA:
         )
     people: dict[int, list[str]] = {}
     for number, fields in _lines(place / PEOPLE, first=1):
-        if len(fields) != 2 or not fields[1].isdecimal():
+        if len(fields) != 2 or not _PERSON.fullmatch(fields[1]):
             raise _malformed(place / PEOPLE, number, "000001.jpg 2880")
         people.setdefault(int(fields[1]), []).append(fields[0])
     attributes: dict[str, tuple[bool, ...]] = {}
@@ -162,6 +163,8 @@ def celeba(folder: str) -> CelebA:
 def _lines(path: Path, first: int) -> Iterator[tuple[int, list[str]]]:
     """Number and fields of the lines from ``first`` on; that of a photograph begins with its name."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError("there is no such file")
         with path.open(encoding="ascii") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.split()

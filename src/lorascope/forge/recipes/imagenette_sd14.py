@@ -17,6 +17,7 @@ prompts are given. An adapter draws its photographs from the pool of its own spl
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -131,7 +132,9 @@ def pools(folder: str) -> list[Mapping[str, tuple[Path, ...]]]:
 
 def _divided(folder: str, name: str) -> Mapping[str, tuple[Path, ...]]:
     place = Path(folder) / "train" / name
-    paths = sorted(place.glob("*.JPEG"), key=lambda path: hashlib.sha256(path.name.encode()).digest()) if folder else []
+    paths = (
+        sorted(place.glob("*.JPEG"), key=lambda path: hashlib.sha256(os.fsencode(path.name)).digest()) if folder else []
+    )
     if len(paths) < len(SPLITS):
         raise ForgeError(
             "Imagenette is not there",
