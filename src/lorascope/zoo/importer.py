@@ -19,8 +19,19 @@ from lorascope.formats import find, read
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.assembly import assembled, check_new, link_file
 from lorascope.zoo.paths import inside
+from lorascope.zoo.regular import check_no_links
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
-from lorascope.zoo.store import COHORTS, HEADER, Row, hashes_of, read_json, write_cohort, write_json, write_manifest
+from lorascope.zoo.store import (
+    COHORTS,
+    HEADER,
+    MANIFEST,
+    Row,
+    hashes_of,
+    read_json,
+    write_cohort,
+    write_json,
+    write_manifest,
+)
 from lorascope.zoo.values import parse_column
 
 PATH_COLUMNS = ("path", "file", "adapter")
@@ -190,6 +201,7 @@ def _paths(source: Path, stated: Sequence[str], table: Path) -> list[str]:
 def _check_target(target: Path, *, is_new: bool) -> None:
     if is_new:
         check_new(target)
+    check_no_links(target, (COHORTS, MANIFEST, HEADER))
     if (target / HEADER).is_file() and read_json(target / HEADER).get("recipe") is not None:
         raise OutputError("there is a forged zoo already", file=target, hint="name another folder with --out")
     ancestor = target.absolute()

@@ -265,7 +265,7 @@ def _unpack(zoo: Path, archive: StoredZip, advance: Advance) -> int:
 
 def _remove_leftovers(zoo: Path) -> None:
     for left in (*zoo.glob(".tmp-*"), *(zoo / SHARDS).glob(".tmp-*")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 @contextmanager

@@ -43,7 +43,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:  # which follows no link that waits under the name
+            stream.write(content)
         sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
