@@ -7,9 +7,10 @@ import pytest
 
 from lorascope.errors import LorascopeError, OutputError, ZooError
 from lorascope.forge import forge
-from lorascope.zoo import Zoo, import_zoo, merge_zoos, pack, unpack
+from lorascope.zoo import Zoo, import_zoo, merge_zoos, pack, unpack, verify_zoo
 from lorascope.zoo.lock import LOCK, OWN, locked
 from lorascope.zoo.log import LOG, logged, read_log
+from lorascope.zoo.remote import _local_files
 
 
 def content(folder):
@@ -122,3 +123,71 @@ def test_the_forge_refuses_them_before_anything_is_deleted(tmp_path, outside, na
     with pytest.raises(ZooError, match="link"):
         forge("digits-vit", 1, zoo, fresh=fresh)
     assert content(outside) == before and (zoo / "zoo.json").exists()
+
+
+@pytest.fixture
+def leaking(make_zoo, tmp_path, outside):
+    """A zoo, and the folder that it was imported from, in both of which an adapter has a link to a file outside."""
+    zoo = make_zoo(count=3)
+    for folder in (zoo / "adapters", tmp_path / "zoo-source"):
+        (folder / "a1/notes.txt").symlink_to(outside / "file")
+    return zoo
+
+
+def test_links_of_adapters_are_extra_and_not_pushed(leaking):
+    assert [(one.problem, one.path) for one in verify_zoo(leaking).defects] == [("extra", "adapters/a1/notes.txt")]
+    assert not [name for name in _local_files(leaking) if "notes" in name]
+    weights = leaking / "adapters/a1/adapter_model.safetensors"
+    weights.rename(leaking / "elsewhere")
+    weights.symlink_to(leaking / "elsewhere")
+    assert ("extra", str(weights.relative_to(leaking))) in [
+        (one.problem, one.path) for one in verify_zoo(leaking).defects
+    ]
+    with pytest.raises(ZooError, match="link"):
+        _local_files(leaking)
+
+
+def test_only_what_records_name_is_pushed(make_zoo):
+    zoo = make_zoo(count=1)
+    for name in ("adapters/a0/private.txt", "adapters/a0/inner/x", "cohorts/1.json", "private.txt", "adapters/x"):
+        (zoo / name).parent.mkdir(exist_ok=True)
+        (zoo / name).write_text('{"schema_version": 1, "rows": []}')
+    (zoo / "manifest.parquet").unlink()
+    assert list(_local_files(zoo)) == [
+        "adapters/a0/adapter_config.json",
+        "adapters/a0/adapter_model.safetensors",
+        "cohorts/00000000.json",
+        "zoo.json",
+    ]
+
+
+def test_links_that_lead_out_are_neither_merged_nor_imported(leaking, make_zoo, tmp_path):
+    other = make_zoo("other", count=1)
+    with pytest.raises(ZooError, match=r"notes.txt.* leads out"):
+        merge_zoos([other, leaking], tmp_path / "merged")
+    with pytest.raises(ZooError, match=r"notes.txt.* leads out"):
+        import_zoo(tmp_path / "zoo-source", tmp_path / "zoo.csv", out=tmp_path / "out")
+    assert not (tmp_path / "merged").exists() and not (tmp_path / "out").exists()
+    assert import_zoo(tmp_path / "zoo-source", tmp_path / "zoo.csv").count == 3  # nothing is copied
+
+
+def test_links_that_stay_inside_and_those_of_the_cache_of_the_hub_are_copied(make_zoo, tmp_path):
+    make_zoo(count=1)
+    cache = tmp_path / "models--owner--name"
+    snapshot = cache / "snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    (tmp_path / "zoo-source/a0").rename(snapshot / "a0")
+    for number, file in enumerate(sorted((snapshot / "a0").iterdir())):
+        file.rename(cache / f"blobs/{number}")
+        file.symlink_to(f"../../../blobs/{number}")
+    table = tmp_path / "labels.csv"
+    table.write_text("path,n\na0,1\n")
+    import_zoo(snapshot, table, out=tmp_path / "first")
+    table.write_text("path,n\nsnapshots/0123/a0,1\n")
+    import_zoo(cache, table, out=tmp_path / "second")
+    for zoo in (tmp_path / "first", tmp_path / "second"):
+        assert not verify_zoo(zoo).defects
+        files = [path for path in (zoo / "adapters").rglob("*") if path.is_file()]
+        assert len(files) == 2
+        assert not any(path.is_symlink() or path.stat().st_nlink > 1 for path in files)

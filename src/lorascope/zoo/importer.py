@@ -264,7 +264,7 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
         return
     with assembled(target) as temporary:
         for row in rows:
-            _link(source / row["path"], temporary / "adapters" / row["path"])
+            _link(source, row["path"], temporary / "adapters")
             row["path"] = f"adapters/{row['path']}"
         _write_files(temporary, header, rows)
 
@@ -275,18 +275,15 @@ def _write_files(zoo: Path, header: Mapping[str, Any], rows: list[Row]) -> None:
     write_manifest(zoo)
 
 
-def _link(source: Path, place: Path) -> None:
+def _link(root: Path, path: str, adapters: Path) -> None:
     """The file or folder at another place: hard links where the file system has them, else copies."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    config = source.with_name(CONFIG_NAME)
-    if source.is_file() and config.is_file() and not place.with_name(CONFIG_NAME).exists() and source != config:
-        _link(config, place.with_name(CONFIG_NAME))  # a PEFT file is nothing without the scale in its configuration
+    source, place = root / path, adapters / path
     if source.is_dir():
-        for name in _files_of(source):
-            if (source / name).is_file():
-                _link(source / name, place / name)
-        place.mkdir(exist_ok=True)
-        return
-    if place.exists():
-        return
-    link_file(source, place)
+        folder, files = place, [source / name for name in _files_of(source) if (source / name).is_file()]
+    else:  # a PEFT file is nothing without the scale in its configuration
+        config = source.with_name(CONFIG_NAME)
+        folder, files = place.parent, [source, *([config] if config.is_file() else [])]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if not (folder / file.name).exists():
+            link_file(file, folder / file.name, root=root)

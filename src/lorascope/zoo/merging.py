@@ -138,13 +138,13 @@ def _copy(zoo: Zoo, row: Row, place: Path) -> None:
         place.mkdir()
         for file in sorted(source.iterdir()):
             if file.is_file():
-                link_file(file, place / file.name)
+                link_file(file, place / file.name, root=zoo.path)
         return
     beside = source.with_name(CONFIG_NAME)
     if source.exists():
-        link_file(source, place)
+        link_file(source, place, root=zoo.path)
         if beside.is_file() and not place.with_name(CONFIG_NAME).exists():
-            link_file(beside, place.with_name(CONFIG_NAME))
+            link_file(beside, place.with_name(CONFIG_NAME), root=zoo.path)
         return
     archive = zoo.shards.find(row["path"])
     if archive is None:

@@ -40,6 +40,8 @@ def read_regular(path: Path) -> bytes:
     Raises:
         ZooError: where it is none, or cannot be read.
     """
+    if not path.is_file():
+        raise ZooError("is not a regular file", file=path)
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY, follow=True), "rb") as stream:
             return stream.read()

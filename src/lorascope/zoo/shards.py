@@ -168,8 +168,10 @@ def _files(place: Path) -> tuple[list[Path], str | None]:
         files = [place]
         if place.with_name(CONFIG_NAME).exists():
             return files, "shares its folder with a configuration"
-    else:
+    elif place.is_dir():
         files = sorted(place.iterdir())
+    else:
+        return [place], "is a link or not a regular file"
     name = chosen_name([file.name for file in files])
     if any(file.is_symlink() or not file.is_file() for file in files):
         return files, "has links or folders in it"
