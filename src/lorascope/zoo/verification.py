@@ -223,6 +223,7 @@ def _base(zoo: Zoo) -> list[Defect]:
 
 def _manifest(zoo: Zoo) -> list[Defect]:
     try:
+        zoo.check_manifest()
         _ = zoo.table
     except LorascopeError as error:
         return [Defect("manifest", MANIFEST, error.what)]
