@@ -187,10 +187,14 @@ def _write_shard(zoo: Path, batch: Sequence[tuple[str, Sequence[Path]]]) -> None
     target = zoo / SHARDS / f"{max(numbers, default=-1) + 1:08d}.zip"
     temporary = target.with_name(f".tmp-{target.name}")
     files = [file for _, of_one in batch for file in of_one]
-    write_stored(temporary, [(file.relative_to(zoo).as_posix(), file) for file in files])
-    if not _is_copy(open_stored(temporary), zoo, files):
-        raise OutputError("a shard does not read back as it was written", file=target)
-    temporary.rename(target)
+    try:
+        write_stored(temporary, [(file.relative_to(zoo).as_posix(), file) for file in files])
+        if not _is_copy(open_stored(temporary), zoo, files):
+            raise OutputError("a shard does not read back as it was written", file=target)
+        temporary.rename(target)
+    except BaseException:  # a full disk above all, where every byte is wanted
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(target.parent)
     for name, _ in batch:
         _delete(zoo, zoo / name)
