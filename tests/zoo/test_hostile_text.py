@@ -20,7 +20,7 @@ def hostile(make_zoo):
     header.write_text(json.dumps(value))
     rows = json.loads(record.read_text())
     rows["rows"][0] |= {"status": f"bad{ESCAPE}"}
-    rows["rows"][1] |= {"who": f"one\r\ntwo\t{ESCAPE}" + "x" * 1000}
+    rows["rows"][1] |= {"who": f"one\r\ntwo\t\r{ESCAPE}" + "x" * 1000}
     record.write_text(json.dumps(rows))
     return zoo
 
@@ -36,6 +36,6 @@ def test_no_command_prints_them(hostile, lorascope, command):
 def test_csv_keeps_lines_and_length_and_json_every_character(hostile, lorascope):
     _, out, _ = lorascope("zoo", "ls", hostile, "--csv", "--columns", "id,who", "--where", "id = 'a1'")
     (row,) = csv.DictReader(io.StringIO(out, newline=""))
-    assert row["who"] == "one\r\ntwo\t" + ESCAPE.replace("\x1b", "�").replace("\x07", "�") + "x" * 1000
+    assert row["who"] == "one\r\ntwo\t�" + ESCAPE.replace("\x1b", "�").replace("\x07", "�") + "x" * 1000
     _, out, _ = lorascope("zoo", "ls", hostile, "--json", "--where", "id = 'a1'")
     assert ESCAPE in json.loads(out)["who"]

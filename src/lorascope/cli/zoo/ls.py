@@ -85,7 +85,7 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
     from lorascope.report.tables import safe
 
     def cell(text: str) -> str:  # quoted lines and tabs are what a program reads back
-        return re.sub(r"[^\n\r\t]+", lambda part: safe(part[0], width=len(part[0])), text)
+        return re.sub(r"(?:[^\n\r\t]|\r(?!\n))+", lambda part: safe(part[0], width=len(part[0])), text)
 
     writer = csv.writer(sys.stdout)
     if rows:
