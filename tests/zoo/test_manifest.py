@@ -1,5 +1,6 @@
 """A manifest that is not what the records say: found by ``verify``, and never a traceback."""
 
+import json
 import shutil
 
 import pyarrow as pa
@@ -86,3 +87,14 @@ def test_the_name_of_a_folder_above_is_no_column(make_zoo, tmp_path):
     (tmp_path / "n=9").mkdir()
     zoo.rename(tmp_path / "n=9/zoo")
     assert Zoo.open(tmp_path / "n=9/zoo").rows() == rows and problems(tmp_path / "n=9/zoo") == []
+
+
+def test_a_header_that_declares_the_columns_of_every_zoo_otherwise_is_refused(make_zoo, lorascope):
+    zoo = make_zoo(count=3)
+    header = (zoo / "zoo.json").read_text()
+    for name in ("base", "group"):
+        value = json.loads(header)
+        value["columns"][name]["type"] = "list<string>"
+        (zoo / "zoo.json").write_text(json.dumps(value))
+        code, _, errors = lorascope("zoo", "info", zoo)
+        assert code == 2 and name in errors and "declared otherwise" in errors

@@ -173,7 +173,9 @@ class Zoo:
             return
         self._check_columns(self._manifest)
         if not self._manifest.select(list(self.columns)).equals(rows_to_table(read_records(self.path), self.columns)):
-            raise ZooError("does not say what the records say", file=self.path / MANIFEST)
+            raise ZooError(
+                "does not say what the records say: delete it, and it is rebuilt from them", file=self.path / MANIFEST
+            )
 
     def rows(self, *, only_usable: bool = True) -> list[Row]:
         """The rows as dictionaries; those whose ``status`` is not ``ok`` only if asked for."""
