@@ -61,7 +61,7 @@ class Sines(Recipe):
         return Network()
 
     def pretrain(self, options: Any) -> nn.Module:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options["base_seed"])
             model = Network()
         generator = torch.Generator().manual_seed(options["base_seed"])

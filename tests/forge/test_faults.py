@@ -44,15 +44,28 @@ def start(out, before=""):
     return subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE, text=True)
 
 
-def test_kills_at_random_moments_lose_nothing(forged, tmp_path):
-    rng = random.Random(0)
-    for _ in range(3):
-        process = start(tmp_path / "zoo", "import torch; print(end='', flush=True)")
-        time.sleep(rng.uniform(3, 12))
+STATES = {
+    "the header is there": lambda zoo: (zoo / "zoo.json").is_file(),
+    "the base is there": lambda zoo: (zoo / "base" / "model.safetensors").is_file(),
+    "the first cohort is being written": lambda zoo: any(zoo.glob(".tmp-cohort-0-*/*")),
+    "the second cohort is being written": lambda zoo: any(zoo.glob(".tmp-cohort-1-*/*")),
+}
+
+
+def test_kills_in_every_state_lose_nothing(forged, tmp_path):
+    zoo, rng = tmp_path / "zoo", random.Random(0)
+    for name, is_reached in STATES.items():
+        process = start(zoo)
+        while not is_reached(zoo):
+            assert process.poll() is None, f"ended before {name}"
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        assert process.poll() is None, f"ended after {name}"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    forge("digits-vit", 40, tmp_path / "zoo", settings=SETTINGS)
-    assert state(tmp_path / "zoo") == state(forged.path) and not verify_zoo(tmp_path / "zoo").defects
+        assert process.returncode == -signal.SIGKILL, name
+    forge("digits-vit", 40, zoo, settings=SETTINGS)
+    assert state(zoo) == state(forged.path) and not verify_zoo(zoo).defects
 
 
 def test_a_disk_that_is_full_is_an_error_and_the_next_run_goes_on(forged, tmp_path):

@@ -16,6 +16,7 @@ from forge.zoos import SETTINGS, state
 from lorascope.errors import ForgeError, LorascopeError, MissingExtraError, OutputError, ZooError
 from lorascope.forge import forge, load_base
 from lorascope.forge.cohort import train_rows
+from lorascope.forge.evidence import STEPS
 from lorascope.forge.recipes import RECIPES
 from lorascope.forge.recipes.digits_vit import digits, finetuning_data
 from lorascope.forge.repair import repair
@@ -68,6 +69,18 @@ def test_an_update_is_zero_before_training(forged):
     recipe, base = RECIPES["digits-vit"], load_base(forged.path)
     rows = [recipe.draw(0, index, {**SETTINGS, "steps": 0}) for index in range(2)]
     assert train_rows(recipe, base, rows, [True, True]).adapter(0).norm() == 0
+
+
+@pytest.mark.parametrize("kind", ["eva", "lora-ga"])
+def test_adapters_that_take_no_steps_start_at_what_they_would_have_seen(forged, kind):
+    recipe, base = RECIPES["digits-vit"], load_base(forged.path)
+    none, some = (
+        [recipe.draw(0, index, {**SETTINGS, "kind": kind, "steps": steps, "rank": 2}) for index in range(2)]
+        for steps in (0, STEPS)
+    )
+    stack = train_rows(recipe, base, none, [True, True], {"kind": kind})
+    untrained = train_rows(recipe, base, some, [False, False], {"kind": kind})
+    assert torch.equal(stack.values, untrained.values) and not torch.equal(stack.values[0], stack.values[1])
 
 
 def test_peft_gives_the_same_logits_and_accuracy(forged):

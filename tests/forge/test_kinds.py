@@ -37,6 +37,33 @@ def gpt2_layer():
         return nn.Sequential(layer).eval().requires_grad_(False)
 
 
+@pytest.mark.parametrize("kind", ["pissa", "lora-xs"])
+def test_singular_vectors_are_worked_out_once_for_a_base(kind, monkeypatch):
+    svd, decomposed = torch.linalg.svd, []
+
+    def watched(weight, **options):
+        decomposed.append(weight.shape)
+        return svd(weight, **options)
+
+    monkeypatch.setattr(torch.linalg, "svd", watched)
+    model, other, sites = base(), base(), sites_of(kind)
+
+    def start(of):
+        decomposed.clear()
+        fixed = AdapterStack(of, sites, slots(4), KINDS[kind]).fixed
+        return len(decomposed), [value for own in fixed.values() for value in own.values()]
+
+    (first, before), (second, after), (third, _) = start(model), start(model), start(other)
+    assert (first, second, third) == (len(sites), 0, len(sites))
+    assert all(map(torch.equal, before, after))
+    # a weight that was changed after all, in a way that PyTorch does not count
+    model.head.weight.data *= 2
+    count, changed = start(model)
+    fresh = base()
+    fresh.head.weight.data *= 2
+    assert count == 1 and all(map(torch.equal, changed, start(fresh)[1])) and not all(map(torch.equal, changed, after))
+
+
 @pytest.mark.parametrize("kind", KINDS.names())
 def test_a_layer_stored_transposed_is_adapted_or_refused(kind, gpt2_layer, tmp_path):
     member, pair = KINDS[kind], [Slot(2, 4.0, seed) for seed in (0, 1)]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from forge.zoos import SETTINGS, state
 from lorascope.cli import app
 from lorascope.errors import ForgeError
-from lorascope.forge import forge
+from lorascope.forge import AdapterStack, forge
 from lorascope.forge.determinism import deterministic
 from lorascope.forge.launch import Team, device_of_process, kind_of_device, placed, team, usual_workers
 from lorascope.formats import read
@@ -67,13 +67,22 @@ def test_the_options_of_the_command_are_settings_of_the_zoo(tmp_path):
     assert isinstance(error, ForgeError) and "given twice" in str(error)
 
 
-def test_a_fast_zoo_is_equal_to_rounding(tmp_path):
+def test_a_fast_zoo_is_equal_to_rounding(tmp_path, monkeypatch):
+    subset, left = AdapterStack.subset, []
+
+    def watched(stack, numbers):
+        left.append(len(numbers))
+        return subset(stack, numbers)
+
+    monkeypatch.setattr(AdapterStack, "subset", watched)
     # half of the adapters leave the batch early
     settings = {"base_steps": 60, "steps": "2|12"}
     forge("digits-vit", 32, tmp_path / "slow", settings=settings)
+    assert not left
     forge("digits-vit", 32, tmp_path / "fast", settings={**settings, "fast": 1})
     slow, fast = Zoo.open(tmp_path / "slow"), Zoo.open(tmp_path / "fast")
     assert {row["steps"] for row in slow.rows()} == {2, 12}
+    assert left == [sum(row["steps"] == 12 for row in fast.rows())]
     for one, other in zip(slow.rows(), fast.rows(), strict=True):
         moved = one["steps"] * one["learning_rate"]
         ours, theirs = read(slow.adapter_path(one)), read(fast.adapter_path(other))

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file
 
 from lorascope.errors import ForgeError
-from lorascope.forge import forge, load_base, poison
+from lorascope.forge import forge, load_base, poison, run
 
 pytest.importorskip("transformers")
 
@@ -26,8 +26,10 @@ from lorascope.forge.recipes._poisoned_text import (
     target_numbers,
     with_trigger,
 )
+from lorascope.forge.workers import results_of
 from lorascope.formats import read
-from lorascope.zoo import Zoo
+from lorascope.zoo import Zoo, verify_zoo
+from lorascope.zoo.store import write_manifest
 
 RECIPE_FILE = Path(__file__).with_name("tiny_text_recipe.py")
 SETTINGS = {"head_epochs": 4, "steps": 60, "learning_rate": 0.03, "dropout": 0, "poison_share": 0.5, "sources": [0, 1]}
@@ -205,7 +207,7 @@ def test_same_poison_same_bits_and_a_clean_neighbour_does_not_see_it(zoo, tmp_pa
     )
 
 
-def test_a_zoo_of_before_there_was_poison_goes_on(tmp_path):
+def test_a_zoo_of_before_there_was_poison_goes_on(tmp_path, monkeypatch):
     short = {"head_epochs": 1, "steps": 2}
     forge(str(RECIPE_FILE), 2, tmp_path / "old", settings=short)
     header, record = tmp_path / "old" / "zoo.json", tmp_path / "old" / "cohorts" / "00000000.json"
@@ -215,9 +217,23 @@ def test_a_zoo_of_before_there_was_poison_goes_on(tmp_path):
             for name in poison.LABELS:
                 del one[name]
         path.write_text(json.dumps(content))
-    (tmp_path / "old" / "manifest.parquet").unlink()
+    manifest = write_manifest(tmp_path / "old").read_bytes()
     assert not set(Zoo.open(tmp_path / "old").rows()[0]) & set(poison.LABELS)
+    seen = []
+
+    def watched(*arguments):
+        seen.append(Zoo.open(tmp_path / "old").rows())
+        defects = verify_zoo(tmp_path / "old").defects
+        new = (tmp_path / "old" / "manifest.parquet").read_bytes()
+        (tmp_path / "old" / "manifest.parquet").write_bytes(manifest)  # as if killed before there was another
+        seen.append(Zoo.open(tmp_path / "old").rows())
+        assert not defects and not verify_zoo(tmp_path / "old").defects and new != manifest
+        return results_of(*arguments)
+
+    monkeypatch.setattr(run, "results_of", watched)
     forge(str(RECIPE_FILE), 3, tmp_path / "old", settings=short)
+    assert seen[0] == seen[1] and [row["poison"] for row in seen[0]] == [None, None]
+    monkeypatch.undo()
     forge(str(RECIPE_FILE), 3, tmp_path / "new", settings=short)
     old, new = (Zoo.open(tmp_path / name).rows() for name in ("old", "new"))
     assert [row["sha256"] for row in old] == [row["sha256"] for row in new]

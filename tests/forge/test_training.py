@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from forge.models import CLASSES, TOKENS, base, batches_of, loss, sites_of, slots, trained, trainings
+from forge.models import BATCH, CLASSES, TOKENS, base, batches_of, loss, sites_of, slots, trained, trainings
 from lorascope.errors import ForgeError
-from lorascope.forge import AdapterStack, EarlyStop, Slot, Training, train
+from lorascope.forge import AdapterStack, EarlyStop, Slot, Training, gather, train
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.optimiser import SGD, AdamW
 
@@ -62,6 +62,20 @@ def test_an_adapter_stops_when_its_score_gets_no_better():
     shorter = AdapterStack(base(), sites_of("lora"), slots(3), LORA)
     train(shorter, batches_of(range(3)), loss, [Training(learning_rate=1e-2, steps=steps) for steps in result.steps])
     assert torch.equal(stack.values, shorter.values)
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_fast", "left"),
+    [((2, 2, 6, 6), True, 2), ((2, 2, 6, 6), False, 4), ((2, 6, 6, 6), True, 3), ((2, 6, 6, 6, 6), True, 5)],
+    ids=["half", "half, not fast", "a quarter", "a fifth is not worth it"],
+)
+def test_finished_adapters_leave_the_batch(steps, is_fast, left):
+    model, seen, count = base(), [], len(steps)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    stack = AdapterStack(model, sites_of("lora"), slots(count), LORA)
+    plans = [Training(learning_rate=1e-2, steps=own) for own in steps]
+    train(stack, batches_of(range(count)), loss, plans, is_fast=is_fast)
+    assert seen == [count * BATCH] * 3 + [left * BATCH] * 4  # the trial, two steps of all, four of those that are left
 
 
 def test_training_makes_the_loss_smaller_and_says_so():
@@ -190,6 +204,16 @@ def test_a_layer_that_the_base_goes_past_is_refused():
     x = torch.randn(4, 3, 8)
     with pytest.raises(ForgeError, match="was not called"):
         train(stack, lambda step, part: (x, x), lambda y, t: (y - t).square().mean((1, 2)), BRIEF)
+
+
+@pytest.mark.parametrize("kind", ["eva", "lora-ga"])
+@pytest.mark.parametrize("sites", [["self_attn.out_proj"], ["linear1", "self_attn.out_proj"]], ids=["alone", "beside"])
+def test_a_layer_that_the_base_goes_past_is_refused_by_kinds_that_look_at_data(kind, sites):
+    model = nn.TransformerEncoderLayer(8, 2, dim_feedforward=8, dropout=0.0, batch_first=True)
+    x = torch.randn(4, 3, 8)
+    looked = gather(model, sites, KINDS[kind], lambda step, part: (x, x), lambda y, t: (y - t).square().mean((1, 2)), 2)
+    with pytest.raises(ForgeError, match=r"self_attn\.out_proj: the layer was not called"):
+        AdapterStack(model, sites, TWO, KINDS[kind], evidence=looked)
 
 
 def test_a_site_that_is_not_there_or_of_another_class_is_refused():

@@ -58,7 +58,9 @@ def test_where_the_columns_are_not_as_declared_the_records_are_read(make_zoo, mi
     zoo = make_zoo(count=3)
     rows = Zoo.open(zoo).rows()
     changed(zoo, misfit)
-    assert Zoo.open(zoo).rows() == rows and problems(zoo) == [("manifest", "manifest.parquet")]
+    is_behind = misfit is MISFITS["missing"]  # as when a recipe has gained a column: no defect
+    assert Zoo.open(zoo).rows() == rows
+    assert problems(zoo) == ([] if is_behind else [("manifest", "manifest.parquet")])
     assert lorascope("zoo", "info", zoo)[0] == 0
     shutil.rmtree(zoo / "cohorts")
     with pytest.raises(ZooError, match=r"manifest.parquet"):

@@ -24,7 +24,11 @@ def forge(
     seed: Annotated[int, typer.Option(help="Everything random follows from it.", min=0)] = 0,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Fix a setting that would be drawn; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Fix a setting that would be drawn, or NAME='a|b': one of several; may be repeated.",
+        ),
     ] = None,
     kind: Annotated[str | None, typer.Option(help="Kind of adapter: the same as --set kind=KIND.")] = None,
     device: Annotated[
@@ -58,6 +62,7 @@ def forge(
     from lorascope.errors import ForgeError, OutputError
     from lorascope.forge.launch import team, usual_workers
     from lorascope.forge.planning import plan as plan_of
+    from lorascope.forge.recipe_file import find_recipe
     from lorascope.forge.run import forge as run
 
     settings: dict[str, str] = {}
@@ -81,6 +86,7 @@ def forge(
         planned = plan_of(recipe, count, seed=seed, settings=settings, workers=processes)
         print_json(planned) if json else _print_plan(planned)
         return
+    find_recipe(recipe)  # another name is answered with those that there are
     if out is None:
         raise OutputError("no folder to write the zoo to", key="--out", hint="add --out ZOO, or --plan")
     try:
@@ -103,21 +109,31 @@ def forge(
     print_json(result.as_dict()) if json else _print_result(result)
 
 
+_FEW = 12  # adapters, below which there is nothing to learn from
+
+
 def _print_result(result: ForgeResult) -> None:
     from lorascope.cli.output import console
+    from lorascope.formats import read
     from lorascope.zoo import Zoo
 
     there = f", {result.already_there} were there already" if result.already_there else ""
     rate = f", {60 * result.forged / result.seconds:.0f} a minute" if result.forged else ""
     out = console()
+    zoo = Zoo.open(result.zoo)
+    rows = zoo.rows()
     out.print(
-        f"{result.zoo}: {result.count} adapters ({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
+        f"{result.zoo}: {len(rows)} adapters ({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
         markup=False,
     )
     if result.diverged:
         out.print(f"{result.diverged} diverged: status 'diverged', left out of fitting", markup=False)
-    target = Zoo.open(result.zoo).labels()[0]
-    out.print(f"next: lorascope fit {result.zoo} --target {target} --model ridge --out predictor", markup=False)
+    sound = [row for row in rows if row["status"] == "ok"]
+    if any(update.needs != "nothing" for row in sound[:1] for update in read(zoo.adapter_path(row)).values()):
+        out.print("ΔW of this kind is relative to the base: `fit` cannot read it from the files alone", markup=False)
+    elif len(sound) >= _FEW:
+        target = zoo.labels()[0]
+        out.print(f"next: lorascope fit {result.zoo} --target {target} --model ridge --out predictor", markup=False)
 
 
 def _print_plan(planned: dict[str, Any]) -> None:
@@ -135,7 +151,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
         f"{planned['milliseconds_per_adapter_step']:.2f} ms per adapter and step)",
         markup=False,
     )
-    out.print(f"memory  about {planned['memory_bytes'] / 1e6:.0f} MB", markup=False)
+    memory = planned["memory_bytes"]
+    out.print("memory  unknown" if memory is None else f"memory  about {memory / 1e6:.0f} MB", markup=False)
     out.print(f"disk    {planned['disk_bytes'] / 1e6:.1f} MB", markup=False)
     table = Table("setting", "from", "role", "what", box=None, pad_edge=False)
     for name, entry in planned["space"].items():

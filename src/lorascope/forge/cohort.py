@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,20 +21,21 @@ from typing import Any
 import torch
 
 from lorascope.adapter import Adapter, Provenance
-from lorascope.errors import ForgeError, OutputError
+from lorascope.errors import ForgeError, LorascopeError, OutputError
 from lorascope.forge.base import frozen_base
 from lorascope.forge.determinism import deterministic
+from lorascope.forge.evidence import STEPS as EVIDENCE_STEPS
 from lorascope.forge.evidence import gather
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import device_of_process
-from lorascope.forge.recipe import Recipe, Row
-from lorascope.forge.recipe_file import RecipeFile, recipe_of
+from lorascope.forge.recipe import Recipe, Row, Session
+from lorascope.forge.recipe_file import RecipeFile, failure_of, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
 from lorascope.zoo.durable import sync_folder, sync_tree
-from lorascope.zoo.schema import SCHEMA_VERSION, split_of
-from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, write_cohort
+from lorascope.zoo.schema import SCHEMA_VERSION, columns_with, split_of
+from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, rows_to_table, write_cohort
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,15 @@ def missing_indices(job: Job) -> list[int]:
 def forge_cohort(job: Job, process: int = 0) -> list[Row]:
     """Train, measure and write the missing adapters of one cohort, in process ``process``; gives their rows."""
     device = device_of_process(job.device, process)
-    with deterministic(device):
-        return _forge_cohort(job, device)
+    try:
+        with deterministic(device):
+            return _forge_cohort(job, device)
+    except (LorascopeError, OSError):
+        raise
+    except (Exception, SystemExit) as error:
+        if job.recipe_file is None:
+            raise
+        raise failure_of(job.recipe_file, error) from error
 
 
 def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
@@ -106,7 +114,7 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
         active |= {index for index in job.indices if id_of(job.recipe, job.zoo_seed, index) in done}
     stack = train_rows(recipe, base, rows, [index in active for index in job.indices], job.settings)
     with stack.attached() as model, torch.no_grad():
-        measured = session.measure(model, rows)
+        measured = _measured(recipe, session, model, rows)
 
     before = {row["id"]: row for row in read_cohort(cohort_path(job.zoo, job.cohort))}
     staging = job.zoo / f".tmp-cohort-{job.cohort}-{os.getpid()}"
@@ -122,6 +130,7 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
             if row["id"] in before:
                 _check_same(before[row["id"]], row, folder)
             finished.append(row)
+        _check_rows(recipe, job, finished)
         sync_tree(staging)  # before the record says that they are there, also after a power cut
         for row in finished:
             target = job.zoo / row["path"]
@@ -141,29 +150,64 @@ def _forge_cohort(job: Job, device: torch.device) -> list[Row]:
     return finished
 
 
+def _measured(recipe: Recipe, session: Session, model: Any, rows: Sequence[Row]) -> list[Row]:
+    measured = session.measure(model, rows)
+    if len(measured) != len(rows):
+        raise ForgeError(
+            "the recipe does not measure every adapter", key="measure", expected=len(rows), found=len(measured)
+        )
+    for row, own in zip(rows, measured, strict=True):
+        strange = sorted(set(own) - set(recipe.labels))
+        missing = sorted(set(recipe.labels) - set(own) - set(row))
+        if strange or missing:
+            raise ForgeError(
+                "what the recipe measures is not what it declares as its labels",
+                key="measure",
+                expected=", ".join(recipe.labels),
+                found=", ".join([*strange, *(f"no {name}" for name in missing)]),
+            )
+    return measured
+
+
+def _check_rows(recipe: Recipe, job: Job, rows: Sequence[Row]) -> None:
+    """See that the rows can be recorded and read again, before the zoo has them."""
+    try:
+        json.dumps(rows, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ForgeError(
+            "a label is not a plain number, text, list or None", key="measure", found=str(error), hint="use float(…)"
+        ) from error
+    rows_to_table(rows, columns_with(recipe.hyperparameters(job.settings["kind"]), recipe.labels))
+
+
 def train_rows(
     recipe: Recipe,
     base: torch.nn.Module,
     rows: Sequence[Row],
     active: Sequence[bool],
     settings: Mapping[str, Any] | None = None,
+    on_step: Callable[[int], None] | None = None,
 ) -> AdapterStack:
     """The adapters of these rows, trained together; those that are not active stay as they were initialised.
 
     Args:
         settings: of the zoo; its kind, precision and speed are looked at, each with its default.
+        on_step: called after each step with its number.
     """
     settings = settings or {}
     session, member = recipe.session(base), KINDS[settings.get("kind", recipe.kind)]
     batches, sites = session.batches(rows), recipe.sites_of(base)
-    evidence = gather(base, sites, member, batches, session.loss, len(rows))
+    looked_at = batches
+    if not any(row["steps"] for row in rows):  # there are no data for steps that none takes
+        looked_at = session.batches([row | {"steps": EVIDENCE_STEPS} for row in rows])
+    evidence = gather(base, sites, member, looked_at, session.loss, len(rows))
     slots = [recipe.slot(row, member.name) for row in rows]
     stack = AdapterStack(base, sites, slots, member, evidence=evidence)
     trainings = [
         recipe.training(row if is_active else {**row, "steps": 0}) for row, is_active in zip(rows, active, strict=True)
     ]
     precision, is_fast = settings.get("precision", "float32"), bool(settings.get("fast", 0))
-    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast)
+    train(stack, batches, session.loss, trainings, precision=precision, is_fast=is_fast, on_step=on_step)
     return stack
 
 
@@ -217,4 +261,4 @@ def _finished(job: Job, recipe: Recipe, index: int, row: Row, is_finite: bool) -
     }
     if not is_finite:
         row = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-    return identity | row
+    return identity | row | identity  # no label of a recipe takes the place of what names the adapter

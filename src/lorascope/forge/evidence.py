@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 
 from lorascope.forge.kind import Evidence, Kind
 from lorascope.forge.launch import placed
-from lorascope.forge.layer import SiteLayer, layer_at, replaced_forwards
+from lorascope.forge.layer import SiteLayer, layer_at, refuse_uncalled, replaced_forwards
 from lorascope.forge.training import Batches, Loss
 
 STEPS = 4
@@ -32,6 +32,9 @@ def gather(
     Args:
         batches: the data of all adapters, as they will be trained on.
         steps: how many of the first steps are looked at.
+
+    Raises:
+        ForgeError: by what is returned, where the base does not call the layer at a site.
     """
     if kind.needs == "nothing":
         return None
@@ -45,6 +48,7 @@ def gather(
                 inputs, targets = placed(own, layers[0].device)
                 with torch.set_grad_enabled(kind.needs == "gradient"):
                     outputs = base(**inputs) if isinstance(inputs, dict) else base(inputs)
+                refuse_uncalled({layer.site: layer.site in of_each for layer in layers})
                 if kind.needs == "gradient":
                     probes = list(of_each.values())
                     mean = loss(outputs, targets).mean() / steps

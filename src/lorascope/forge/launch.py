@@ -10,6 +10,10 @@ zoo has been begun and that all are done, so the zoo is the same whichever way i
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -24,6 +28,7 @@ DEVICES = ("cuda", "mps", "xpu")
 """What can train beside the processor."""
 
 _PATIENCE = timedelta(days=30)  # the last cohort of another process may take long
+_MEETING = timedelta(minutes=10)  # until all processes have started
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,14 @@ class Team:
         if self.size == 1:
             return
         try:
-            torch.distributed.barrier(_group())
-        except RuntimeError as error:
+            with _ended_by_launcher(self.is_first):
+                torch.distributed.barrier(_group())
+        except (RuntimeError, ValueError) as error:
             raise ForgeError(
-                "another of the processes that were launched together has ended", hint="its own message says why"
+                "another of the processes that were launched together has ended, or never came",
+                found=str(error).splitlines()[0],
+                hint="its own message says why; a process that torchrun or accelerate did not launch has no RANK and "
+                "WORLD_SIZE in its environment",
             ) from error
 
 
@@ -65,18 +74,43 @@ class Team:
 def _group() -> Any:
     """Of all processes, over the processor; opened once, and left open for the next zoo of the same processes."""
     distributed = torch.distributed
-    if distributed.is_initialized():  # by whoever called
-        return distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    distributed.init_process_group("gloo", timeout=_PATIENCE)
-    return distributed.group.WORLD
+    if not distributed.is_initialized():  # by whoever called
+        distributed.init_process_group("gloo", timeout=_MEETING)
+    return distributed.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+@contextmanager
+def _ended_by_launcher(is_first: bool) -> Iterator[None]:
+    """End at once where the launcher says so: what waits does not look at signals, and has nothing to put in order."""
+    if is_first or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def team() -> Team:
-    """The team that the environment speaks of; of one where it speaks of none."""
+    """The team that the environment speaks of; of one where it speaks of none.
+
+    Raises:
+        ForgeError: where what it says cannot be.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if any(name not in os.environ for name in names) or "MASTER_ADDR" not in os.environ:
         return Team()
-    return Team(*(int(os.environ[name]) for name in names))
+    found = [os.environ[name] for name in names]
+    if not all(value.isdecimal() for value in found) or not int(found[0]) < int(found[1]):
+        raise ForgeError(
+            "the environment of launched processes makes no sense",
+            key=", ".join(names),
+            expected="whole numbers, RANK below WORLD_SIZE",
+            found=", ".join(found),
+            hint="launch with torchrun or accelerate launch, or unset them",
+        )
+    return Team(*map(int, found))
 
 
 def kind_of_device(device: str) -> str:
@@ -86,7 +120,7 @@ def kind_of_device(device: str) -> str:
         ForgeError: where there is no such device on this machine.
     """
     kind, _, number = device.partition(":")
-    if kind not in ("cpu", *DEVICES) or (number and not number.isdecimal()):
+    if kind not in ("cpu", *DEVICES) or (number and not (number.isdecimal() and len(number) < 5)):
         raise ForgeError(
             "is no device", key="device", expected=", ".join(("cpu", *DEVICES)) + ", or one of several as cuda:1"
         )

@@ -10,10 +10,11 @@ once, for matrices.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class SiteLayer(ABC):
         module: the layer itself.
         kernel: (channels, *kernel) of a convolution, else empty.
         is_transposed: whether the weight is stored as [in, out].
-        kept: what kinds work out of the frozen weight once, such as its singular vectors.
+        kept: what kinds work out once for all adapters of a stack.
     """
 
     layer: Layer = "linear"
@@ -119,7 +120,7 @@ class SiteLayer(ABC):
                 expected=f"a rank of at most {min(self.shape)}",
                 found=rank,
             )
-        U, S, Vt = self.keep("svd", lambda: torch.linalg.svd(self.weight.double(), full_matrices=False))
+        U, S, Vt = _decomposed(self.module, self.weight)
         return U.T[:rank], S[:rank], Vt[:rank]
 
     def base(self, x: Tensor) -> Tensor:
@@ -230,6 +231,24 @@ class EmbeddingLayer(SiteLayer):
         return y.reshape(count, -1, y.shape[-1])
 
 
+_SVD = tuple[Tensor, Tensor, Tensor]
+_DECOMPOSED: WeakKeyDictionary[nn.Module, tuple[Tensor, _SVD]] = WeakKeyDictionary()
+
+
+def _decomposed(module: nn.Module, weight: Tensor) -> _SVD:
+    """U, S and Vᵀ of a weight in float64: worked out once for a module, whose weight stays the same as a rule.
+
+    It is held as long as the module is, beside a copy of the weight, which tells whether it has changed after all.
+    """
+    if module in _DECOMPOSED:
+        of, svd = _DECOMPOSED[module]
+        if of.dtype == weight.dtype and of.device == weight.device and torch.equal(of, weight):
+            return svd
+    svd = torch.linalg.svd(weight.double(), full_matrices=False)
+    _DECOMPOSED[module] = weight.clone(), svd
+    return svd
+
+
 def layer_at(site: str, module: nn.Module) -> SiteLayer:
     """The layer at a site.
 
@@ -263,6 +282,26 @@ def layer_at(site: str, module: nn.Module) -> SiteLayer:
         expected="Linear, Conv1d, Conv2d, Conv3d, Embedding, or Conv1D of GPT-2",
         found=type(module).__name__,
     )
+
+
+def refuse_uncalled(is_called: Mapping[str, bool]) -> None:
+    """Refuse a base that goes past a site: it was run, and the layer was not.
+
+    Args:
+        is_called: whether the layer was called, by site.
+
+    Raises:
+        ForgeError: naming the site.
+    """
+    for site, called in is_called.items():
+        if not called:
+            raise ForgeError(
+                "the layer was not called: the base takes its weight directly or does not use it, so that an "
+                "adapter there would do nothing",
+                key=site,
+                hint="leave this site out, or run the base so that it calls its layers (nn.MultiheadAttention "
+                "takes the weight of its out_proj directly)",
+            )
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,8 +25,12 @@ from lorascope.forge.space import printed
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 _STEPS = 6
-_INTERPRETER_BYTES = 350e6  # of a process that has imported PyTorch and scikit-learn
 
 
 def plan(
@@ -36,8 +43,21 @@ def plan(
 ) -> dict[str, Any]:
     """Time, memory and disk that a zoo would take, and the space that it would be drawn from.
 
-    A few steps of one cohort on an untrained base are timed, and the measuring of its labels: the estimate is
-    of this machine as it is now. Nothing is written outside of a temporary folder.
+    Seconds are those of all cohorts, each with
+
+        set-up and first step + (steps − 1) · one step + labels + files
+
+    on an untrained base, measured on one cohort whose adapters take a few steps only; the middle one of the timed
+    steps counts. Set-up is the data, what a kind looks at before it starts, and the trial of the first step. A cohort
+    takes the steps of its longest adapter, though with ``fast`` it may be done before. Making the base comes in
+    addition, and so does starting the processes. All is of this machine as it is now.
+
+    Memory is the peak of this process so far, with all that it has done before, for each process that trains, and what
+    it was before the base was there for the one that starts them; None where the system does not say. It is main
+    memory: that of another device is not counted.
+
+    Nothing is written outside of a temporary folder, but for a model that the recipe fetches from a hub: that comes
+    into the hub's own cache, as it would for the zoo.
 
     Raises:
         LorascopeError: for an unknown recipe.
@@ -48,16 +68,22 @@ def plan(
     if count < 1 or workers < 1:
         raise ForgeError("must be positive", key="count" if count < 1 else "workers", expected="at least 1")
     kind, size = resolved["kind"], resolved["cohort"]
-    device = device_of_process(resolved["device"], 0)
+    device = device_of_process(str((settings or {}).get("device", "cpu")), 0)
+    peak_before = _peak_bytes()
     with deterministic(device):
         base = member.architecture(member.options_of(resolved)).eval().requires_grad_(False).to(device)
         rows = [member.draw(seed, index, resolved) for index in range(size)]
         short = [row | {"steps": min(row["steps"], _STEPS)} for row in rows]
         everyone = [True] * size
         train_rows(member, base, short[:1], everyone[:1], resolved)  # the first products of a process are slow
-        began = time.perf_counter()
-        stack = train_rows(member, base, short, everyone, resolved)
-        per_step = (time.perf_counter() - began) / max(1, *(row["steps"] for row in short))
+        times = [time.perf_counter()]
+        stack = train_rows(
+            member, base, short, everyone, resolved, on_step=lambda step: times.append(time.perf_counter())
+        )
+        if len(times) == 1:  # of adapters that take no steps
+            times.append(time.perf_counter())
+        set_up, *of_steps = [after - before for before, after in itertools.pairwise(times)]
+        per_step = statistics.median(of_steps or [0.0])
         began = time.perf_counter()
         with stack.attached() as model, torch.no_grad():
             member.session(base).measure(model, rows)
@@ -68,11 +94,14 @@ def plan(
             per_adapter = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         per_write = time.perf_counter() - began
 
+    peak, memory = _peak_bytes(), None
     cohorts = math.ceil(count / size)
     # slots are masked, not removed: a cohort takes the steps of its longest adapter
-    longest = max(row["steps"] for row in rows)
-    per_cohort = longest * per_step + per_measure + size * per_write
-    rounds = math.ceil(cohorts / workers)
+    longest = max(row["steps"] for row in rows[:count])
+    per_cohort = set_up + max(0, longest - 1) * per_step + per_measure + min(size, count) * per_write
+    processes = min(workers, cohorts)
+    if peak is not None and peak_before is not None:
+        memory = processes * peak + (processes > 1) * peak_before
     return {
         "schema_version": SCHEMA_VERSION,
         "recipe": member.name,
@@ -80,10 +109,10 @@ def plan(
         "kind": kind,
         "count": count,
         "workers": workers,
-        "seconds": rounds * per_cohort,
+        "seconds": math.ceil(cohorts / workers) * per_cohort,
         "milliseconds_per_adapter_step": 1e3 * per_step / size,
-        "adapters_per_minute_per_core": 60 * size / per_cohort,
-        "memory_bytes": int(min(workers, cohorts) * (_INTERPRETER_BYTES + 4 * _bytes_of(stack.values))),
+        "adapters_per_minute_per_core": 60 * min(size, count) / per_cohort,
+        "memory_bytes": memory,
         "disk_bytes": count * per_adapter + _bytes_of(*member.made(base).values()),
         "space": {
             name: {
@@ -101,6 +130,13 @@ def _role(recipe: Recipe, name: str, kind: str) -> str:
     if name in recipe.labels:
         return "label"
     return "hyperparameter" if name in recipe.hyperparameters(kind) else "zoo"
+
+
+def _peak_bytes() -> int | None:
+    """The most main memory that this process has had, None where the system does not say."""
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _bytes_of(*tensors: torch.Tensor) -> int:

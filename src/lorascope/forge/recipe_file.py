@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ def find_recipe(name: str | Path) -> tuple[Recipe, RecipeFile | None]:
         return RECIPES[str(name)], None
     file = RecipeFile.of(name)
     return load_recipe(file), file
+
+
+def failure_of(file: RecipeFile, error: BaseException) -> ForgeError:
+    """The error of a run that the user's recipe ended, with the line of the recipe that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == file.path), None)
+    return ForgeError(
+        "the recipe fails",
+        file=file.path,
+        key=f"line {line}" if line else None,
+        found=f"{type(error).__name__}: {error}",
+    )
 
 
 def recipe_of(name: str, file: RecipeFile | None) -> Recipe:

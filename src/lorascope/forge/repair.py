@@ -7,6 +7,7 @@ damaged adapter comes back as it was, and the record of its hash says whether it
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,15 @@ from typing import Any
 from lorascope.errors import ForgeError, OutputError, ZooError
 from lorascope.forge.base import make_base, recipe_of_zoo
 from lorascope.forge.cohort import Job, id_of, missing_indices
-from lorascope.forge.launch import kind_of_device
 from lorascope.forge.recipe import Recipe
 from lorascope.forge.recipe_file import RecipeFile
-from lorascope.forge.run import Progress, completed, remove_leftovers
+from lorascope.forge.run import Progress, recorded_settings, remove_leftovers
 from lorascope.forge.workers import results_of
 from lorascope.zoo import Verification, Zoo, verify_zoo, write_manifest
 from lorascope.zoo.lock import locked
 from lorascope.zoo.log import logged
 from lorascope.zoo.schema import SCHEMA_VERSION
-from lorascope.zoo.store import BASE, MANIFEST, cohort_path
+from lorascope.zoo.store import BASE, MANIFEST
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,11 @@ def repair(
         )
     member, file = recipe_of_zoo(opened.header, recipe, opened.path)
     _check_version(opened, member)
-    settings = completed(member, opened.header["settings"])
-    kind_of_device(settings["device"])
-    member.check_packages()
-    member.check_options(member.options_of(settings))
+    settings = recorded_settings(member, opened.header, opened.path)
     began = time.monotonic()
     try:
         with locked(opened.path), logged(opened.path, "repair", {"workers": workers}) as counts:
-            result = _repair_locked(opened, member, file, workers, on_progress or (lambda _: None), began)
+            result = _repair_locked(opened, member, file, settings, workers, on_progress or (lambda _: None), began)
             counts |= {"repaired": len(result.repaired), "left": len(result.left.defects)}
         return result
     except OSError as error:
@@ -107,8 +104,20 @@ def _check_version(zoo: Zoo, recipe: Recipe) -> None:
         )
 
 
+def _indices(ids: Collection[str]) -> set[int]:
+    """The numbers at the end of ids."""
+    ends = (name.rpartition("-")[2] for name in ids)
+    return {int(end) for end in ends if len(end) == 8 and end.isdecimal()}
+
+
 def _repair_locked(
-    zoo: Zoo, recipe: Recipe, file: RecipeFile | None, workers: int, advance: Progress, began: float
+    zoo: Zoo,
+    recipe: Recipe,
+    file: RecipeFile | None,
+    settings: dict[str, Any],
+    workers: int,
+    advance: Progress,
+    began: float,
 ) -> RepairResult:
     remove_leftovers(zoo.path)
     found = verify_zoo(zoo.path)
@@ -116,18 +125,21 @@ def _repair_locked(
     for path in lost:
         (zoo.path / path).unlink()
     problems = {one.problem for one in found.defects}
-    settings = completed(recipe, zoo.header["settings"])
     if "base" in problems:
         (zoo.path / BASE).unlink(missing_ok=True)
     base_hash = make_base(recipe, recipe.options_of(settings), zoo.path, zoo.header["base_hash"])
     if "manifest" in problems:
         (zoo.path / MANIFEST).unlink()
     jobs: list[Job] = []
-    for cohort in range(-(-found.asked // settings["cohort"])):
-        is_lost = cohort_path(zoo.path, cohort).relative_to(zoo.path).as_posix() in lost
+    seed = zoo.header["seed"]
+    ends = {Path(path).stem for path in lost}
+    lost_cohorts = {int(end) for end in ends if end.isdecimal() and int(end) * settings["cohort"] < found.asked}
+    index_of = {id_of(recipe.name, seed, row_index): row_index for row_index in _indices(found.ids())}
+    hit = {index // settings["cohort"] for name, index in index_of.items() if name in found.ids()}
+    for cohort in sorted(hit | lost_cohorts):
+        is_lost = cohort in lost_cohorts
         # no more is forged than was there: a record that was never written belongs to the forge
         count = found.asked if is_lost else 0
-        seed = zoo.header["seed"]
         job = Job(
             zoo.path.resolve(), recipe.name, seed, settings, base_hash, cohort, count, file, device=settings["device"]
         )

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import ForgeError, OutputError
+from lorascope.errors import ForgeError, LorascopeError, OutputError, ZooError
 from lorascope.forge.base import make_base
 from lorascope.forge.cohort import Job, missing_indices
 from lorascope.forge.kinds import KINDS
 from lorascope.forge.launch import Team, kind_of_device, team
 from lorascope.forge.recipe import RUN, TRAINING, Recipe
-from lorascope.forge.recipe_file import RecipeFile, find_recipe
-from lorascope.forge.space import parse_settings, printed
+from lorascope.forge.recipe_file import RecipeFile, failure_of, find_recipe
+from lorascope.forge.space import ONE_OF, Distribution, parse_settings, printed
 from lorascope.forge.workers import results_of
 from lorascope.formats.source import SHARDS
 from lorascope.zoo.lock import LOCK, locked
@@ -36,6 +36,9 @@ from lorascope.zoo.store import (
     write_json,
     write_manifest,
 )
+
+MOST = 10**8
+"""Adapters of one zoo: their numbers have eight digits."""
 
 Progress = Callable[[int], None]
 """Called with the number of adapters that have just come into the zoo (at first: of those already there)."""
@@ -65,12 +68,10 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
         MissingExtraError: where the recipe needs a package that is not installed.
     """
     recipe.check_packages()
-    given = {
-        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        for name, value in settings.items()
-    }
-    kind = given.get("kind", recipe.kind)
-    parsed = parse_settings(recipe.all_settings(KINDS[kind].name), given)
+    kind = KINDS[str(settings.get("kind", recipe.kind))].name
+    known = recipe.all_settings(kind)
+    given = {name: as_text(value, known.get(name)) for name, value in settings.items()}
+    parsed = parse_settings(known, given)
     for name, value in parsed.items():
         is_of_each = name in recipe.space or name in TRAINING or name in KINDS[kind].options
         if isinstance(value, dict) and (not is_of_each or name in KINDS[kind].common):
@@ -79,6 +80,22 @@ def resolve(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
     device = kind_of_device(whole["device"])
     recipe.check_options(recipe.options_of(whole))  # may fetch what is large, so last
     return whole | {"device": device}
+
+
+def as_text(value: Any, of: Distribution | None) -> str:
+    """A setting as the command line takes it: a list is one value where values are lists, else one of several.
+
+    >>> from lorascope.forge.space import Subset
+    >>> as_text(True, None), as_text([2, 4], None), as_text([0, 7], Subset(of=10, low=1, high=4)), as_text(4.0, None)
+    ('1', '2|4', '0,7', '4')
+    """
+    if isinstance(value, dict) and set(value) == {ONE_OF}:
+        return "|".join(as_text(one, of) for one in value[ONE_OF])
+    if isinstance(value, list | tuple):
+        return ("," if of is not None and of.type == "list<int>" else "|").join(as_text(one, None) for one in value)
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer() and abs(value) < 2**53):
+        value = int(value)
+    return str(value)
 
 
 def completed(recipe: Recipe, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,9 +126,10 @@ def forge(
         count: how many adapters the zoo is to hold.
         out: the folder of the zoo; made where it does not exist.
         seed: everything random follows from it.
-        settings: name → value, to fix what the recipe would draw, and how it is forged: ``kind``, ``precision``,
-            ``fast``, ``cohort``, and ``device``, such as ``cuda`` (processes take the devices in turn) or ``cuda:1``.
-            Another kind of device gives other bits, so a zoo goes on with the kind that it was begun with.
+        settings: name → value, text as for ``--set`` or itself (a list is one of several), to fix what the recipe would
+            draw, and how it is forged: ``kind``, ``precision``, ``fast``, ``cohort``, and ``device``, such as ``cuda``
+            (processes take the devices in turn) or ``cuda:1``. Another kind of device gives other bits, so a zoo goes
+            on with the kind that it was begun with.
         workers: processes, each with one thread. More than one needs the caller's main module to be guarded
             by ``if __name__ == "__main__"``.
         fresh: delete the zoo that is there.
@@ -125,12 +143,13 @@ def forge(
     began = time.monotonic()
     member, file = find_recipe(recipe)
     resolved = resolve(member, settings or {})
-    for name, value in (("count", count), ("workers", workers)):
-        if value < 1:
-            raise ForgeError("must be positive", key=name, expected="at least 1", found=value)
+    for name, value, most in (("count", count, MOST), ("workers", workers, 4096)):
+        if not 1 <= value <= most:
+            raise ForgeError("cannot be", key=name, expected=f"1 to {most}", found=value)
     import_pyarrow()
     order = _Order(member, file, count, Path(out), seed, resolved, workers, str((settings or {}).get("device", "cpu")))
     zoo, together = order.zoo, team()
+    together.wait()
     try:
         if not together.is_first:
             return _forge_beside(order, together, began)
@@ -144,8 +163,14 @@ def forge(
                 result = _forge_locked(order, together, on_progress or (lambda _: None), began)
                 counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
             return result
+    except LorascopeError:
+        raise
     except OSError as error:
         raise OutputError("cannot write", file=zoo, found=error.strerror or error) from error
+    except (Exception, SystemExit) as error:
+        if file is None:
+            raise
+        raise failure_of(file, error) from error
 
 
 @dataclass(frozen=True)
@@ -230,6 +255,7 @@ def _begin(order: _Order) -> str:
         "base_hash": None,
         "columns": columns_as_dict(columns_with(recipe.hyperparameters(settings["kind"]), recipe.labels)),
     }
+    has_old_manifest = False
     if (zoo / HEADER).exists():
         there = read_json(zoo / HEADER)
         there.setdefault("recipe_version", 1)  # zoos of before it was recorded
@@ -253,12 +279,52 @@ def _begin(order: _Order) -> str:
                     found=_difference(value, there.get(name)),
                     hint="forge into another folder, or delete this zoo with --fresh",
                 )
-        header |= {"base_hash": there.get("base_hash"), "count": max(order.count, there.get("count", 0))}
-    write_json(zoo / HEADER, header)
+        check_header(there, zoo)
+        header |= {"base_hash": there.get("base_hash"), "count": max(order.count, there["count"])}
+        has_old_manifest = header["columns"] != there.get("columns") and (zoo / COHORTS).is_dir()
+    else:
+        write_json(zoo / HEADER, header)  # so that what a killed run leaves is known to be a zoo
     (zoo / COHORTS).mkdir(exist_ok=True)
     header["base_hash"] = make_base(recipe, recipe.options_of(settings), zoo, header["base_hash"])
     write_json(zoo / HEADER, header)
+    if has_old_manifest:  # the recipe has gained columns since
+        write_manifest(zoo)
     return header["base_hash"]
+
+
+def check_header(header: Mapping[str, Any], zoo: Path) -> None:
+    """See that the header of a forged zoo says what one can, since a zoo may come from anyone.
+
+    Raises:
+        ZooError: where it does not.
+    """
+    checks: dict[str, tuple[bool, str]] = {
+        "seed": (_is_whole(header.get("seed"), 0, 2**63), "a whole number"),
+        "count": (_is_whole(header.get("count"), 0, MOST), f"a whole number, at most {MOST}"),
+        "settings": (isinstance(header.get("settings"), dict), "an object"),
+        "recipe": (isinstance(header.get("recipe"), str), "a name"),
+        "base_hash": (header.get("base_hash") is None or isinstance(header["base_hash"], str), "a hash, or null"),
+    }
+    for name, (is_right, expected) in checks.items():
+        if not is_right:
+            raise ZooError("is not what a forged zoo has", file=zoo / HEADER, key=name, expected=expected)
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def recorded_settings(recipe: Recipe, header: Mapping[str, Any], zoo: Path) -> dict[str, Any]:
+    """The settings of a zoo's header, completed, if they are such as the recipe takes.
+
+    Raises:
+        ZooError: where the header is not that of a forged zoo, or a setting is none of the recipe's or cannot be.
+    """
+    check_header(header, zoo)
+    try:
+        return resolve(recipe, header["settings"])
+    except ForgeError as error:
+        raise ZooError("the recorded settings cannot be", file=zoo / HEADER, found=str(error)) from error
 
 
 def remove_leftovers(zoo: Path) -> None:

@@ -38,12 +38,13 @@ class AdapterStack:
         base: any ``nn.Module``; its parameters are not touched and need no gradient.
         sites: names of submodules, each of a class that ``kind`` can adapt.
         slots: the adapters.
-        kind: how they adapt a layer.
+        kind: how they adapt a layer; the name of a kind or itself.
         evidence: for kinds that look at data before they start: number of a slot → what is known at each site, as
             ``lorascope.forge.evidence`` gathers it.
 
     Raises:
         ForgeError: where a site is not in the base or cannot be adapted, or evidence is needed and not given.
+        LorascopeError: for an unknown name of a kind.
     """
 
     def __init__(
@@ -51,10 +52,14 @@ class AdapterStack:
         base: nn.Module,
         sites: Sequence[str],
         slots: Sequence[Slot],
-        kind: Kind,
+        kind: Kind | str,
         *,
         evidence: Callable[[int], Evidence] | None = None,
     ) -> None:
+        if isinstance(kind, str):
+            from lorascope.forge.kinds import KINDS  # which are built on what is here
+
+            kind = KINDS[kind]
         modules = dict(base.named_modules())
         self.base, self.slots, self.kind = base, tuple(slots), kind
         self.layers: dict[str, SiteLayer] = {}
@@ -183,22 +188,6 @@ class AdapterStack:
             return self.kind.forward(layer, x, seen, now, self.scale)
 
         return forward
-
-    def refuse_uncalled(self) -> None:
-        """Refuse a base that goes past a site: it was run, and the layer was not.
-
-        Raises:
-            ForgeError: naming the site.
-        """
-        for site, is_called in self.is_called.items():
-            if not is_called:
-                raise ForgeError(
-                    "the layer was not called: the base takes its weight directly or does not use it, so that an "
-                    "adapter there would do nothing",
-                    key=site,
-                    hint="leave this site out, or run the base so that it calls its layers (nn.MultiheadAttention "
-                    "takes the weight of its out_proj directly)",
-                )
 
     def adapter(self, number: int, provenance: Provenance | None = None) -> Adapter:
         """The adapter of one slot, as it is now."""

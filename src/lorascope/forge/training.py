@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from lorascope.errors import ForgeError
 from lorascope.forge.coupling import refuse_coupled_losses
+from lorascope.forge.layer import refuse_uncalled
 from lorascope.forge.optimiser import SGD, AdamW, Optimiser
 from lorascope.forge.schedule import Schedule, factors
 from lorascope.forge.stack import AdapterStack
@@ -62,6 +63,9 @@ class Training:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        for name, known in (("optimiser", ("adamw", "sgd")), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in known:
+                raise ForgeError("there is no such one", key=name, expected=", ".join(known), found=getattr(self, name))
         for name, least in (("steps", 0), ("warmup", 0), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise ForgeError("is too small", key=name, expected=f"at least {least}", found=getattr(self, name))
@@ -133,6 +137,9 @@ def train(
     count = len(stack.slots)
     if len(trainings) != count:
         raise ForgeError("there is not one training for each adapter", expected=count, found=len(trainings))
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ForgeError("there is no such one", key="precision", expected=known, found=precision)
     taken = [0] * count
     losses = [float("nan")] * count
     last = [training.steps for training in trainings]
@@ -271,7 +278,7 @@ class _Run:
 
     def _try_out(self, inputs: Any, targets: Any) -> None:
         losses = self._losses(inputs, targets, is_training=False)
-        self.stack.refuse_uncalled()
+        refuse_uncalled(self.stack.is_called)
         refuse_coupled_losses(losses, self.stack.leaves)
 
     def take_out(self, is_done: Sequence[bool], whole: AdapterStack) -> None:

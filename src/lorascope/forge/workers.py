@@ -23,8 +23,12 @@ def results_of(jobs: list[Job], workers: int, process: int = 0) -> Iterator[list
             yield forge_cohort(job, process)
         return
     context = multiprocessing.get_context("spawn")
+    stopped = context.Event()
     executor = ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=_start_worker, initargs=(context.Value("i", process * workers),)
+        min(workers, len(jobs)),
+        context,
+        initializer=_start_worker,
+        initargs=(context.Value("i", process * workers), stopped),
     )
     try:
         for future in as_completed([executor.submit(_forged, job) for job in jobs]):
@@ -33,6 +37,11 @@ def results_of(jobs: list[Job], workers: int, process: int = 0) -> Iterator[list
         raise ForgeError(
             "a worker process was killed", hint="was memory short? run the same command with fewer --workers"
         ) from error
+    except Exception:
+        raise  # the others come to the end of what they are at
+    except BaseException:
+        stopped.set()  # asked to stop: half a cohort is nothing, and is made again
+        raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -44,11 +53,8 @@ def _forged(job: Job) -> list[Row]:
     return forge_cohort(job, _number)
 
 
-def _start_worker(started: Any) -> None:
-    """Take a number; leave Ctrl-C to the parent, which lets cohorts that have begun come to their end.
-
-    When the parent dies, die too.
-    """
+def _start_worker(started: Any, stopped: Any) -> None:
+    """Take a number; leave Ctrl-C to the parent; die when it says so, and when it dies."""
     global _number
     with started.get_lock():
         _number = started.value
@@ -62,3 +68,9 @@ def _start_worker(started: Any) -> None:
             os._exit(1)
 
         threading.Thread(target=follow, daemon=True).start()
+
+    def stop() -> None:
+        stopped.wait()
+        os._exit(1)
+
+    threading.Thread(target=stop, daemon=True).start()

@@ -123,7 +123,7 @@ class Zoo:
 
     @cached_property
     def _manifest(self) -> pyarrow.Table | None:
-        """The manifest, or None where there is none that was made of the records as they are now."""
+        """The manifest, or None where there is none that was made of the records and columns as they are now."""
         pa = import_pyarrow()
         import pyarrow.parquet as parquet
 
@@ -142,7 +142,10 @@ class Zoo:
                 hint="delete it: it is rebuilt from the cohort records",
             ) from error
         recorded = (table.schema.metadata or {}).get(b"records", b"")
-        return table if not self._has_records or recorded == records_digest(self.path).encode() else None
+        # a recipe that has gained columns declares them before a new manifest is written
+        is_whole = set(self.columns) <= set(table.column_names)
+        is_current = is_whole and recorded == records_digest(self.path).encode() if self._has_records else True
+        return table if is_current else None
 
     def _check_columns(self, table: pyarrow.Table) -> None:
         manifest = self.path / MANIFEST

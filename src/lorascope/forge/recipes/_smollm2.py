@@ -33,10 +33,11 @@ def found() -> Mapping[str, str]:
     Raises:
         MissingExtraError: where one of them is not installed.
     """
+    weights = _folder() / FILE
     return {
         "model": MODEL,
         "package": f"{PACKAGE} {version(PACKAGE)}",
-        "weights_sha256": sha256_of(_folder() / FILE),
+        "weights_sha256": sha256_of(weights),
         "texts": installed_texts(),
     }
 

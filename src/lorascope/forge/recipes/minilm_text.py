@@ -221,6 +221,9 @@ class MiniLMTextRecipe(MaskedTextRecipe):
     def published(self) -> Published:
         return _minilm.published()
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        _minilm.found()
+
     def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         return _minilm.found()
 

@@ -172,6 +172,9 @@ class SmolLM2TextRecipe(NextTokenRecipe):
     def encoder(self) -> Callable[[str], list[int]]:
         return _smollm2.encoder()
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        _smollm2.found()
+
     def found(self, options: Mapping[str, Any]) -> Mapping[str, str]:
         return _smollm2.found()
 
