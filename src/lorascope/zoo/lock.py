@@ -36,7 +36,7 @@ def locked(zoo: Path) -> Iterator[None]:
     try:
         stream = os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT, follow=False), "r+")
     except OSError as error:
-        raise OutputError("the zoo cannot be locked", file=path, found=error.strerror) from error
+        raise OutputError("the zoo cannot be written", file=path, found=error.strerror) from error
     with stream:
         if fcntl is not None:
             try:
