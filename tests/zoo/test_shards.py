@@ -1,5 +1,6 @@
 """Packed zoos: the same rows, hashes and adapters as before, and nothing is ever lost on the way."""
 
+import errno
 import json
 import shutil
 import zipfile
@@ -7,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from lorascope.errors import AdapterError, ZooError
+from lorascope.errors import AdapterError, OutputError, ZooError
 from lorascope.formats import find
 from lorascope.predict import Dataset
 from lorascope.zoo import Zoo, import_zoo, pack, shards, unpack, verify_zoo
@@ -161,3 +162,19 @@ def test_archives_of_others_are_not_looked_into(make_zoo, tmp_path):
     shutil.copytree(zoo / "shards", tmp_path / "images" / "shards")
     (tmp_path / "images" / "shards" / "1.zip").write_bytes(b"of something else")
     assert find(tmp_path / "images") == [] and len(find(zoo)) == 2
+
+
+def test_a_full_disk_leaves_no_half_shard_and_every_file(make_zoo, monkeypatch):
+    zoo = make_zoo(count=3)
+    before = files(zoo)
+
+    def is_full(path, members):
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "write_stored", is_full)
+        with pytest.raises(OutputError, match="No space left"):
+            pack(Zoo.open(zoo))
+    assert files(zoo) == before and not list((zoo / "shards").iterdir())
+    assert pack(Zoo.open(zoo)).count == 3

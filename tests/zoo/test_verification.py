@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lorascope.errors import ZooError
-from lorascope.zoo import verify_zoo
+from lorascope.zoo import Zoo, pack, verify_zoo
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -64,6 +64,17 @@ def test_links_among_the_adapters_are_not_entered(make_zoo, tmp_path):
     zoo = make_zoo(count=2)
     (zoo / "adapters" / "link").symlink_to(tmp_path)
     assert problems(zoo) == [("extra", "adapters/link")]
+
+
+def test_in_a_forged_zoo_an_adapter_is_its_two_files_and_nothing_else(make_zoo):
+    zoo = make_zoo(count=2)
+    (zoo / "adapters/a1/README.md").write_text("a model card")
+    assert problems(zoo) == []
+    header = json.loads((zoo / "zoo.json").read_text())
+    (zoo / "zoo.json").write_text(json.dumps(header | {"recipe": "digits-vit", "settings": {}}))
+    assert problems(zoo) == [("extra", "adapters/a1/README.md")]
+    pack(Zoo.open(zoo))
+    assert problems(zoo) == [("extra", "shards/00000000.zip/adapters/a1/README.md")]
 
 
 def test_the_command_exits_with_1_and_says_where_the_files_were(make_zoo, lorascope):

@@ -330,7 +330,7 @@ def recorded_settings(recipe: Recipe, header: Mapping[str, Any], zoo: Path) -> d
 def remove_leftovers(zoo: Path) -> None:
     """Delete what a run that was killed left half made; only the holder of the lock knows that no other is alive."""
     for left in (*zoo.glob(".tmp-*"), *zoo.glob(f"{COHORTS}/.tmp-*"), *zoo.glob("base/.tmp-*")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 def _difference(other: Any, value: Any) -> str:

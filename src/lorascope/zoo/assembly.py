@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lorascope.errors import OutputError
+from lorascope.errors import OutputError, ZooError
 
 
 def check_new(target: Path) -> None:
@@ -49,9 +49,34 @@ def assembled(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def link_file(source: Path, place: Path) -> None:
-    """The file at another place: a hard link where the file system has them, else a copy."""
+def link_file(source: Path, place: Path, *, root: Path) -> None:
+    """The file at another place: a hard link where the file system has them, else a copy; of a link what it leads to.
+
+    Raises:
+        ZooError: where it is no regular file, or a link that leads out of ``root``; a snapshot in the cache of the hub
+            is made of links to the blobs beside it, which are taken.
+    """
+    if not source.is_file():
+        raise ZooError("is not a regular file", file=source)
+    if source.is_symlink():
+        found = source.resolve()
+        if not any(found.is_relative_to(folder) for folder in (root.resolve(), *_blobs(source))):
+            raise ZooError(
+                "is a link that leads out of the folder: what it leads to is not taken",
+                file=source,
+                expected=f"a file in {root}",
+                found=found,
+                hint="put a copy of the file in its place, or delete it",
+            )
+        shutil.copy2(found, place)
+        return
     try:
-        os.link(source.resolve(), place)
+        os.link(source, place)
     except OSError:  # another file system
         shutil.copy2(source, place)
+
+
+def _blobs(file: Path) -> list[Path]:
+    """The blobs of the hub's cache, for a file of ``models--owner--name/snapshots/<commit>``."""
+    parents = file.parent.resolve().parents
+    return [above.parent / "blobs" for above in parents if above.name == "snapshots"][:1]

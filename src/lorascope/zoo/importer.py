@@ -19,8 +19,19 @@ from lorascope.formats import find, read
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.assembly import assembled, check_new, link_file
 from lorascope.zoo.paths import inside
+from lorascope.zoo.regular import check_no_links
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
-from lorascope.zoo.store import COHORTS, HEADER, Row, hashes_of, read_json, write_cohort, write_json, write_manifest
+from lorascope.zoo.store import (
+    COHORTS,
+    HEADER,
+    MANIFEST,
+    Row,
+    hashes_of,
+    read_json,
+    write_cohort,
+    write_json,
+    write_manifest,
+)
 from lorascope.zoo.values import parse_column
 
 PATH_COLUMNS = ("path", "file", "adapter")
@@ -190,6 +201,7 @@ def _paths(source: Path, stated: Sequence[str], table: Path) -> list[str]:
 def _check_target(target: Path, *, is_new: bool) -> None:
     if is_new:
         check_new(target)
+    check_no_links(target, (COHORTS, MANIFEST, HEADER))
     if (target / HEADER).is_file() and read_json(target / HEADER).get("recipe") is not None:
         raise OutputError("there is a forged zoo already", file=target, hint="name another folder with --out")
     ancestor = target.absolute()
@@ -252,7 +264,7 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
         return
     with assembled(target) as temporary:
         for row in rows:
-            _link(source / row["path"], temporary / "adapters" / row["path"])
+            _link(source, row["path"], temporary / "adapters")
             row["path"] = f"adapters/{row['path']}"
         _write_files(temporary, header, rows)
 
@@ -263,18 +275,15 @@ def _write_files(zoo: Path, header: Mapping[str, Any], rows: list[Row]) -> None:
     write_manifest(zoo)
 
 
-def _link(source: Path, place: Path) -> None:
+def _link(root: Path, path: str, adapters: Path) -> None:
     """The file or folder at another place: hard links where the file system has them, else copies."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    config = source.with_name(CONFIG_NAME)
-    if source.is_file() and config.is_file() and not place.with_name(CONFIG_NAME).exists() and source != config:
-        _link(config, place.with_name(CONFIG_NAME))  # a PEFT file is nothing without the scale in its configuration
+    source, place = root / path, adapters / path
     if source.is_dir():
-        for name in _files_of(source):
-            if (source / name).is_file():
-                _link(source / name, place / name)
-        place.mkdir(exist_ok=True)
-        return
-    if place.exists():
-        return
-    link_file(source, place)
+        folder, files = place, [source / name for name in _files_of(source) if (source / name).is_file()]
+    else:  # a PEFT file is nothing without the scale in its configuration
+        config = source.with_name(CONFIG_NAME)
+        folder, files = place.parent, [source, *([config] if config.is_file() else [])]
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        if not (folder / file.name).exists():
+            link_file(file, folder / file.name, root=root)

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lorascope.errors import OutputError, ZooError
+from lorascope.formats.source import SHARDS
+from lorascope.zoo.log import LOG
+from lorascope.zoo.regular import check_no_links, open_regular
+from lorascope.zoo.splitting import SPLIT
+from lorascope.zoo.store import ADAPTERS, COHORTS, DIVERGED, HEADER, MANIFEST
 
 try:
     import fcntl
@@ -15,6 +20,8 @@ except ImportError:  # Windows: no lock is taken
     fcntl = None
 
 LOCK = ".forge.lock"
+OWN = (ADAPTERS, DIVERGED, COHORTS, SHARDS, "base", MANIFEST, SPLIT, LOG, HEADER)
+"""What a zoo consists of."""
 
 
 @contextmanager
@@ -22,14 +29,14 @@ def locked(zoo: Path) -> Iterator[None]:
     """Hold the zoo's lock. The system lets go of it when the process ends, however it ends: no lock is ever stale.
 
     Raises:
-        ZooError: where another process holds it.
+        ZooError: where another process holds it, or a file or folder of the zoo is a link to elsewhere.
         OutputError: where the zoo cannot be written.
     """
     path = zoo / LOCK
     try:
-        stream = path.open("a+")
+        stream = os.fdopen(open_regular(path, os.O_RDWR | os.O_CREAT, follow=False), "r+")
     except OSError as error:
-        raise OutputError("the zoo cannot be written", file=zoo, found=error.strerror) from error
+        raise OutputError("the zoo cannot be written", file=path, found=error.strerror) from error
     with stream:
         if fcntl is not None:
             try:
@@ -46,4 +53,5 @@ def locked(zoo: Path) -> Iterator[None]:
         stream.truncate()
         stream.write(f"{os.getpid()}\n")
         stream.flush()
+        check_no_links(zoo, OWN)
         yield

@@ -18,8 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import OutputError
+from lorascope.errors import OutputError, ZooError
 from lorascope.version import __version__
+from lorascope.zoo.regular import open_regular, read_regular
 from lorascope.zoo.schema import SCHEMA_VERSION
 
 LOG = "log.jsonl"
@@ -51,8 +52,8 @@ def read_log(zoo: Path) -> list[dict[str, Any]]:
     """The lines of the log, the oldest first; a line that a power cut tore is left out."""
     lines: list[dict[str, Any]] = []
     try:
-        text = (zoo / LOG).read_text("utf-8", errors="replace")
-    except OSError:
+        text = read_regular(zoo / LOG).decode("utf-8", errors="replace")
+    except ZooError:
         return []
     for line in text.splitlines():
         try:
@@ -86,7 +87,8 @@ def _add(zoo: Path, entry: Mapping[str, Any]) -> None:
     when = datetime.now(UTC).isoformat(timespec="seconds")
     line = json.dumps({"schema_version": SCHEMA_VERSION, "when": when, **entry}) + "\n"
     try:
-        with (zoo / LOG).open("ab+") as stream:
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        with os.fdopen(open_regular(zoo / LOG, flags, follow=False), "ab+") as stream:
             end = stream.seek(0, os.SEEK_END)
             if end:
                 stream.seek(end - 1)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from lorascope.errors import ZooError
 from lorascope.formats.source import CONFIG_NAME, stored_names
 from lorascope.zoo.assembly import assembled, check_new, link_file
+from lorascope.zoo.lock import OWN
+from lorascope.zoo.regular import check_no_links
 from lorascope.zoo.schema import IDENTITY, SCHEMA_VERSION, Column, columns_as_dict, split_of
 from lorascope.zoo.store import ADAPTERS, HEADER, Row, write_cohort, write_json, write_manifest
 from lorascope.zoo.zoo import Zoo
@@ -57,13 +59,15 @@ def merge_zoos(
             split; ``apart``: names of different zoos are not related.
 
     Raises:
-        ZooError: where columns differ, or have another type or role.
+        ZooError: where columns differ, or have another type or role, or a file or folder of a zoo is a link.
         OutputError: where ``out`` is not new; nothing is left behind.
     """
     target = Path(out)
     opened = [Zoo.open(path) for path in zoos]
     if len(opened) < 2 or groups not in ("joined", "apart"):
         raise ZooError("nothing to merge", expected="two zoos or more, groups joined or apart", found=len(opened))
+    for zoo in opened:
+        check_no_links(zoo.path, [name for name in OWN if name != "base"])  # which may be its owner's, and is not read
     check_new(target)
     columns = _columns(opened, union=union)
     rows = [zoo.recorded_rows() for zoo in opened]
@@ -134,13 +138,13 @@ def _copy(zoo: Zoo, row: Row, place: Path) -> None:
         place.mkdir()
         for file in sorted(source.iterdir()):
             if file.is_file():
-                link_file(file, place / file.name)
+                link_file(file, place / file.name, root=zoo.path)
         return
     beside = source.with_name(CONFIG_NAME)
     if source.exists():
-        link_file(source, place)
+        link_file(source, place, root=zoo.path)
         if beside.is_file() and not place.with_name(CONFIG_NAME).exists():
-            link_file(beside, place.with_name(CONFIG_NAME))
+            link_file(beside, place.with_name(CONFIG_NAME), root=zoo.path)
         return
     archive = zoo.shards.find(row["path"])
     if archive is None:

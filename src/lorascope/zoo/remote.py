@@ -18,9 +18,14 @@ from typing import Any, Literal
 
 from lorascope.errors import OutputError, ZooError
 from lorascope.formats.hub import HubId, client, parse_hub_id, told
+from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.assembly import check_new
+from lorascope.zoo.log import LOG
+from lorascope.zoo.regular import check_no_links
 from lorascope.zoo.schema import SCHEMA_VERSION
-from lorascope.zoo.store import HEADER, read_json, sha256_of
+from lorascope.zoo.shards import shard_files
+from lorascope.zoo.splitting import SPLIT
+from lorascope.zoo.store import BASE, HEADER, MANIFEST, names_of, read_json, record_files, sha256_of
 from lorascope.zoo.verification import verify_zoo
 from lorascope.zoo.zoo import Zoo
 
@@ -189,7 +194,7 @@ def _is_zoo_file(name: str) -> bool:
 
 
 def _local_files(folder: Path) -> dict[str, Path | bytes]:
-    """What a zoo consists of, by name, the header last and without what is of this machine alone."""
+    """What the records name, by name, the header last and without what is of this machine alone; none is a link."""
     zoo = Zoo.open(folder)
     if any(row["path"] == row["id"] for row in zoo.recorded_rows()):
         raise ZooError(
@@ -197,8 +202,17 @@ def _local_files(folder: Path) -> dict[str, Path | bytes]:
             file=folder,
             hint="import them into a folder of their own with --out, and push that",
         )
-    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    files: dict[str, Path | bytes] = {name: folder / name for name in names if _is_zoo_file(name) and name != HEADER}
+    named = [folder / name for name in (SPLIT, LOG, MANIFEST, BASE, Path(BASE).with_name("config.json"))]
+    named += [*record_files(folder), *shard_files(folder)]
+    for path in (folder / row["path"] for row in zoo.recorded_rows()):
+        if path.is_dir():
+            named += [path / name for name in names_of(sorted(file.name for file in path.iterdir()))]
+        else:
+            named += [path, path.with_name(CONFIG_NAME)]
+    names = sorted({path.relative_to(folder).as_posix() for path in named if path.is_file()})
+    # a link, or a file in a linked folder
+    check_no_links(folder, {str(part) for name in [*names, HEADER] for part in [Path(name), *Path(name).parents[:-1]]})
+    files: dict[str, Path | bytes] = {name: folder / name for name in names if _is_zoo_file(name)}
     header = _without_paths(read_json(folder / HEADER))
     return {**files, HEADER: (json.dumps(header, indent=1) + "\n").encode()}
 

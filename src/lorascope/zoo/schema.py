@@ -99,6 +99,14 @@ def columns_from_dict(value: Any, file: object) -> dict[str, Column]:
                 found=declared,
             )
         columns[name] = Column(name, cast(Role, role), cast(Type, type_))
+        if name in IDENTITY and columns[name] != IDENTITY[name]:
+            raise ZooError(
+                "a column of every zoo is declared otherwise",
+                file=file,
+                key=name,
+                expected=f"{IDENTITY[name].role} {IDENTITY[name].type}",
+                found=f"{role} {type_}",
+            )
     missing = sorted(REQUIRED - columns.keys())
     if missing:
         raise ZooError("columns that every zoo has are missing", file=file, key=", ".join(missing))

@@ -168,8 +168,10 @@ def _files(place: Path) -> tuple[list[Path], str | None]:
         files = [place]
         if place.with_name(CONFIG_NAME).exists():
             return files, "shares its folder with a configuration"
-    else:
+    elif place.is_dir():
         files = sorted(place.iterdir())
+    else:
+        return [place], "is a link or not a regular file"
     name = chosen_name([file.name for file in files])
     if any(file.is_symlink() or not file.is_file() for file in files):
         return files, "has links or folders in it"
@@ -185,10 +187,14 @@ def _write_shard(zoo: Path, batch: Sequence[tuple[str, Sequence[Path]]]) -> None
     target = zoo / SHARDS / f"{max(numbers, default=-1) + 1:08d}.zip"
     temporary = target.with_name(f".tmp-{target.name}")
     files = [file for _, of_one in batch for file in of_one]
-    write_stored(temporary, [(file.relative_to(zoo).as_posix(), file) for file in files])
-    if not _is_copy(open_stored(temporary), zoo, files):
-        raise OutputError("a shard does not read back as it was written", file=target)
-    temporary.rename(target)
+    try:
+        write_stored(temporary, [(file.relative_to(zoo).as_posix(), file) for file in files])
+        if not _is_copy(open_stored(temporary), zoo, files):
+            raise OutputError("a shard does not read back as it was written", file=target)
+        temporary.rename(target)
+    except BaseException:  # a full disk above all, where every byte is wanted
+        temporary.unlink(missing_ok=True)
+        raise
     sync_folder(target.parent)
     for name, _ in batch:
         _delete(zoo, zoo / name)
@@ -265,7 +271,7 @@ def _unpack(zoo: Path, archive: StoredZip, advance: Advance) -> int:
 
 def _remove_leftovers(zoo: Path) -> None:
     for left in (*zoo.glob(".tmp-*"), *(zoo / SHARDS).glob(".tmp-*")):
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import MissingExtraError, OutputError, ZooError
-from lorascope.formats.source import config_beside, weights_at
+from lorascope.formats.source import CONFIG_NAME, chosen_name, config_beside, weights_at
 from lorascope.zoo.durable import sync_file, sync_folder
+from lorascope.zoo.regular import open_regular, read_regular
 from lorascope.zoo.schema import SCHEMA_VERSION, Column, columns_as_dict, columns_from_dict
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        temporary.write_bytes(content)
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as stream:  # which follows no link that waits under the name
+            stream.write(content)
         sync_file(temporary)
         temporary.replace(path)
         sync_folder(path.parent)
@@ -59,14 +62,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object of a zoo, whose ``schema_version`` this lorascope knows."""
-    if not path.is_file():  # nor a pipe, which would be waited for
-        raise ZooError("is not a regular file", file=path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_regular(path))
     except RecursionError:
         raise ZooError("is nested too deeply", file=path) from None
-    except OSError as error:
-        raise ZooError("cannot be read", file=path, found=error.strerror) from error
     except ValueError as error:
         raise ZooError("is not JSON", file=path, found=error) from error
     check_version(value.get("schema_version") if isinstance(value, dict) else None, path)
@@ -115,11 +114,15 @@ def read_records(zoo: Path) -> list[Row]:
 
 
 def records_digest(zoo: Path) -> str:
-    """A hash of the records: tells a manifest that is behind them."""
+    """A hash of the records: tells a manifest that is behind them.
+
+    Raises:
+        ZooError: where one cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for path in record_files(zoo):
         digest.update(f"{path.name}\0".encode())
-        digest.update(path.read_bytes())
+        digest.update(read_regular(path))
     return digest.hexdigest()
 
 
@@ -198,7 +201,14 @@ def hashes_of(location: Path) -> dict[str, str | None]:
     return {"sha256": sha256_of(weights), "config_sha256": None if config is None else sha256_of(config)}
 
 
+def names_of(names: Sequence[str]) -> list[str]:
+    """Of the names in an adapter's folder, those that the records know: the weights, and the configuration if any."""
+    weights = chosen_name(names)
+    config = [CONFIG_NAME] if CONFIG_NAME in names else []
+    return config if weights is None else [weights, *config]
+
+
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex, read in blocks."""
-    with path.open("rb") as stream:
+    """The sha256 of a regular file, in hex, read in blocks."""
+    with os.fdopen(open_regular(path, os.O_RDONLY, follow=True), "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

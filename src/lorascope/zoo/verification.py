@@ -9,10 +9,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lorascope.errors import LorascopeError
-from lorascope.formats.source import CONFIG_NAME
+from lorascope.formats.source import CONFIG_NAME, SHARDS
+from lorascope.zoo.lock import OWN
 from lorascope.zoo.schema import SCHEMA_VERSION
-from lorascope.zoo.store import ADAPTERS, BASE, COHORTS, DIVERGED, MANIFEST, Row, read_cohort, record_files, sha256_of
+from lorascope.zoo.store import (
+    ADAPTERS,
+    BASE,
+    COHORTS,
+    DIVERGED,
+    MANIFEST,
+    Row,
+    names_of,
+    read_cohort,
+    record_files,
+    sha256_of,
+)
 from lorascope.zoo.zoo import Zoo
+
+_LINK = "is a link: what it leads to is not part of the zoo"
 
 Problem = Literal["damaged", "missing", "extra", "shard", "record", "base", "manifest"]
 
@@ -22,7 +36,7 @@ class Defect:
     """One thing that is not as recorded.
 
     Args:
-        problem: ``damaged`` or ``missing`` adapters; ``extra``: files that no record names; a ``shard``, a
+        problem: ``damaged`` or ``missing`` adapters; ``extra``: links, and files that no record names; a ``shard``, a
             ``record``, the ``base`` or the ``manifest`` that is damaged.
         path: relative to the zoo.
         what: in words.
@@ -151,19 +165,33 @@ def _defect_of(zoo: Zoo, row: Row) -> Defect | None:
 
 def _extra(zoo: Zoo, rows: Sequence[Row]) -> Iterator[Defect]:
     """What lies among the adapters and is in no record."""
-    for own in (ADAPTERS, DIVERGED):
-        if (zoo.path / own).is_symlink():
-            yield Defect("extra", own, "is a link: what it leads to is not part of the zoo")
-            return
+    linked = [own for own in OWN if (zoo.path / own).is_symlink() and not (own == "base" and not zoo.is_forged)]
+    yield from (Defect("extra", own, _LINK) for own in linked)
+    if ADAPTERS in linked or DIVERGED in linked:
+        return
     named = {row["path"] for row in rows}
     above = {str(parent) for name in named for parent in Path(name).parents}
+
+    def beside(folder: Path, name: str) -> Iterator[Defect]:
+        """What lies in an adapter's folder; adapters of others have model cards and tokenizers in it."""
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        known = names_of([file.name for file in files])
+        for file in files:
+            if file.is_symlink():
+                yield Defect("extra", f"{name}/{file.name}", _LINK)
+            elif zoo.is_forged and file.name not in known:
+                yield Defect("extra", f"{name}/{file.name}", "is not of the adapter")
 
     def within(folder: Path) -> Iterator[Defect]:
         for path in sorted(folder.iterdir()):
             name = path.relative_to(zoo.path).as_posix()
-            if name in named or (path.name == CONFIG_NAME and str(Path(name).parent) in above):
+            if path.is_symlink():
+                yield Defect("extra", name, _LINK)
+            elif name in named:
+                yield from beside(path, name)
+            elif path.name == CONFIG_NAME and str(Path(name).parent) in above:
                 continue
-            if name in above and path.is_dir() and not path.is_symlink():
+            elif name in above and path.is_dir():
                 yield from within(path)
             else:
                 yield Defect("extra", name, "is in no record")
@@ -172,6 +200,10 @@ def _extra(zoo: Zoo, rows: Sequence[Row]) -> Iterator[Defect]:
     for shard, place in zoo.shards.names():
         if place not in named:
             yield Defect("extra", f"{shard}/{place}", "is in no record")
+    for archive in zoo.shards.archives if zoo.is_forged else ():
+        for folder in named & archive.folders.keys():
+            for name in sorted(set(archive.folders[folder]) - set(names_of(archive.folders[folder]))):
+                yield Defect("extra", f"{SHARDS}/{archive.path.name}/{folder}/{name}", "is not of the adapter")
     for own in (ADAPTERS, DIVERGED):
         if (zoo.path / own).is_dir() and all(name.split("/")[0] in (ADAPTERS, DIVERGED) for name in named):
             yield from within(zoo.path / own)
@@ -191,6 +223,7 @@ def _base(zoo: Zoo) -> list[Defect]:
 
 def _manifest(zoo: Zoo) -> list[Defect]:
     try:
+        zoo.check_manifest()
         _ = zoo.table
     except LorascopeError as error:
         return [Defect("manifest", MANIFEST, error.what)]

@@ -14,6 +14,7 @@ def info(
 ) -> None:
     """Counts, columns with their roles, and splits of a zoo."""
     from lorascope.cli.output import console, print_json
+    from lorascope.report.tables import safe
     from lorascope.zoo import Zoo
 
     summary = Zoo.open(zoo).summary()
@@ -21,12 +22,14 @@ def info(
         print_json(summary)
         return
     from rich.table import Table
+    from rich.text import Text
 
     screen = console()
-    counts = ", ".join(f"{count} {status}" for status, count in summary["status"].items())
+    counts = ", ".join(f"{count} {safe(str(status))}" for status, count in summary["status"].items())
     splits = ", ".join(f"{count} {name}" for name, count in summary["splits"].items())
-    screen.print(f"{summary['path']}: {summary['count']} adapters ({counts})", markup=False, soft_wrap=True)
-    screen.print(f"recipe {summary['recipe'] or 'none: imported'}; {summary['groups']} groups; {splits}")
+    screen.print(f"{safe(summary['path'], 4096)}: {summary['count']} adapters ({counts})", markup=False, soft_wrap=True)
+    recipe = "none: imported" if summary["recipe"] is None else safe(str(summary["recipe"]))
+    screen.print(f"recipe {recipe}; {summary['groups']} groups; {splits}", markup=False)
     has_missing = any(column["missing"] for column in summary["columns"].values())
     table = Table(box=None, pad_edge=False)
     for title in ("column", "role", "type", "mean ± sd", "range", *(["null"] if has_missing else [])):
@@ -36,5 +39,5 @@ def info(
         spread = f"{column['mean']:.3g} ± {column['sd']:.2g}" if has_numbers else ""
         range_ = f"{column['min']:.3g} … {column['max']:.3g}" if has_numbers else ""
         missing = [str(column["missing"] or "")] if has_missing else []
-        table.add_row(name, column["role"], column["type"], spread, range_, *missing)
+        table.add_row(Text(safe(name)), column["role"], column["type"], spread, range_, *missing)
     screen.print(table)

@@ -26,7 +26,9 @@ def ls(
         str | None, typer.Option(metavar="SELECT", help="Instead of all these: one select over the table `zoo`.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON Lines.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="CSV; lists as 1;2;3, as `zoo import` reads them.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="CSV; lists as 1;2;3, as `zoo import` reads them; control characters as �.")
+    ] = False,
 ) -> None:
     """List adapters with what is known of them, of every status unless --where says otherwise.
 
@@ -77,16 +79,23 @@ def _text(value: Any) -> str:
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
     import csv
+    import re
     import sys
+
+    from lorascope.report.tables import safe
+
+    def cell(text: str) -> str:  # quoted lines and tabs are what a program reads back
+        return re.sub(r"(?:[^\n\r\t]|\r(?!\n))+", lambda part: safe(part[0], width=len(part[0])), text)
 
     writer = csv.writer(sys.stdout)
     if rows:
-        writer.writerow(rows[0])
-    writer.writerows([_text(value) for value in row.values()] for row in rows)
+        writer.writerow(map(cell, rows[0]))
+    writer.writerows([cell(_text(value)) for value in row.values()] for row in rows)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from lorascope.cli.output import console
     from lorascope.report.tables import safe
@@ -94,8 +103,8 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     screen = console()
     table = Table(box=None, pad_edge=False)
     for name in rows[0] if rows else ():
-        table.add_column(safe(name), no_wrap=True)
+        table.add_column(Text(safe(name)), no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else safe(_text(v)) for v in row.values()))
+        table.add_row(*(Text(f"{v:.4g}" if isinstance(v, float) else safe(_text(v))) for v in row.values()))
     screen.print(table)
     screen.print(f"{len(rows)} rows")
