@@ -66,7 +66,7 @@ class ClipScorer(nn.Module):
             self.of_images([Image.new("RGB", (8, 8))])
         except ForgeError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a scorer of anyone raises for its first image
             raise ForgeError(
                 "images cannot be brought to what the model takes",
                 file=folder,

@@ -113,7 +113,7 @@ def loaded_part(of: Any, folder: Path, **how: Any) -> Any:
     try:
         with quiet():
             return of.from_pretrained(folder, local_files_only=True, **how)
-    except Exception as error:
+    except Exception as error:  # what libraries raise for damaged files is not of few kinds
         place = folder / how.get("subfolder", "")
         raise ForgeError("cannot be loaded", file=place, key=of.__name__, found=cause(error)) from error
 

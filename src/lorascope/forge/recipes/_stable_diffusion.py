@@ -133,7 +133,7 @@ class StableDiffusion(nn.Module):
             times = self.sampler.timesteps
             if not bool(((times >= 0) & (times < known)).all()):
                 raise ValueError(f"times from {int(times.min())} to {int(times.max())}")
-        except Exception as error:
+        except Exception as error:  # whatever schedules and models of anyone raise when first run
             raise ForgeError(
                 "the schedule of the model has no such times",
                 key="sampling_steps",
