@@ -24,6 +24,7 @@ from lorascope.forge.run import resolve
 from lorascope.forge.space import printed
 from lorascope.formats import write
 from lorascope.zoo.schema import SCHEMA_VERSION
+from lorascope.zoo.store import import_parquet
 
 try:
     import resource
@@ -89,6 +90,7 @@ def plan(
             member.session(base).measure(model, rows)
         per_measure = time.perf_counter() - began
         began = time.perf_counter()
+        import_parquet()  # a run writes its manifest with it, and it takes room
         with tempfile.TemporaryDirectory() as folder:
             write(stack.adapter(0), Path(folder) / "adapter", format="peft")
             per_adapter = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

@@ -168,9 +168,7 @@ def write_manifest(zoo: Path) -> Path:
         ZooError: where ``zoo`` is not a zoo or a record is damaged.
         MissingExtraError: where pyarrow is not installed.
     """
-    pa = import_pyarrow()
-    import pyarrow.parquet as parquet
-
+    pa, parquet = import_pyarrow(), import_parquet()
     columns = columns_from_dict(read_json(zoo / HEADER).get("columns"), zoo / HEADER)
     digest = records_digest(zoo)
     table = rows_to_table(read_records(zoo), columns)
@@ -188,6 +186,14 @@ def import_pyarrow() -> Any:
     except ImportError as error:
         raise MissingExtraError.of("pyarrow", "learn", "reading or writing a zoo") from error
     return pyarrow
+
+
+def import_parquet() -> Any:
+    """pyarrow.parquet, or the error that names the extra."""
+    import_pyarrow()
+    import pyarrow.parquet
+
+    return pyarrow.parquet
 
 
 def hashes_of(location: Path) -> dict[str, str | None]:
