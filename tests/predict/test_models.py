@@ -163,14 +163,41 @@ def test_the_hyperparameter_model_refuses_what_has_none(predictors, dataset):
 def test_an_adapter_of_other_layers_is_refused(predictors, dataset, name):
     predictor = predictors[name, "size"]
     whole = dataset.samples[0].read()
-    lacking = Adapter({site: update for site, update in whole.items() if site != "layers.1.q"})
     foreign = Adapter({**whole.sites, "head": whole["layers.0.q"]})
     turned = Adapter({**whole.sites, "layers.1.q": whole["layers.0.q"]})
-    for adapter in (lacking, foreign, turned):
+    for adapter in (foreign, turned):
         with pytest.raises(PredictorError) as caught:
             predictor.predict([adapter])
         assert caught.value.expected
         assert caught.value.found
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_site_that_an_adapter_lacks_is_not_changed_by_it(predictors, dataset, name):
+    predictor = predictors[name, "size"]
+    whole = dataset.samples[0].read()
+    lacking = Adapter({site: update for site, update in whole.items() if site != "layers.1.q"})
+    zero = LowRank(np.zeros((12, 2)), np.zeros((2, 9)))
+    [first], [second], [full] = (
+        predictor.predict([adapter]) for adapter in (lacking, Adapter({**lacking.sites, "layers.1.q": zero}), whole)
+    )
+    assert first.value == pytest.approx(second.value, abs=1e-9)
+    assert first.value != full.value
+
+
+def test_the_structure_is_all_that_the_adapters_have(dataset):
+    whole = dataset.samples[0].read()
+    lacking = Adapter({site: update for site, update in whole.items() if site != "layers.1.q"})
+    some = dataclasses.replace(
+        dataset, samples=(dataset.samples[0]._replace(read=lambda: lacking), *dataset.samples[1:])
+    )
+    assert some.structure(range(3)).sites == SITES
+    turned = Adapter({**whole.sites, "layers.1.q": whole["layers.0.q"]})
+    mixed = dataclasses.replace(
+        dataset, samples=(dataset.samples[0]._replace(read=lambda: turned), *dataset.samples[1:])
+    )
+    with pytest.raises(PredictorError, match="different shapes"):
+        mixed.structure(range(3))
 
 
 @pytest.mark.parametrize("name", READERS)

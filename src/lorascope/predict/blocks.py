@@ -1,11 +1,13 @@
-"""Samples block by block, each checked against the structure that a model is made for."""
+"""Samples block by block, each brought to the structure that a model is made for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from lorascope.adapter import Adapter
+import numpy as np
+
+from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import PredictorError
 from lorascope.predict.model import Sample, Structure
 
@@ -20,31 +22,37 @@ def blocks_of(samples: Iterable[Sample], structure: Structure) -> Iterator[list[
 
 
 def checked(adapter: Adapter, structure: Structure) -> Adapter:
-    """The adapter, if it has the very sites that the structure names.
+    """The adapter with the very sites that the structure names: one that it lacks is ΔW = 0 there, exactly.
 
     Raises:
-        PredictorError: naming the first missing, foreign or differently shaped sites.
+        PredictorError: naming the first foreign or differently shaped site.
     """
     expected = structure.sites
-    missing = [name for name in expected if name not in adapter]
     foreign = [name for name in adapter if name not in expected]
-    if missing or foreign:
+    if foreign or not len(adapter):
         raise PredictorError(
             "the predictor was made for adapters of other layers",
             file=adapter.provenance.path,
-            expected=f"{len(expected)} sites such as {', '.join(list(expected)[:2])}",
-            found=f"{len(adapter)} sites, {len(missing)} of them missing and {len(foreign)} foreign"
+            expected=f"sites among {len(expected)} such as {', '.join(list(expected)[:2])}",
+            found=f"{len(adapter)} sites, {len(foreign)} of them foreign"
             + (f", such as {foreign[0]}" if foreign else ""),
             hint="fit a predictor on adapters of the same base and target layers",
         )
-    for name, shape in expected.items():
-        if adapter[name].shape != tuple(shape):
+    for name, update in adapter.items():
+        if update.shape != tuple(expected[name]):
             raise PredictorError(
                 "the predictor was made for adapters of another shape",
                 file=adapter.provenance.path,
                 key=name,
-                expected=list(shape),
-                found=list(adapter[name].shape),
+                expected=list(expected[name]),
+                found=list(update.shape),
                 hint="is this adapter for another base model?",
             )
-    return adapter
+    if len(adapter) == len(expected):
+        return adapter
+    return adapter.with_sites({name: adapter.get(name) or _nothing(shape) for name, shape in expected.items()})
+
+
+def _nothing(shape: tuple[int, int]) -> LowRank:
+    """ΔW = 0."""
+    return LowRank(np.zeros((shape[0], 1), np.float32), np.zeros((1, shape[1]), np.float32))

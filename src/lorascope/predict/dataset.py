@@ -92,13 +92,29 @@ class Dataset:
         return self.labels[target]
 
     def structure(self, indices: Sequence[int] | NDArray[np.int64]) -> Structure:
-        """The sites and shapes of the first of these samples and the largest rank among them."""
+        """All sites that any of these samples has, in the order of first occurrence, and the largest rank among them.
+
+        Raises:
+            PredictorError: where there are none, or two of them have a site in different shapes.
+        """
         if not len(indices):
             raise PredictorError("there are no adapters to learn from", found="an empty training split")
-        first = self.samples[indices[0]].read()
-        ranks = (max(update.rank for update in self.samples[i].read().values()) for i in indices)
-        sites = {name: update.shape for name, update in first.items()}
-        return Structure(sites, max(ranks), self.hyperparameters)
+        sites: dict[str, tuple[int, int]] = {}
+        rank = 0
+        for index in indices:
+            adapter = self.samples[index].read()
+            for name, update in adapter.items():
+                if sites.setdefault(name, update.shape) != update.shape:
+                    raise PredictorError(
+                        "two adapters of the zoo have a site in different shapes",
+                        file=adapter.provenance.path,
+                        key=name,
+                        expected=list(sites[name]),
+                        found=list(update.shape),
+                        hint="adapters of two bases are two zoos",
+                    )
+                rank = max(rank, update.rank)
+        return Structure(sites, rank, self.hyperparameters)
 
     def inputs(self, model: Model, structure: Structure, advance: Advance | None = None) -> Inputs:
         """The inputs of every sample for a model, computed once per model and structure."""
