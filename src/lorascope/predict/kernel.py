@@ -1,0 +1,71 @@
+"""What an invariant kernel is, and the family of them.
+
+A kernel compares two adapters by features of ΔW at each site that no gauge changes. A *linear* one is the inner product
+of the features, centred on the training adapters, site by site; a *radial* one looks at the features of all sites
+together, standardised by the training adapters:
+
+    linear    k_s(i, j) = ⟨φ_s(i) − φ̄_s, φ_s(j) − φ̄_s⟩ / mean ‖φ_s − φ̄_s‖²
+    radial    k(i, j)   = exp(−‖z(i) − z(j)‖² / (2 ℓ² D)),     z [D]: all sites' φ, standardised
+
+The features come from *tokens*: the singular vectors under the site's projections and the singular values. They may be
+functions of them only that signs, rotations inside a cluster of equal values and vectors of σ = 0 leave alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from lorascope.family import Family
+from lorascope.features.feature import Change
+
+
+class Tokens(NamedTuple):
+    """One site of n adapters: ``left`` [n, h, k] = P U, ``S`` [n, k], ``right`` [n, h′, k] = Q V."""
+
+    left: NDArray[Any]
+    S: NDArray[Any]
+    right: NDArray[Any]
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A member of the family: a frozen dataclass without state.
+
+    ``cost`` is that of the features of one site; ``sees`` and ``blind_to`` are as for features, and tested.
+    """
+
+    name: ClassVar[str]
+    formula: ClassVar[str]
+    reference: ClassVar[str]
+    cost: ClassVar[str]
+    sees: ClassVar[frozenset[Change]]
+    blind_to: ClassVar[frozenset[Change]]
+    lengths: ClassVar[tuple[float, ...]]
+    """ℓ of a radial kernel, one kernel for each; empty for a linear one."""
+
+    def __call__(self, tokens: Tokens) -> NDArray[Any]:
+        """φ [n, d] at one site."""
+        ...
+
+
+KERNELS: Family[type[Kernel]] = Family("kernel", "lorascope.predict.kernels", "KERNEL", "lorascope.kernels")
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sites of a structure in the order of its tokens, stack by stack."""
+
+    names: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+
+    def tokens(self, inputs: dict[str, NDArray[Any]], site: int, rows: Any = slice(None)) -> Tokens:
+        """The tokens of a site, of all adapters or of some rows."""
+        stack, place = self.places[site]
+        return Tokens(*(inputs[f"{part}{stack}"][rows, place] for part in ("left", "S", "right")))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.names)))

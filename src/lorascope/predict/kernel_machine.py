@@ -1,0 +1,177 @@
+"""Many invariant kernels of one set of adapters: what each compares, its Gram matrix, and a sum of them as a function.
+
+A *part* is a linear kernel at one site, or a radial kernel at one length over all sites. Every part is centred on the
+training adapters and has mean diagonal 1 among them, so that weights compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.predict.kernel import Kernel, Sites
+from lorascope.predict.model import Inputs
+
+Matrix = NDArray[np.float64]
+
+
+class Part(NamedTuple):
+    """``site``: its number, −1 for a radial kernel; ``length``: ℓ, 0 for a linear one."""
+
+    kernel: str
+    site: int
+    length: float
+
+
+class Centre(NamedTuple):
+    """Training statistics of features: φ ↦ (φ − mean) / spread, ``spread`` a number or one for each column."""
+
+    mean: Matrix
+    spread: Matrix
+
+    def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
+        return (values - self.mean.astype(values.dtype)) / self.spread.astype(values.dtype)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The parts of a choice of kernels over sites, with the statistics of the training adapters.
+
+    ``centres``: of each linear part that varies at all, and under ``(kernel, -1)`` of each radial kernel.
+    """
+
+    kernels: Mapping[str, Kernel]
+    sites: Sites
+    centres: Mapping[tuple[str, int], Centre]
+
+    @classmethod
+    def of(cls, kernels: Sequence[Kernel], sites: Sites, inputs: Inputs) -> Comparison:
+        """Learn the statistics; what is constant among the adapters says nothing and is left out."""
+        centres: dict[tuple[str, int], Centre] = {}
+        for kernel in kernels:
+            if kernel.lengths:
+                values = all_sites(kernel, sites, inputs)
+                spread = values.std(axis=0)
+                varies = spread > 1e-9 * (1 + np.abs(values.mean(axis=0)))
+                centres[kernel.name, -1] = Centre(values.mean(axis=0), np.where(varies, spread, np.inf))
+                continue
+            for site in sites:
+                values = kernel(sites.tokens(inputs, site))
+                mean = values.mean(axis=0)
+                square = float(((values - mean) ** 2).sum(axis=1).mean())
+                if square > 1e-18 * (1 + float(mean @ mean)):
+                    centres[kernel.name, site] = Centre(mean, np.asarray(np.sqrt(square)))
+        return cls({kernel.name: kernel for kernel in kernels}, sites, centres)
+
+    def parts(self) -> list[Part]:
+        """All parts."""
+        return [
+            Part(name, site, length)
+            for name, site in self.centres
+            for length in (self.kernels[name].lengths if site < 0 else (0.0,))
+        ]
+
+    def features(self, name: str, site: int, inputs: Inputs, rows: Any = slice(None)) -> NDArray[Any]:
+        """The centred features of a linear kernel at a site, or of a radial one over all sites (``site`` −1)."""
+        kernel = self.kernels[name]
+        if site < 0:
+            return self.centres[name, site](all_sites(kernel, self.sites, inputs, rows))
+        return self.centres[name, site](kernel(self.sites.tokens(inputs, site, rows)))
+
+    def grams(self, inputs: Inputs, rows: Any = slice(None)) -> Iterator[tuple[Part, NDArray[np.float32]]]:
+        """Every part with its Gram matrix [n, n] among these rows; the radial ones are centred on these rows."""
+        for name, site in self.centres:
+            X = self.features(name, site, inputs, rows)
+            if site >= 0:
+                X = X.astype(np.float32)
+                yield Part(name, site, 0.0), X @ X.T
+                continue
+            distances = squared_distances(X, X) / X.shape[1]
+            for length in self.kernels[name].lengths:
+                K, _ = centred(np.exp(-distances / (2 * length * length)))
+                yield Part(name, site, length), K.astype(np.float32)
+
+
+def all_sites(kernel: Kernel, sites: Sites, inputs: Inputs, rows: Any = slice(None)) -> NDArray[Any]:
+    """φ of every site side by side, [n, S · d]."""
+    return np.concatenate([kernel(sites.tokens(inputs, site, rows)) for site in sites], axis=1)
+
+
+def squared_distances(X: Matrix, Y: Matrix) -> Matrix:
+    """‖x − y‖², [n, m]; of standardised features, where the difference of squares is exact enough: a radial kernel
+    moves by its rounding, eps · ‖x‖², at most."""
+    squares = (X * X).sum(axis=1)[:, None] + (Y * Y).sum(axis=1) - 2.0 * (X @ Y.T)
+    return np.maximum(squares, 0.0)
+
+
+class Centring(NamedTuple):
+    """What makes a radial kernel centred and of mean diagonal 1: k ↦ (k − mean_i − mean_j + whole) / unit."""
+
+    mean: Matrix
+    whole: float
+    unit: float
+
+
+def centred(K: Matrix) -> tuple[Matrix, Centring]:
+    """The Gram matrix of the features less their mean, divided by its mean diagonal; as it is where that is zero."""
+    mean = K.mean(axis=0)
+    whole = float(mean.mean())
+    rest = K - mean - mean[:, None] + whole
+    unit = float(np.trace(rest)) / len(K)
+    unit = unit if unit > 1e-12 else 1.0
+    return rest / unit, Centring(mean, whole, unit)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """f(x) = intercept + Σ_parts w ⟨k(x, ·), a⟩, with the sum over the training adapters already taken where it can be.
+
+    ``slopes``: (kernel, site) → [d, t] for φ itself, not centred; ``intercept`` [t].
+    ``radial``: kernel → its training features [n, D], and for each length the coefficients [n, t].
+    """
+
+    comparison: Comparison
+    slopes: Mapping[tuple[str, int], Matrix]
+    radial: Mapping[str, tuple[Matrix, Mapping[float, Matrix]]]
+    intercept: Matrix
+
+    @classmethod
+    def of(cls, comparison: Comparison, weights: Mapping[Part, float], inputs: Inputs, a: Matrix, shift: Matrix) -> Machine:
+        """From the weight of each part and the dual coefficients a [n, t]; ``shift`` [t] is added to every value."""
+        slopes: dict[tuple[str, int], Matrix] = {}
+        radial: dict[str, tuple[Matrix, Mapping[float, Matrix]]] = {}
+        intercept = np.array(shift, np.float64)
+        for name, site in comparison.centres:
+            mine = {part.length: w for part, w in weights.items() if (part.kernel, part.site) == (name, site) and w > 0}
+            if not mine:
+                continue
+            X = comparison.features(name, site, inputs)
+            if site >= 0:
+                centre = comparison.centres[name, site]
+                slopes[name, site] = mine[0.0] * (X.T @ a) / centre.spread
+                intercept -= centre.mean @ slopes[name, site]
+                continue
+            distances = squared_distances(X, X) / X.shape[1]
+            coefficients: dict[float, Matrix] = {}
+            for length, weight in mine.items():
+                _, (mean, whole, unit) = centred(np.exp(-distances / (2 * length * length)))
+                coefficients[length] = (weight / unit) * (a - a.mean(axis=0))
+                intercept += (weight / unit) * (whole * a.sum(axis=0) - mean @ a)
+            radial[name] = (X, coefficients)
+        return cls(comparison, slopes, radial, intercept)
+
+    def __call__(self, inputs: Inputs) -> Matrix:
+        """[n, t] in float64."""
+        total: Matrix = np.zeros((len(inputs["S0"]), len(self.intercept))) + self.intercept
+        sites = self.comparison.sites
+        for (name, site), slope in self.slopes.items():
+            total += self.comparison.kernels[name](sites.tokens(inputs, site)) @ slope
+        for name, (X, coefficients) in self.radial.items():
+            distances = squared_distances(self.comparison.features(name, -1, inputs), X) / X.shape[1]
+            for length, coefficient in coefficients.items():
+                total += np.exp(-distances / (2 * length * length)) @ coefficient
+        return total

@@ -1,0 +1,1 @@
+"""The invariant kernels, one file each."""

@@ -1,0 +1,31 @@
+"""What ΔW reads most: the right Gram matrix, directions weighted by their energy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from lorascope.features.feature import Change
+from lorascope.predict.kernel import Tokens
+from lorascope.predict.kernels._side import shares, weighted_side
+
+
+@dataclass(frozen=True)
+class RowEnergyKernel:
+    """ΔWᵀ ΔW at unit length."""
+
+    name: ClassVar[str] = "row-energy"
+    formula: ClassVar[str] = "Q ΔWᵀ ΔW Qᵀ / ‖·‖"
+    reference: ClassVar[str] = "lorascope; the right Gram matrix of ΔW, of unit length"
+    cost: ClassVar[str] = "h² k"
+    sees: ClassVar[frozenset[Change]] = frozenset({"rotate in"})
+    blind_to: ClassVar[frozenset[Change]] = frozenset({"scale", "sign", "rotate out"})
+    lengths: ClassVar[tuple[float, ...]] = ()
+
+    def __call__(self, tokens: Tokens) -> NDArray[Any]:
+        return weighted_side(tokens.right, shares(tokens.S))
+
+
+KERNEL = RowEnergyKernel

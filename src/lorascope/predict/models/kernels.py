@@ -1,0 +1,261 @@
+"""Kernels: our default. A sum of exact invariant kernels, weighted by leave-one-out for each target and kind of site.
+
+    f(x) = c + Σ_g w_g Σ_i k_g(x, x_i) a_i,    a = (K + λ I)⁻¹ y
+
+The kernels are those of the family ``lorascope.predict.kernel``: column and row spaces, energies, ΔW, spectra. Weights
+are learned by the gradient of the leave-one-out error on at most ``subset`` training adapters, at three levels: one for
+each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
+depth. The exact leave-one-out error on all training adapters chooses the level and λ. Whole groups are left out.
+
+GL-net with few channels sees P ΔW Qᵀ, linear in ΔW, which carries the noise that A started from; the column space
+does not, and no function of P ΔW Qᵀ with h < out rows can tell all column spaces apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.predict.kernel import KERNELS, Kernel, Sites
+from lorascope.predict.kernel_learning import CONSTANT, Learned, learn_weights
+from lorascope.predict.kernel_machine import Comparison, Machine, Part
+from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
+from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.targets import Target
+from lorascope.predict.tokens import sites_of, tokens_of
+
+DEFAULT = ("column-space", "row-space", "column-energy", "row-energy", "delta", "log-spectrum", "spectrum", "size")
+PULL = 2e-3
+"""How strongly finer weights are held to coarser ones, in log error per square of a logarithm."""
+NEGLIGIBLE = 1e-5
+"""A part with less than this share of all weight is dropped."""
+NOISES = np.logspace(-2, 2, 17)
+"""The λ that are tried on all adapters, relative to the one found on the subset."""
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Options: ``kernels``, names of the family; ``size`` and ``seed`` of the projections; ``subset``."""
+
+    kernels: tuple[str, ...] = DEFAULT
+    size: int = 64
+    seed: int = 0
+    subset: int = 700
+    name: ClassVar[str] = "kernels"
+    formula: ClassVar[str] = "c + Σ_g w_g Σ_i k_g(x, x_i) a_i, weights and a by leave-one-out"
+    reference: ClassVar[str] = "lorascope; multiple-kernel learning on invariants of ΔW"
+    invariance: ClassVar[Invariance] = "GL(r)"
+    rank_policy: ClassVar[RankPolicy] = "any"
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    def members(self) -> list[Kernel]:
+        """The kernels."""
+        return [KERNELS[name]() for name in self.kernels]
+
+    def inputs(
+        self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
+    ) -> Inputs:
+        """The tokens of every site."""
+        return tokens_of(samples, structure, size=self.size, seed=self.seed, advance=advance)
+
+    def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedKernels:
+        """Closed form but for the weights; ``validation`` is not needed, ``seed`` draws the subset."""
+        sites = sites_of(structure)
+        comparison = Comparison.of(self.members(), sites, train.inputs)
+        mean = train.targets.mean(axis=0)
+        spread = np.maximum(train.targets.std(axis=0), 1e-6)
+        Y = (train.targets - mean) / spread
+        chosen = _subset(train.groups, self.subset, seed)
+        grams = dict(comparison.grams(train.inputs, chosen))
+        blocks = blocks_of_groups([train.groups[i] for i in chosen])
+        found = _weights_by_level(grams, Y[chosen], blocks, sites)
+        solutions = _solutions(comparison, train.inputs, Y, found, blocks_of_groups(train.groups))
+        best = min(solutions, key=lambda solution: solution.error)
+        shift = mean + spread * CONSTANT * best.a.sum(axis=0)
+        machine = Machine.of(comparison, best.weights, train.inputs, best.a * spread, shift)
+        return FittedKernels(machine, (best.left_out * spread + mean, train.targets), best.weights)
+
+    def restore(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        values: Mapping[str, Any],
+        target: Target,
+        structure: Structure,
+    ) -> FittedKernels:
+        """From slopes and radial coefficients."""
+        return FittedKernels.restored(self.members(), sites_of(structure), arrays, values, target)
+
+
+class Level(NamedTuple):
+    """Weights of all parts, and the noise that they were learned with."""
+
+    weights: Mapping[Part, float]
+    noise: float
+
+
+class Solution(NamedTuple):
+    """A level solved on all training adapters: ``error`` is the mean squared left-out residual."""
+
+    weights: Mapping[Part, float]
+    error: float
+    a: Matrix
+    left_out: Matrix
+
+
+def _subset(groups: Sequence[str], size: int, seed: int) -> NDArray[np.int64]:
+    """Whole groups in a random order until ``size`` samples are there, as sorted indices."""
+    if len(groups) <= size:
+        return np.arange(len(groups))
+    names = sorted(set(groups))
+    order = {names[k]: place for place, k in enumerate(np.random.default_rng(seed).permutation(len(names)))}
+    return np.sort(np.argsort([order[group] for group in groups], kind="stable")[:size])
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _levels(sites: Sites) -> list[list[str]]:
+    """For each level, the class of every site: none, its kind, its kind and third of the depth."""
+    kinds = [_kind(name) for name in sites.names]
+    thirds: list[str] = []
+    for number, kind in enumerate(kinds):
+        place = kinds[:number].count(kind)
+        thirds.append(f"{kind} {3 * place // kinds.count(kind)}")
+    levels = [[""] * len(kinds), kinds, thirds]
+    return [level for number, level in enumerate(levels) if level not in levels[:number]]
+
+
+def _weights_by_level(
+    grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, sites: Sites
+) -> list[Level]:
+    """Weights on the subset, from coarse to fine, each level starting from the one before."""
+    found: list[Level] = []
+    for classes in _levels(sites):
+        members: dict[tuple[str, str, float], list[Part]] = {}
+        for part in grams:
+            members.setdefault((part.kernel, classes[part.site] if part.site >= 0 else "", part.length), []).append(part)
+        stack = np.stack([np.mean([grams[part] for part in parts], axis=0) for parts in members.values()])
+        start, pull = None, 0.0
+        if found:
+            before, noise = found[-1]
+            sums = [sum(before[part] for part in parts) for parts in members.values()]
+            start, pull = np.log([*np.maximum(sums, 1e-12), noise]), PULL
+        learned: Learned = learn_weights(stack, Y, blocks, start=start, pull=pull)
+        weights = {
+            part: float(weight) / len(parts)
+            for weight, parts in zip(learned.weights, members.values(), strict=True)
+            for part in parts
+        }
+        found.append(Level(weights, learned.noise))
+    return found
+
+
+def _solutions(
+    comparison: Comparison, inputs: Inputs, Y: Matrix, levels: Sequence[Level], blocks: Blocks
+) -> list[Solution]:
+    """Every level on all adapters, each with the noise that leaves out best."""
+    kept: list[dict[Part, float]] = []
+    for level in levels:
+        least = NEGLIGIBLE * sum(level.weights.values())
+        kept.append({part: weight for part, weight in level.weights.items() if weight > least})
+    Ks = [np.full((len(Y), len(Y)), 0.0) for _ in levels]
+    for part, gram in comparison.grams(inputs):
+        for K, weights in zip(Ks, kept, strict=True):
+            if part in weights:
+                K += weights[part] * gram
+    return [_solved(K, Y, weights, level.noise, blocks) for K, weights, level in zip(Ks, kept, levels, strict=True)]
+
+
+def _solved(K: Matrix, Y: Matrix, weights: Mapping[Part, float], noise: float, blocks: Blocks) -> Solution:
+    values, vectors = np.linalg.eigh(K + CONSTANT)
+    values, rotated = np.maximum(values, 0.0), vectors.T @ Y
+    best: Solution | None = None
+    for factor in NOISES:
+        shrink = 1.0 / (values + max(noise * factor, 1e-9))
+        a = vectors @ (shrink[:, None] * rotated)
+        residuals = a / ((vectors**2) @ shrink)[:, None]
+        for block in blocks:
+            V = vectors[block]
+            residuals[block] = np.linalg.solve((V * shrink) @ V.T, a[block])
+        error = float((residuals**2).mean())
+        if best is None or error < best.error:
+            best = Solution(weights, error, a, Y - residuals)
+    assert best is not None  # there are noises to try
+    return best
+
+
+class FittedKernels:
+    """A machine, and the left-out scores of the training adapters for calibration."""
+
+    def __init__(
+        self, machine: Machine, calibration: tuple[Matrix, Matrix], weights: Mapping[Part, float]
+    ) -> None:
+        self.machine = machine
+        self.calibration = calibration
+        self.weights = weights
+
+    def scores(self, inputs: Inputs) -> Matrix:
+        """[n, width]."""
+        return self.machine(inputs)
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Slopes by kernel and site, radial training features and coefficients; the weights, for the record."""
+        arrays: dict[str, NDArray[Any]] = {"intercept": self.machine.intercept}
+        for (name, site), slope in self.machine.slopes.items():
+            arrays[f"slope.{name}.{site}"] = slope
+        for name, (X, coefficients) in self.machine.radial.items():
+            centre = self.machine.comparison.centres[name, -1]
+            arrays[f"radial.{name}.features"] = X
+            arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"] = centre.mean, centre.spread
+            for place, coefficient in enumerate(coefficients.values()):
+                arrays[f"radial.{name}.{place}"] = coefficient
+        return arrays, {
+            "weights": [[*part, weight] for part, weight in self.weights.items()],
+            "lengths": {name: list(coefficients) for name, (_, coefficients) in self.machine.radial.items()},
+        }
+
+    @classmethod
+    def restored(
+        cls,
+        kernels: Sequence[Kernel],
+        sites: Sites,
+        arrays: Mapping[str, NDArray[Any]],
+        values: Mapping[str, Any],
+        target: Target,
+    ) -> FittedKernels:
+        """From ``state``."""
+        from lorascope.predict.kernel_machine import Centre
+
+        slopes = {
+            (kernel.name, site): arrays[f"slope.{kernel.name}.{site}"]
+            for kernel in kernels
+            for site in sites
+            if f"slope.{kernel.name}.{site}" in arrays
+        }
+        lengths: Mapping[str, Sequence[float]] = values["lengths"]
+        centres = {
+            (name, -1): Centre(arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"]) for name in lengths
+        }
+        radial = {
+            name: (
+                arrays[f"radial.{name}.features"],
+                {float(length): arrays[f"radial.{name}.{place}"] for place, length in enumerate(own)},
+            )
+            for name, own in lengths.items()
+        }
+        comparison = Comparison({kernel.name: kernel for kernel in kernels}, sites, centres)
+        machine = Machine(comparison, slopes, radial, arrays["intercept"])
+        weights = {Part(str(name), int(site), float(length)): float(w) for name, site, length, w in values["weights"]}
+        nothing = np.zeros((0, target.width))
+        return cls(machine, (nothing, nothing), weights)
+
+
+MODEL = Kernels
