@@ -440,11 +440,34 @@ def test_links_that_lead_out_are_refused_and_linked_folders_not_entered(tmp_path
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("sample", LABEL_FILES, ids="-".join)
+def test_labels_are_not_read_through_a_link_that_leads_out(sample, tmp_path):
+    source = made(sample, tmp_path / "in")
+    file = source / LABEL_FILES[sample]
+    inside = source / "inside.csv"
+    file.rename(inside)
+    file.symlink_to(inside)
+    assert import_published(source, layout=sample[0], out=tmp_path / "zoo").count
+    inside.rename(tmp_path / "outside.csv")
+    file.unlink()
+    file.symlink_to(tmp_path / "outside.csv")
+    with pytest.raises(ZooError, match="leads out"):
+        import_published(source, layout=sample[0], out=tmp_path / "other")
+
+
+def test_a_damaged_configuration_is_the_damage_of_its_adapter(tmp_path):
+    source = made(("w2t", "runs"), tmp_path / "in")
+    (source / "runs/trial_000001/trial_000001_config.json").write_text("{")
+    report, rows = imported(("w2t", "runs"), tmp_path)
+    assert list(rows) == ["runs/trial_000000", "runs/trial_000002"]
+    assert "not JSON" in report.unreadable["runs/trial_000001"]
+
+
 def test_pickles_of_code_are_unreadable_adapters(tmp_path):
     source = made(("lol", "arc"), tmp_path / "in")
     torch.save(Zoo, source / "qwen2_arc_data/qwen2_0/adapter_model.bin")
     report, rows = imported(("lol", "arc"), tmp_path)
-    assert "refused" in report.unreadable["qwen2_arc_data/qwen2_0"]
+    assert report.count == 4 and "refused" in report.unreadable["qwen2_arc_data/qwen2_0"]
     assert [row["status"] for row in rows.values()] == ["unreadable", "ok", "ok", "ok"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lorascope.errors import ZooError
 from lorascope.formats.source import natural
+from lorascope.zoo.assembly import check_stays
 
 MAXIMUM_NAMES = 2_000_000
 """Names that are listed in all; more are refused, since they would be kept in memory."""
@@ -67,8 +68,18 @@ class Tree:
                     "two files of one name could be meant", file=self.root, key=name, found=" and ".join(places[:2])
                 )
             if places:
-                return self.root / places[0]
+                return self.at(places[0])
         return None
+
+    def at(self, path: str) -> Path:
+        """The path of a file of the tree, to be read.
+
+        Raises:
+            ZooError: where it is a link that leads out.
+        """
+        if (self.root / path).is_symlink():
+            check_stays(self.root / path, self.root)
+        return self.root / path
 
     def _list(self, inside: str) -> tuple[list[str], list[str]]:
         if inside not in self._listed:

@@ -8,7 +8,7 @@ import re
 from lorascope.errors import ZooError
 from lorascope.zoo.label_files import Line, Table, read_number
 from lorascope.zoo.layout import Entry, Reading, required
-from lorascope.zoo.tree import Tree
+from lorascope.zoo.tree import Tree, joined
 
 SOURCES = (
     *("MCAS", "NYSEDREGENTS", "TIMSS", "ACTAAP", "NCEOGA", "MDSA", "VASoL", "AKDE&ED", "CSZ", "MEA", "LEAP", "NAEP"),
@@ -49,7 +49,7 @@ def read_arc(tree: Tree) -> Reading:
         for column, file in _MEASURED.items():
             if file in names:
                 with contextlib.suppress(ZooError):
-                    values[column] = read_number(tree.root / path / file)
+                    values[column] = read_number(tree.at(joined(path, file)))
                 damaged += column not in values
         number = int(match["number"])
         group = f"run {number}"

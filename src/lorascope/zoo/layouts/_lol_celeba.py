@@ -88,5 +88,5 @@ def read_celeba(tree: Tree, *, published_split: bool) -> Reading:
 def _score(tree: Tree, path: str) -> float | None:
     """The CLIP score that lies in the folder of a model, None where it is damaged."""
     with contextlib.suppress(ZooError, TypeError, ValueError):
-        return float(read_plain_pickle(tree.root / path / "score", _SCORE_BYTES))
+        return float(read_plain_pickle(tree.at(joined(path, "score")), _SCORE_BYTES))
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 from lorascope.errors import ZooError
@@ -59,7 +60,7 @@ def read_goemotions(tree: Tree) -> Reading:
     Raises:
         ZooError: where the table is missing, or a vector of labels does not fit their names.
     """
-    files = [tree.root / path for path, _ in tree.files_matching(_METADATA)]
+    files = [tree.at(path) for path, _ in tree.files_matching(_METADATA)]
     if not files:
         raise ZooError(
             "the table of labels is missing", file=tree.root, expected="lora_label_info.csv or metadata_gpu_<k>.csv"
@@ -82,9 +83,8 @@ def read_goemotions(tree: Tree) -> Reading:
         text = line.text("text_sha1") if line else None
         values = {} if line is None else {**_hyperparameters(line), **_measured(line, names[inside])}
         group = f"text {text[:64]}" if text else f"run {'/'.join(map(str, run))}"
-        config = _config(tree, path, line)
         id_ = path.removesuffix(".safetensors")
-        entries.append(Entry(id_, group, values, line is not None, path, config=config))
+        entries.append(_entry(tree, path, line, Entry(id_, group, values, line is not None, path)))
     return Reading(
         variant="goemotions",
         count=len(entries),
@@ -107,7 +107,7 @@ def read_runs(tree: Tree) -> Reading:
     Raises:
         ZooError: where no table of results is there.
     """
-    files = [tree.root / path for path, _ in tree.files_matching(_RESULTS)]
+    files = [tree.at(path) for path, _ in tree.files_matching(_RESULTS)]
     if not files:
         raise ZooError("the table of results is missing", file=tree.root, expected="results*.csv")
     lines: dict[int, Line] = {}
@@ -132,7 +132,7 @@ def read_runs(tree: Tree) -> Reading:
             if subset := line.text("subset_hash"):
                 group = f"subset {line.text('dataset')} {subset[:64]}"
         id_ = path.removesuffix(".safetensors").rpartition("/")[0]
-        entries.append(Entry(id_, group, values, line is not None, path, config=_config(tree, path, line)))
+        entries.append(_entry(tree, path, line, Entry(id_, group, values, line is not None, path)))
     present = {run for _, run in trials}
     return Reading(
         variant="runs",
@@ -163,7 +163,7 @@ def _run(line: Line) -> tuple[str, str, int]:
 
 
 def _label_names(tree: Tree, inside: str) -> list[str]:
-    file = tree.root / joined(inside, "labels.json")
+    file = tree.at(joined(inside, "labels.json"))
     names = read_object(file).get("label_names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ZooError("states no names of labels", file=file, key="label_names")
@@ -196,12 +196,20 @@ def _measured(line: Line, names: list[str]) -> dict[str, Any]:
     return {"emotions": emotions, **losses}
 
 
+def _entry(tree: Tree, path: str, line: Line | None, entry: Entry) -> Entry:
+    """The entry with its configuration, or with what is wrong with that: without it the scale would be wrong."""
+    try:
+        return replace(entry, config=_config(tree, path, line))
+    except ZooError as error:
+        return replace(entry, damage=str(error))
+
+
 def _config(tree: Tree, path: str, line: Line | None) -> dict[str, Any] | None:
     """The configuration of an adapter: beside its weights under a name of its own, or else from its row."""
     inside, _, name = path.rpartition("/")
     beside = name.removesuffix(".safetensors") + "_config.json"
     if beside in tree.files(inside):
-        config = read_object(tree.root / joined(inside, beside))
+        config = read_object(tree.at(joined(inside, beside)))
         base = config.pop("base_model", None)
         named = {"base_model_name_or_path": base} if isinstance(base, str) else {}
         return {"peft_type": "LORA", **named, **config}
@@ -219,5 +227,5 @@ def _config(tree: Tree, path: str, line: Line | None) -> dict[str, Any] | None:
 
 
 def _without_scale(entries: list[Entry]) -> list[str]:
-    count = sum(entry.config is None for entry in entries)
+    count = sum(entry.config is None and entry.damage is None for entry in entries)
     return [f"{count} adapters have neither a configuration nor a row: their scale is taken as 1"] if count else []

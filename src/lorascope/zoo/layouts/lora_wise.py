@@ -58,7 +58,7 @@ class LoraWise:
             raise ZooError("the layout has no published split: the code draws ten at random", file=tree.root)
         subsets = _subsets(tree)
         files = [(subset, path) for subset in subsets for path in _files(tree, subset)]
-        count = sum(_rows(tree.root / path) for _, path in files)
+        count = sum(_rows(tree.at(path)) for _, path in files)
         return Reading(
             variant=variant,
             count=count,
@@ -103,14 +103,14 @@ def _rows(file: Path) -> int:
 
 
 def _entries(tree: Tree, files: Sequence[tuple[str, str]]) -> Iterator[Entry]:
-    """The rows, one at a time: no more than one adapter is in memory, and a megabyte of each column."""
+    """The rows, one at a time: in memory are one adapter and the pages of each column that hold it, not the file."""
     parquet, arrow = import_parquet(), import_pyarrow()
     for subset, path in files:
         name = subset.replace("/", "_")
         match = _SUBSET.fullmatch(name)
         assert match is not None  # which is what a subset is
         try:
-            with parquet.ParquetFile(tree.root / path, buffer_size=1 << 20, pre_buffer=False) as opened:
+            with parquet.ParquetFile(tree.at(path), buffer_size=1 << 16, pre_buffer=False) as opened:
                 for number, batch in enumerate(opened.iter_batches(batch_size=1)):
                     yield _entry(name, match["range"], int(match["rank"]), f"{path} row {number}", batch)
         except (arrow.ArrowException, OSError) as error:

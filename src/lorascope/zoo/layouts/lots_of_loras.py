@@ -87,7 +87,7 @@ def _task_name(tree: Tree, place: str, task: int) -> str | None:
     if _CARD not in tree.files(place):
         return None
     try:
-        with os.fdopen(open_regular(tree.root / place / _CARD, os.O_RDONLY, follow=True), "rb") as stream:
+        with os.fdopen(open_regular(tree.at(joined(place, _CARD)), os.O_RDONLY, follow=True), "rb") as stream:
             text = stream.read(_CARD_BYTES).decode("utf-8", "replace")
     except OSError:
         return None

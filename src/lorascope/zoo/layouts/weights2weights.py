@@ -33,11 +33,12 @@ from numpy.typing import NDArray
 from lorascope.errors import ZooError
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.zoo.label_files import Line, Table, read_object, read_plain_pickle
-from lorascope.zoo.layout import Entry, Reading, required
+from lorascope.zoo.layout import Entry, Reading
 from lorascope.zoo.schema import Type
 from lorascope.zoo.tree import Tree, joined
 
 _WEIGHTS, _DIMENSIONS, _TABLE = "all_weights.pt", "weight_dimensions.pt", "identity_df.csv"
+_COMMAND = """python -c "import torch; torch.load('identity_df.pt', weights_only=False).to_csv('identity_df.csv')\""""
 _NUMBER = re.compile(r"(?P<number>\d{1,9})")
 _KEY = re.compile(
     r"(?:lora_unet_)?(?:base_model\.model\.)?(?P<site>.+?)[._]lora_(?P<half>A|B|down|up)(?:\.\w+)?\.weight", re.DOTALL
@@ -73,8 +74,12 @@ class Weights2Weights:
             raise ZooError("the layout has no published split", file=tree.root)
         table = _find(tree, _TABLE)
         if table is None:
-            required(tree, _TABLE, "the table of attributes (identity_df.pt is a pickle that is not read)")
-            raise AssertionError  # which the line above does not come to
+            raise ZooError(
+                "the table of attributes is missing (identity_df.pt is a pickle that is not read)",
+                file=tree.root,
+                key=_TABLE,
+                hint=f"where you trust identity_df.pt, run beside it: {_COMMAND}",
+            )
         return _rows(tree, Table(table)) if variant == "rows" else _folders(tree, Table(table, ("file",)))
 
 
@@ -82,7 +87,7 @@ def _find(tree: Tree, name: str) -> Path | None:
     """The file in the folder, in one of its folders, or in one of theirs, as ``weights_datasets/identities`` is."""
     for inside in ("", *tree.folders(), *(joined(one, two) for one in tree.folders() for two in tree.folders(one))):
         if name in tree.files(inside):
-            return tree.root / joined(inside, name)
+            return tree.at(joined(inside, name))
     return None
 
 
