@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from lorascope.zoo import Zoo, import_published
+
 PEFT = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "base_model_name_or_path": "a/base", "target_modules": ["to_q"]}
 
 
@@ -202,3 +204,9 @@ def made(sample, root) -> Path:
     root.mkdir()
     SAMPLES[sample](root)
     return root
+
+
+def imported(sample, source, **options):
+    """The report and the rows by id of a folder that is imported into a zoo beside it."""
+    report = import_published(source / "in", layout=sample[0], out=source / "zoo", **options)
+    return report, {row["id"]: row for row in Zoo.open(source / "zoo").rows(only_usable=False)}
