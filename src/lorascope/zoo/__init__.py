@@ -1,7 +1,10 @@
 """A zoo: a folder of adapters with labels and splits, the data set of weight-space learning."""
 
-from lorascope.zoo.importer import ImportReport, import_zoo
+from lorascope.zoo.imported import ImportReport
+from lorascope.zoo.importer import import_zoo
+from lorascope.zoo.layouts import LAYOUTS
 from lorascope.zoo.merging import MergeResult, merge_zoos
+from lorascope.zoo.published import import_published
 from lorascope.zoo.schema import SCHEMA_VERSION, SPLITS, Column, Role, Split, Type, split_of
 from lorascope.zoo.shards import PackResult, pack, unpack
 from lorascope.zoo.splitting import Splitting
@@ -10,6 +13,7 @@ from lorascope.zoo.verification import Defect, Verification, verify_zoo
 from lorascope.zoo.zoo import Zoo
 
 __all__ = [
+    "LAYOUTS",
     "SCHEMA_VERSION",
     "SPLITS",
     "Column",
@@ -23,6 +27,7 @@ __all__ = [
     "Type",
     "Verification",
     "Zoo",
+    "import_published",
     "import_zoo",
     "merge_zoos",
     "pack",

@@ -59,21 +59,30 @@ def link_file(source: Path, place: Path, *, root: Path) -> None:
     if not source.is_file():
         raise ZooError("is not a regular file", file=source)
     if source.is_symlink():
-        found = source.resolve()
-        if not any(found.is_relative_to(folder) for folder in (root.resolve(), *_blobs(source))):
-            raise ZooError(
-                "is a link that leads out of the folder: what it leads to is not taken",
-                file=source,
-                expected=f"a file in {root}",
-                found=found,
-                hint="put a copy of the file in its place, or delete it",
-            )
-        shutil.copy2(found, place)
+        check_stays(source, root)
+        shutil.copy2(source.resolve(), place)
         return
     try:
         os.link(source, place)
     except OSError:  # another file system
         shutil.copy2(source, place)
+
+
+def check_stays(file: Path, root: Path) -> None:
+    """Refuse a link that leads out of ``root`` and is none of the hub's cache.
+
+    Raises:
+        ZooError: that says where it leads.
+    """
+    found = file.resolve()
+    if not any(found.is_relative_to(folder) for folder in (root.resolve(), *_blobs(file))):
+        raise ZooError(
+            "is a link that leads out of the folder: what it leads to is not taken",
+            file=file,
+            expected=f"a file in {root}",
+            found=found,
+            hint="put a copy of the file in its place, or delete it",
+        )
 
 
 def _blobs(file: Path) -> list[Path]:

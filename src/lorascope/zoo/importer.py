@@ -7,55 +7,21 @@ folder, relative to the folder of the adapters; every other column is a label, u
 from __future__ import annotations
 
 import csv
-import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from lorascope.errors import AdapterError, LorascopeError, OutputError, ZooError
-from lorascope.formats import find, read
+from lorascope.errors import ZooError
+from lorascope.formats import find
 from lorascope.formats.source import CONFIG_NAME
-from lorascope.zoo.assembly import assembled, check_new, link_file
+from lorascope.zoo.assembly import assembled, link_file
+from lorascope.zoo.imported import ImportReport, check_target, checked_row, write_files, write_in_place
 from lorascope.zoo.paths import inside
-from lorascope.zoo.regular import check_no_links
-from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with, split_of
-from lorascope.zoo.store import (
-    COHORTS,
-    HEADER,
-    MANIFEST,
-    Row,
-    hashes_of,
-    read_json,
-    write_cohort,
-    write_json,
-    write_manifest,
-)
+from lorascope.zoo.schema import SCHEMA_VERSION, Column, Type, columns_as_dict, columns_with
+from lorascope.zoo.store import Row
 from lorascope.zoo.values import parse_column
 
 PATH_COLUMNS = ("path", "file", "adapter")
 MAXIMUM_ROWS = 5_000_000
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What was imported: ``unreadable`` path → error; ``unlabelled`` adapters that no row names."""
-
-    zoo: Path
-    count: int
-    unreadable: Mapping[str, str]
-    unlabelled: Sequence[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "zoo": str(self.zoo),
-            "count": self.count,
-            "unreadable": dict(self.unreadable),
-            "unlabelled": list(self.unlabelled),
-        }
 
 
 def import_zoo(
@@ -94,7 +60,7 @@ def import_zoo(
     others = [name for name in names if name != key]
     parsed = {name: parse_column(name, [record[name] for record in records], table) for name in others}
     target = source if out is None else Path(out)
-    _check_target(target, is_new=out is not None)
+    check_target(target, is_new=out is not None)
     types: dict[str, Type] = {name: type_ for name, (type_, _) in parsed.items()}
     columns = columns_with(
         {name: types[name] for name in others if name in hyperparameters},
@@ -104,9 +70,10 @@ def import_zoo(
     unreadable: dict[str, str] = {}
     for index, path in enumerate(paths if track is None else track(paths)):
         values = {name: column[index] for name, (_, column) in parsed.items()}
-        row = _row(source, path, values, group)
-        if row["status"] != "ok":
-            unreadable[path] = row.pop("error")
+        name = str(values[group]) if group and values[group] is not None else path
+        row, error = checked_row(source / path, path, name, values)
+        if error is not None:
+            unreadable[path] = error
         rows.append(row)
     named = {(source / path).resolve() for path in paths}
     found = [path for path in find(source) if target not in path.parents or target == source]
@@ -116,7 +83,7 @@ def import_zoo(
         if path.resolve() not in named and not any((path / name).resolve() in named for name in _files_of(path))
     ]
     _write(source, target, rows, columns, is_new=out is not None)
-    return ImportReport(target, len(rows), unreadable, unlabelled)
+    return ImportReport(target, len(rows), unreadable, tuple(unlabelled))
 
 
 def _files_of(path: Path) -> list[str]:
@@ -198,50 +165,6 @@ def _paths(source: Path, stated: Sequence[str], table: Path) -> list[str]:
     return list(stated)
 
 
-def _check_target(target: Path, *, is_new: bool) -> None:
-    if is_new:
-        check_new(target)
-    check_no_links(target, (COHORTS, MANIFEST, HEADER))
-    if (target / HEADER).is_file() and read_json(target / HEADER).get("recipe") is not None:
-        raise OutputError("there is a forged zoo already", file=target, hint="name another folder with --out")
-    ancestor = target.absolute()
-    while not ancestor.exists():
-        ancestor = ancestor.parent
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK):
-        raise OutputError("the folder for the zoo cannot be written", file=ancestor)
-
-
-def _row(source: Path, path: str, values: Mapping[str, Any], group: str | None) -> Row:
-    """The manifest row of one adapter; unreadable ones keep their labels and say why in ``error``."""
-    name = str(values[group]) if group and values[group] is not None else path
-    row: Row = {
-        "schema_version": SCHEMA_VERSION,
-        "id": path,
-        "path": path,
-        "sha256": None,
-        "config_sha256": None,
-        "status": "ok",
-        "recipe": None,
-        "kind": None,
-        "base": None,
-        "base_hash": None,
-        "base_seed": None,
-        "group": name,
-        "split": split_of(name),
-        **values,
-    }
-    try:
-        adapter = read(source / path)
-        adapter.norm()  # every value is looked at, so that NaN is found here and not while fitting
-    except AdapterError as error:
-        return row | {"status": "unreadable", "error": str(error)}
-    return row | {
-        **hashes_of(source / path),
-        "kind": adapter.provenance.kind,
-        "base": adapter.provenance.base_model,
-    }
-
-
 def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Column], *, is_new: bool) -> None:
     header = {
         "schema_version": SCHEMA_VERSION,
@@ -251,28 +174,13 @@ def _write(source: Path, target: Path, rows: list[Row], columns: dict[str, Colum
         "columns": columns_as_dict(columns),
     }
     if not is_new:
-        is_first = not (target / COHORTS).exists()
-        try:
-            _write_files(target, header, rows)
-        except (OSError, LorascopeError) as error:
-            if is_first:
-                shutil.rmtree(target / COHORTS, ignore_errors=True)
-                (target / HEADER).unlink(missing_ok=True)
-            if isinstance(error, LorascopeError):
-                raise
-            raise OutputError("the zoo cannot be written", file=target, found=error.strerror) from error
+        write_in_place(target, header, rows)
         return
     with assembled(target) as temporary:
         for row in rows:
             _link(source, row["path"], temporary / "adapters")
             row["path"] = f"adapters/{row['path']}"
-        _write_files(temporary, header, rows)
-
-
-def _write_files(zoo: Path, header: Mapping[str, Any], rows: list[Row]) -> None:
-    write_cohort(zoo, 0, rows)
-    write_json(zoo / HEADER, header)
-    write_manifest(zoo)
+        write_files(temporary, header, rows)
 
 
 def _link(root: Path, path: str, adapters: Path) -> None:

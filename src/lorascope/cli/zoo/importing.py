@@ -1,19 +1,28 @@
-"""``lorascope zoo import``: a zoo of one's own adapters."""
+"""``lorascope zoo import``: a zoo of one's own adapters, or of a published one in its authors' layout."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from lorascope.zoo import ImportReport
+
 
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Your adapters, in any tree.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Your adapters, in any tree, or a published zoo.")],
     labels: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="A CSV file: a column `path` relative to DIR, and a column per label. Lists as 1;2;3."),
-    ],
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="How DIR is laid out: `lorascope zoo layouts` lists them. [default: as recognised]"
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new folder, with the adapters linked into it. [default: DIR itself]")
     ] = None,
@@ -23,31 +32,66 @@ def import_(
     group: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Equal values stay on one side of the split.")
     ] = None,
+    layout_splits: Annotated[
+        bool, typer.Option("--layout-splits", help="Keep the authors' split too, as the column published_split.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make a zoo of your own adapters and a table of labels, so that `lorascope fit` can learn from it."""
-    from lorascope.cli.output import console, print_json
-    from lorascope.cli.output import track as bar
-    from lorascope.zoo import import_zoo
+    """Make a zoo of your own adapters and a table of labels, or of a published zoo: `lorascope fit` learns from it.
 
-    report = import_zoo(
-        folder,
-        labels,
-        out=out,
-        hyperparameters=hyperparameter or [],
-        group=group,
-        track=lambda paths: bar(paths, len(paths), "checking adapters"),
-    )
+    Without --labels, DIR has the layout of a published zoo, which states labels and groups itself.
+    """
+    from lorascope.cli.output import print_json
+    from lorascope.cli.output import track as bar
+    from lorascope.zoo import import_published, import_zoo
+
+    if labels is None:
+        if hyperparameter or group:
+            raise typer.BadParameter("belong to --labels: a layout states them itself", param_hint="--hyperparameter")
+        report = import_published(
+            folder,
+            layout=layout,
+            out=out,
+            published_split=layout_splits,
+            track=lambda entries, count: bar(entries, count, "checking adapters"),
+        )
+    else:
+        if layout is not None or layout_splits:
+            raise typer.BadParameter("a table and a layout are two ways to say the same", param_hint="--labels")
+        report = import_zoo(
+            folder,
+            labels,
+            out=out,
+            hyperparameters=hyperparameter or [],
+            group=group,
+            track=lambda paths: bar(paths, len(paths), "checking adapters"),
+        )
     if as_json:
         print_json(report.as_dict())
-        return
+    else:
+        _print(report)
+
+
+def _print(report: ImportReport) -> None:
+    from lorascope.cli.output import console
+    from lorascope.report.tables import safe
+
+    def line(text: str) -> None:
+        for part in text.split("\n"):
+            screen.print(safe(part, width=2000), markup=False, soft_wrap=True)
+
     screen = console()
-    screen.print(f"{report.zoo}: {report.count} adapters", markup=False, soft_wrap=True)
+    of_layout = f", {report.layout} ({report.variant})" if report.layout else ""
+    line(f"{report.zoo}: {report.count} adapters{of_layout}")
     for path, error in list(report.unreadable.items())[:10]:
-        screen.print(f"  unreadable: {path}: {error}", markup=False, soft_wrap=True)
+        line(f"  unreadable: {path}: {error}")
     if len(report.unreadable) > 10:
-        screen.print(f"  … {len(report.unreadable)} unreadable in all; --json lists them")
-    if report.unlabelled:
-        shown = ", ".join(report.unlabelled[:3]) + (", …" if len(report.unlabelled) > 3 else "")
-        screen.print(f"  {len(report.unlabelled)} adapters without labels: {shown}", markup=False, soft_wrap=True)
-    screen.print(f"next: lorascope zoo info {report.zoo}", markup=False, soft_wrap=True)
+        line(f"  … {len(report.unreadable)} unreadable in all; --json lists them")
+    kept = ", kept with null labels" if report.layout else ""
+    counted = ((report.unlabelled, f"adapters without labels{kept}"), (report.missing, "labels without adapter"))
+    for names, what in counted:
+        if names:
+            line(f"  {len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
+    for note in report.notes:
+        line(f"  {note}")
+    line(f"next: lorascope zoo info {report.zoo}")
