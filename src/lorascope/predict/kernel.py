@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.family import Family
@@ -62,10 +63,13 @@ class Sites:
     names: tuple[str, ...]
     places: tuple[tuple[int, int], ...]
 
-    def tokens(self, inputs: dict[str, NDArray[Any]], site: int, rows: Any = slice(None)) -> Tokens:
+    def tokens(
+        self, inputs: dict[str, NDArray[Any]], site: int, rows: Any = slice(None), dtype: Any = np.float64
+    ) -> Tokens:
         """The tokens of a site, of all adapters or of some rows."""
         stack, place = self.places[site]
-        return Tokens(*(inputs[f"{part}{stack}"][rows, place] for part in ("left", "S", "right")))
+        parts = (inputs[f"{part}{stack}"][rows, place] for part in ("left", "S", "right"))
+        return Tokens(*(np.asarray(part, dtype) for part in parts))
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.names)))

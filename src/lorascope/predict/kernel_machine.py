@@ -75,21 +75,23 @@ class Comparison:
             for length in (self.kernels[name].lengths if site < 0 else (0.0,))
         ]
 
-    def features(self, name: str, site: int, inputs: Inputs, rows: Any = slice(None)) -> NDArray[Any]:
+    def features(
+        self, name: str, site: int, inputs: Inputs, rows: Any = slice(None), dtype: Any = np.float64
+    ) -> NDArray[Any]:
         """The centred features of a linear kernel at a site, or of a radial one over all sites (``site`` −1)."""
         kernel = self.kernels[name]
         if site < 0:
             return self.centres[name, site](all_sites(kernel, self.sites, inputs, rows))
-        return self.centres[name, site](kernel(self.sites.tokens(inputs, site, rows)))
+        return self.centres[name, site](kernel(self.sites.tokens(inputs, site, rows, dtype)))
 
     def grams(self, inputs: Inputs, rows: Any = slice(None)) -> Iterator[tuple[Part, NDArray[np.float32]]]:
         """Every part with its Gram matrix [n, n] among these rows; the radial ones are centred on these rows."""
         for name, site in self.centres:
-            X = self.features(name, site, inputs, rows)
             if site >= 0:
-                X = X.astype(np.float32)
+                X = self.features(name, site, inputs, rows, np.float32)
                 yield Part(name, site, 0.0), X @ X.T
                 continue
+            X = self.features(name, site, inputs, rows)
             distances = squared_distances(X, X) / X.shape[1]
             for length in self.kernels[name].lengths:
                 K, _ = centred(np.exp(-distances / (2 * length * length)))
@@ -140,7 +142,9 @@ class Machine:
     intercept: Matrix
 
     @classmethod
-    def of(cls, comparison: Comparison, weights: Mapping[Part, float], inputs: Inputs, a: Matrix, shift: Matrix) -> Machine:
+    def of(
+        cls, comparison: Comparison, weights: Mapping[Part, float], inputs: Inputs, a: Matrix, shift: Matrix
+    ) -> Machine:
         """From the weight of each part and the dual coefficients a [n, t]; ``shift`` [t] is added to every value."""
         slopes: dict[tuple[str, int], Matrix] = {}
         radial: dict[str, tuple[Matrix, Mapping[float, Matrix]]] = {}

@@ -1,4 +1,4 @@
-"""What the kernels of one side of ΔW share: X diag(w) Xᵀ as a vector of unit length."""
+"""What the kernels of one side of ΔW share: X diag(w) Xᵀ at unit length."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from numpy.typing import NDArray
 
 
 def weighted_side(X: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
-    """The upper triangle of X diag(w) Xᵀ, [n, h(h+1)/2], divided by its norm; zeros where that is zero.
+    """X diag(w) Xᵀ divided by its norm, [n, h²]; zeros where that is zero.
 
-    ``X`` [n, h, k], ``w`` [n, k] not negative. Entries off the diagonal carry √2, so that inner products are those of
-    the matrices.
+    ``X`` [n, h, k], ``w`` [n, k] not negative. The norm comes from the k × k products of X.
 
     >>> weighted_side(np.array([[[3.0], [0.0]]]), np.array([[1.0]]))
-    array([[1., 0., 0.]])
+    array([[1., 0., 0., 0.]])
     """
     root = X * np.sqrt(w)[:, None, :]
-    matrix = root @ np.swapaxes(root, -1, -2)
-    rows, columns = np.triu_indices(X.shape[1])
-    flat = matrix[:, rows, columns] * np.where(rows == columns, 1.0, np.sqrt(2.0)).astype(X.dtype)
-    norm = np.linalg.norm(flat, axis=1, keepdims=True)
-    return flat / np.where(norm > 0, norm, 1.0)
+    across = np.swapaxes(root, -1, -2)
+    square = ((across @ root) ** 2).sum(axis=(-2, -1))
+    scale = np.where(square > 0, square, 1.0) ** -0.25
+    root, across = root * scale[:, None, None], across * scale[:, None, None]
+    return (root @ across).reshape(len(X), -1)
 
 
 def shares(S: NDArray[Any]) -> NDArray[Any]:
-    """σ_i² / Σ σ²; zeros where ΔW = 0."""
-    energy = (S * S).sum(axis=-1, keepdims=True)
-    return S * S / np.where(energy > 0, energy, 1.0)
+    """σ_i² / Σ σ², relative to σ₁ first so that nothing underflows; zeros where ΔW = 0."""
+    largest = S.max(axis=-1, keepdims=True, initial=0.0)
+    relative = (S / np.where(largest > 0, largest, 1.0)) ** 2
+    total = relative.sum(axis=-1, keepdims=True)
+    return relative / np.where(total > 0, total, 1.0)
 
 
 def filtered(S: NDArray[Any], delta: float = 0.05) -> NDArray[Any]:

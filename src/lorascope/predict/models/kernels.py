@@ -7,6 +7,8 @@ are learned by the gradient of the leave-one-out error on at most ``subset`` tra
 each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
 depth. The exact leave-one-out error on all training adapters chooses the level and λ. Whole groups are left out.
 
+For regressions a second function of the same kernel learns how far off the first is: intervals are in proportion.
+
 GL-net with few channels sees P ΔW Qᵀ, linear in ΔW, which carries the noise that A started from; the column space
 does not, and no function of P ΔW Qᵀ with h < out rows can tell all column spaces apart.
 """
@@ -78,9 +80,16 @@ class Kernels:
         found = _weights_by_level(grams, Y[chosen], blocks, sites)
         solutions = _solutions(comparison, train.inputs, Y, found, blocks_of_groups(train.groups))
         best = min(solutions, key=lambda solution: solution.error)
-        shift = mean + spread * CONSTANT * best.a.sum(axis=0)
-        machine = Machine.of(comparison, best.weights, train.inputs, best.a * spread, shift)
-        return FittedKernels(machine, (best.left_out * spread + mean, train.targets), best.weights)
+        a = best.a * spread
+        shift = mean + CONSTANT * a.sum(axis=0)
+        calibration = (best.left_out * spread + mean, train.targets)
+        doubt = None if target.is_classification else _doubt(best, Y, blocks_of_groups(train.groups))
+        if doubt is not None:
+            a = np.concatenate([a, doubt.a], axis=1)
+            shift = np.concatenate([shift, doubt.mean + CONSTANT * doubt.a.sum(axis=0)])
+        machine = Machine.of(comparison, best.weights, train.inputs, a, shift)
+        spreads = np.ones(len(Y)) if doubt is None else _bounded(doubt.left_out)
+        return FittedKernels(machine, calibration, best.weights, target.width, spreads)
 
     def restore(
         self,
@@ -100,12 +109,31 @@ class Level(NamedTuple):
     noise: float
 
 
+class Spectral(NamedTuple):
+    """Eigenvalues and eigenvectors of K + c 11ᵀ."""
+
+    values: Matrix
+    vectors: Matrix
+
+
 class Solution(NamedTuple):
     """A level solved on all training adapters: ``error`` is the mean squared left-out residual."""
 
     weights: Mapping[Part, float]
     error: float
     a: Matrix
+    left_out: Matrix
+    spectral: Spectral
+
+
+class Doubt(NamedTuple):
+    """A second function of the same kernel: the logarithm of how far off the first is likely to be.
+
+    ``a`` [n, 1] and ``mean`` [1] make it; ``left_out`` [n] are its values at the training adapters, each left out.
+    """
+
+    a: Matrix
+    mean: Matrix
     left_out: Matrix
 
 
@@ -133,15 +161,15 @@ def _levels(sites: Sites) -> list[list[str]]:
     return [level for number, level in enumerate(levels) if level not in levels[:number]]
 
 
-def _weights_by_level(
-    grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, sites: Sites
-) -> list[Level]:
+def _weights_by_level(grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, sites: Sites) -> list[Level]:
     """Weights on the subset, from coarse to fine, each level starting from the one before."""
     found: list[Level] = []
     for classes in _levels(sites):
         members: dict[tuple[str, str, float], list[Part]] = {}
         for part in grams:
-            members.setdefault((part.kernel, classes[part.site] if part.site >= 0 else "", part.length), []).append(part)
+            members.setdefault((part.kernel, classes[part.site] if part.site >= 0 else "", part.length), []).append(
+                part
+            )
         stack = np.stack([np.mean([grams[part] for part in parts], axis=0) for parts in members.values()])
         start, pull = None, 0.0
         if found:
@@ -176,35 +204,69 @@ def _solutions(
 
 def _solved(K: Matrix, Y: Matrix, weights: Mapping[Part, float], noise: float, blocks: Blocks) -> Solution:
     values, vectors = np.linalg.eigh(K + CONSTANT)
-    values, rotated = np.maximum(values, 0.0), vectors.T @ Y
-    best: Solution | None = None
-    for factor in NOISES:
-        shrink = 1.0 / (values + max(noise * factor, 1e-9))
-        a = vectors @ (shrink[:, None] * rotated)
-        residuals = a / ((vectors**2) @ shrink)[:, None]
-        for block in blocks:
-            V = vectors[block]
-            residuals[block] = np.linalg.solve((V * shrink) @ V.T, a[block])
-        error = float((residuals**2).mean())
-        if best is None or error < best.error:
-            best = Solution(weights, error, a, Y - residuals)
-    assert best is not None  # there are noises to try
-    return best
+    spectral = Spectral(np.maximum(values, 0.0), vectors)
+    tried = [_left_out(spectral, Y, max(noise * factor, 1e-9), blocks) for factor in NOISES]
+    a, residuals = min(tried, key=lambda pair: float((pair[1] ** 2).mean()))
+    return Solution(weights, float((residuals**2).mean()), a, Y - residuals, spectral)
+
+
+def _left_out(spectral: Spectral, Y: Matrix, noise: float, blocks: Blocks) -> tuple[Matrix, Matrix]:
+    """(a, the residuals that each group has when it is left out)."""
+    vectors, shrink = spectral.vectors, 1.0 / (spectral.values + noise)
+    a = vectors @ (shrink[:, None] * (vectors.T @ Y))
+    residuals = a / ((vectors**2) @ shrink)[:, None]
+    for block in blocks:
+        V = vectors[block]
+        residuals[block] = np.linalg.solve((V * shrink) @ V.T, a[block])
+    return a, residuals
+
+
+def _doubt(solution: Solution, Y: Matrix, blocks: Blocks) -> Doubt | None:
+    """Learn log(|left-out residual| + a tenth of the rms) with the same K; None where that tells nothing."""
+    size = np.abs(Y - solution.left_out).mean(axis=1, keepdims=True)
+    logs = np.log(size + 0.1 * np.sqrt((size**2).mean()) + 1e-12)
+    mean, scale = logs.mean(axis=0), float(logs.std())
+    if scale < 1e-9:
+        return None
+    Z = (logs - mean) / scale
+    mean_diagonal = float(solution.spectral.values.mean())
+    tried = [_left_out(solution.spectral, Z, mean_diagonal * factor, blocks) for factor in np.logspace(-3, 3, 13)]
+    a, residuals = min(tried, key=lambda pair: float((pair[1] ** 2).mean()))
+    if float((residuals**2).mean()) >= 1.0:
+        return None
+    return Doubt(a * scale, mean, (mean + scale * (Z - residuals))[:, 0])
+
+
+def _bounded(logs: Matrix) -> Matrix:
+    """Spreads from their logarithms, no further than a factor of 100 from the unit of the target's spread."""
+    return np.exp(np.clip(logs, np.log(0.01), np.log(100.0)))
 
 
 class FittedKernels:
     """A machine, and the left-out scores of the training adapters for calibration."""
 
     def __init__(
-        self, machine: Machine, calibration: tuple[Matrix, Matrix], weights: Mapping[Part, float]
+        self,
+        machine: Machine,
+        calibration: tuple[Matrix, Matrix],
+        weights: Mapping[Part, float],
+        width: int,
+        calibration_spreads: Matrix,
     ) -> None:
         self.machine = machine
         self.calibration = calibration
+        self.calibration_spreads = calibration_spreads
         self.weights = weights
+        self._width = width
 
     def scores(self, inputs: Inputs) -> Matrix:
         """[n, width]."""
-        return self.machine(inputs)
+        return self.machine(inputs)[:, : self._width]
+
+    def spreads(self, inputs: Inputs) -> Matrix:
+        """How far off each score is likely to be, [n], up to a factor that calibration finds."""
+        logs = self.machine(inputs)[:, self._width :]
+        return _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Slopes by kernel and site, radial training features and coefficients; the weights, for the record."""
@@ -255,7 +317,7 @@ class FittedKernels:
         machine = Machine(comparison, slopes, radial, arrays["intercept"])
         weights = {Part(str(name), int(site), float(length)): float(w) for name, site, length, w in values["weights"]}
         nothing = np.zeros((0, target.width))
-        return cls(machine, (nothing, nothing), weights)
+        return cls(machine, (nothing, nothing), weights, target.width, np.zeros(0))
 
 
 MODEL = Kernels

@@ -1,0 +1,184 @@
+"""The kernels of the default model: laws over the family, exact leave-one-out, its gradient, and the sum as a function."""
+
+import numpy as np
+import pytest
+
+from lorascope.predict import MODELS
+from lorascope.predict.kernel import KERNELS, Tokens
+from lorascope.predict.kernel_learning import CONSTANT, left_out_error, learn_weights
+from lorascope.predict.kernel_machine import Comparison, Machine
+from lorascope.predict.leave_one_out import blocks_of_groups
+from lorascope.predict.models.kernels import _doubt, _levels, _solved, _subset
+from lorascope.predict.tokens import sites_of
+from planted import planted_dataset
+
+NAMES = KERNELS.names()
+EPS = np.finfo(np.float64).eps
+
+
+def tokens(n=5, out=7, in_=6, k=3, seed=0):
+    rng = np.random.default_rng(seed)
+    U = np.linalg.qr(rng.standard_normal((n, out, k)))[0]
+    V = np.linalg.qr(rng.standard_normal((n, in_, k)))[0]
+    return Tokens(U, np.sort(rng.uniform(0.5, 2.0, (n, k)))[:, ::-1], V)
+
+
+CHANGES = {
+    "scale": lambda t: t._replace(S=2.0 * t.S),
+    "sign": lambda t: t._replace(left=-t.left),
+    "rotate out": lambda t: t._replace(
+        left=np.linalg.qr(np.random.default_rng(1).standard_normal((t.left.shape[1],) * 2))[0] @ t.left
+    ),
+    "rotate in": lambda t: t._replace(
+        right=np.linalg.qr(np.random.default_rng(2).standard_normal((t.right.shape[1],) * 2))[0] @ t.right
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kernel_sees_what_it_declares_and_nothing_else(name):
+    kernel, before = KERNELS[name](), tokens()
+    assert kernel.name == name
+    assert kernel.sees | kernel.blind_to == set(CHANGES)
+    for change, act in CHANGES.items():
+        difference = np.abs(kernel(act(before)) - kernel(before)).max()
+        assert (difference > 1e-3) if change in kernel.sees else (difference < 1e3 * EPS), change
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stabiliser_of_a_singular_value_decomposition_changes_no_kernel(name):
+    kernel, before = KERNELS[name](), tokens(k=4, in_=8, out=8)
+    S = before.S.copy()
+    S[:, 1] = S[:, 2]
+    S[:, 3] = 0.0
+    turn = np.eye(4)
+    turn[1:3, 1:3] = [[0.6, -0.8], [0.8, 0.6]]
+    turn[0, 0] = -1.0
+    anything = np.random.default_rng(3).standard_normal(before.left[..., :1].shape)
+    left, right = before.left @ turn, before.right @ turn
+    left[..., 3:] = anything
+    first, second = kernel(before._replace(S=S)), kernel(Tokens(left, S, right))
+    assert np.allclose(first, second, rtol=0, atol=1e3 * EPS)
+    padded = Tokens(*(np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, 2)]) for part in (before.left, S, before.right)))
+    assert np.allclose(first, kernel(padded), rtol=0, atol=1e3 * EPS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_update_at_all_has_finite_features(name):
+    nothing = tokens()._replace(S=np.zeros((5, 3)))
+    assert np.isfinite(KERNELS[name]()(nothing)).all()
+
+
+def problem(n=24, width=2, seed=0):
+    rng = np.random.default_rng(seed)
+    features = [rng.standard_normal((n, d)) for d in (3, 5, 40)]
+    grams = np.stack([X @ X.T / X.shape[1] for X in features])
+    Y = features[0] @ rng.standard_normal((3, width)) + 0.3 * rng.standard_normal((n, width))
+    return grams, (Y - Y.mean(0)) / Y.std(0)
+
+
+GROUPS = ["a", "a", "a", "b", "b", *map(str, range(19))]
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_the_gradient_of_the_left_out_error_is_that_of_finite_differences(groups):
+    grams, Y = problem()
+    blocks = blocks_of_groups(groups)
+    theta, start = np.array([-0.3, 0.2, -1.0, -1.5]), np.zeros(4)
+    _, gradient = left_out_error(theta, grams, Y, blocks, 0.1, start)
+    step = 1e-5
+    for place in range(4):
+        shift = step * np.eye(4)[place]
+        above, below = (left_out_error(theta + s, grams, Y, blocks, 0.1, start)[0] for s in (shift, -shift))
+        assert gradient[place] == pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_left_out_is_what_the_others_say(groups):
+    grams, Y = problem()
+    K = grams.sum(axis=0)
+    weights = {}
+    solved = _solved(K, Y, weights, 0.5, blocks_of_groups(groups))
+    # the noise that was chosen, from a = (K + c + λ)⁻¹ y
+    noise = float(np.median((Y - (K + CONSTANT) @ solved.a) / solved.a))
+    names = np.asarray(groups or [str(i) for i in range(len(Y))])
+    for group in set(names):
+        rest, own = names != group, names == group
+        a = np.linalg.solve(K[np.ix_(rest, rest)] + CONSTANT + noise * np.eye(rest.sum()), Y[rest])
+        assert np.allclose(solved.left_out[own], (K[np.ix_(own, rest)] + CONSTANT) @ a, atol=1e-8)
+    assert solved.error == pytest.approx(float(((Y - solved.left_out) ** 2).mean()))
+
+
+def test_weights_go_to_the_kernel_that_knows():
+    grams, Y = problem(n=60)
+    learned = learn_weights(grams, Y, [])
+    assert learned.weights[0] > 5 * learned.weights[1:].max()
+
+
+def test_weights_that_are_held_stay_where_they_were():
+    grams, Y = problem(n=60)
+    start = np.log([1.0, 1.0, 1.0, 0.1])
+    free, held = (learn_weights(grams, Y, [], start=start, pull=pull) for pull in (0.0, 100.0))
+    assert np.abs(np.log(held.weights)).max() < 0.05 < np.abs(np.log(free.weights)).max()
+
+
+@pytest.fixture(scope="module")
+def planted():
+    dataset = planted_dataset(60)
+    model = MODELS["kernels"]()
+    structure = dataset.structure(range(60))
+    return model, structure, model.inputs(dataset.samples, structure)
+
+
+def test_a_machine_is_the_sum_of_its_kernels(planted):
+    model, structure, inputs = planted
+    train = {name: array[:40] for name, array in inputs.items()}
+    comparison = Comparison.of(model.members(), sites_of(structure), train)
+    rng = np.random.default_rng(0)
+    a, shift = rng.standard_normal((40, 2)), np.array([1.0, -2.0])
+    weights = {part: float(rng.uniform(0.5, 1.0)) for part in comparison.parts()}
+    machine = Machine.of(comparison, weights, train, a, shift)
+    K = np.add.reduce([weights[part] * gram.astype(np.float64) for part, gram in comparison.grams(train)])
+    assert len(weights) == 6 * 3 + 8  # six linear kernels at three sites, two radial ones at four lengths
+    # Gram matrices are kept in float32
+    tolerance = 40 * np.abs(a).max() * np.abs(K).max() * np.finfo(np.float32).eps * 10
+    assert np.allclose(machine(train), K @ a + shift, rtol=0, atol=tolerance)
+
+
+def test_every_part_has_mean_zero_and_mean_diagonal_one(planted):
+    model, structure, inputs = planted
+    comparison = Comparison.of(model.members(), sites_of(structure), inputs)
+    for part, gram in comparison.grams(inputs):
+        assert np.trace(gram) / len(gram) == pytest.approx(1.0, abs=1e-4), part
+        assert np.abs(gram.mean(axis=0)).max() < 1e-4, part
+
+
+def test_levels_go_from_all_sites_to_kinds_to_thirds_of_the_depth():
+    names = [f"blocks.{block}.{kind}" for block in range(6) for kind in ("q", "v")]
+    sites = sites_of(type("S", (), {"sites": dict.fromkeys(names, (4, 4))})())
+    coarse, kinds, thirds = _levels(sites)
+    assert set(coarse) == {""}
+    assert set(kinds) == {"blocks.#.q", "blocks.#.v"}
+    assert [name for name in thirds if name.startswith("blocks.#.q")] == [
+        f"blocks.#.q {third}" for third in (0, 0, 1, 1, 2, 2)
+    ]
+
+
+def test_a_subset_keeps_groups_together():
+    groups = [f"group {i // 4}" for i in range(400)]
+    chosen = _subset(groups, 100, 0)
+    assert len(chosen) == 100
+    assert len({groups[i] for i in chosen}) == 25
+    assert not np.array_equal(chosen, _subset(groups, 100, 1))
+
+
+def test_doubt_grows_where_residuals_do():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (300, 1))
+    K = np.exp(-((x - x.T) ** 2) / 0.5)
+    loud = x[:, 0] > 0
+    Y = np.where(loud, 1.0, 0.05)[:, None] * rng.standard_normal((300, 1))
+    solution = _solved(K, Y, {}, 0.1, [])
+    doubt = _doubt(solution, Y, [])
+    assert np.exp(doubt.left_out[loud]).mean() > 2 * np.exp(doubt.left_out[~loud]).mean()
+    assert _doubt(solution._replace(left_out=Y - 1.0), Y, []) is None  # equal residuals leave nothing to learn
