@@ -5,7 +5,7 @@ import pytest
 
 from lorascope.predict import MODELS
 from lorascope.predict.kernel import KERNELS, Tokens
-from lorascope.predict.kernel_learning import CONSTANT, left_out_error, learn_weights
+from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_error
 from lorascope.predict.kernel_machine import Comparison, Machine
 from lorascope.predict.leave_one_out import blocks_of_groups
 from lorascope.predict.models.kernels import _doubt, _levels, _solved, _subset
