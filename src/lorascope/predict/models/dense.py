@@ -27,9 +27,12 @@ BUDGET = 2**21
 
 @dataclass(frozen=True)
 class Dense(MLP):
-    """Options: as ``mlp``; ``sketch``, if ΔW beyond the budget is sketched; ``size`` and ``seed`` of the sketch."""
+    """Options: as ``mlp``; ``sketch``, if ΔW beyond the budget is sketched; ``size`` and ``seed`` of the sketch.
 
-    hidden: int = 16
+    ``hidden`` is 16 in the paper's code; on 800 adapters of digits-vit, 64 was better on the validation part.
+    """
+
+    hidden: int = 64
     sketch: bool = True
     size: int = 64
     seed: int = 0

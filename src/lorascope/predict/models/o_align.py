@@ -42,6 +42,7 @@ ROUNDING = 2.0**-23
 class OAlign(MLP):
     """Options: as ``mlp``."""
 
+    dropout: float = 0.5
     name: ClassVar[str] = "o-align"
     formula: ClassVar[str] = "MLP(flatten (X Q)), X = [U √S; V √S], Q the polar factor of Xᵀ T, T a mean of the zoo"
     reference: ClassVar[str] = "MLP + O-Align of Learning on LoRAs (arXiv 2410.04207), on balanced factors"
