@@ -33,6 +33,7 @@ class Dense(MLP):
     """
 
     hidden: int = 64
+    dropout: float = 0.5
     sketch: bool = True
     size: int = 64
     seed: int = 0
