@@ -8,9 +8,9 @@ median norm among those with the most directions, then five times all training a
 aligned with it and averaged. No seed is in it. It is saved with the weights.
 
 Where the form is not continuous: where Xᵀ T loses rank its polar factor is not unique and the form jumps,
-though ΔW does not; this happens where an update has a direction that the template does not see at all. No choice
-of one representative per finetune is continuous everywhere. Repeated singular values do no harm. Directions below the
-rounding of a float32 file, σ ≤ 2⁻²³ max(out, in) σ₁, are taken for zero.
+though ΔW does not; this happens where an update has a direction that the template does not see at all. Below full
+rank no choice of one pair of factors per ΔW is continuous everywhere. Repeated singular values do no harm. Directions
+below the rounding of a float32 file, σ ≤ 2⁻²³ max(out, in) σ₁, are taken for zero.
 
 Ranks: an update of fewer directions than the template has is held whole. Of one with more, the R-dimensional
 part that lies closest to T is kept and the rest of ΔW is lost (its rows of X are those orthogonal to Q).
