@@ -86,6 +86,19 @@ def test_the_whole_way(run, zoo, predictor):
     assert "fitted on" in out
 
 
+def test_the_gate_and_the_norm_of_glnet_are_options(run, zoo, tmp_path):
+    options = {"layers": 2, "gate": "smooth", "norm": True, "epochs": 1, "hidden": 4}
+    given = [part for name, value in options.items() for part in ("--option", f"{name}={value}".lower())]
+    code, _, err = run(
+        "fit", zoo, "--target", "size", "--out", tmp_path / "g", "--model", "glnet", "--seeds", 1, *given
+    )
+    assert code == 0, err
+    kept = json.loads((tmp_path / "g" / "predictor.json").read_text())["model"]
+    assert kept["name"] == "glnet" and options.items() <= kept["options"].items()
+    code, out, _ = run("evaluate", tmp_path / "g", zoo, "--json")
+    assert code == 0 and json.loads(out)["model"] == "glnet"
+
+
 def test_predict_prints_text_json_and_csv(run, predictor, folder):
     adapters = [folder / "adapters" / "a0", folder / "adapters" / "a1"]
     code, out, _ = run("predict", predictor, *adapters)

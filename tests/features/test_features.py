@@ -165,3 +165,16 @@ def test_featurise_streams(tmp_path):
     featurise(stream(), [FEATURES["log-norm"]()], sites=["q"], advance=lambda n: (counted.append(n), alive.clear()))
     assert sum(counted) == 300
     assert most <= 64
+
+
+def test_spectral_statistics_of_a_known_spectrum():
+    # three equal directions of four: every effective rank is 3, every share a third
+    B = np.zeros((1, 1, 6, 4))
+    B[0, 0, :4] = np.diag([2.0, 2.0, 2.0, 0.0])
+    values = FEATURES["spectral-statistics"]()(SiteStack(("q",), B, np.eye(4, 5)[None, None]))[0, 0]
+    sizes, relative, shares, ranks = values[:4], values[4:10], values[10:16], values[16:]
+    assert np.allclose(sizes, np.log([12**0.5, 6, 2, 48**0.25]))
+    assert np.allclose(relative, 0.5 * np.log(np.array([1 / 3] * 3 + [0] * 3) + 0.02**2))
+    assert np.allclose(shares, [1 / 3, 2 / 3, 1, 1, 1, 1])
+    assert np.allclose(ranks[:5], [3, 3, 3, np.log(3), 3])
+    assert np.allclose(ranks[5:], [4 / (4 + t * t * 12) * 3 for t in (0.03, 0.1, 0.3)])

@@ -1,4 +1,4 @@
-"""The kernels of the default model: laws over the family, exact leave-one-out, its gradient, and the sum as a function."""
+"""The kernels of the default model: laws over the family, leave-one-out and its gradient, the sum as a function."""
 
 import numpy as np
 import pytest

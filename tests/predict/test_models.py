@@ -16,6 +16,9 @@ from planted import SITES, planted_adapter, planted_dataset
 NAMES = MODELS.names()
 READERS = [name for name in NAMES if MODELS[name].invariance != "blind"]
 INVARIANT = [name for name in NAMES if MODELS[name].invariance == "GL(r)"]
+CLASSIFIERS = ["logistic"]
+"""Models that refuse numbers."""
+
 SENSITIVITY = 1e4
 """c in c · eps · cond(B) · cond(M): models stretch small relative changes of ΔW, the logarithms and filters of ridge
 by 1/δ = 50 per site, the LayerNorms of networks by the ratio of their inputs to their spread."""
@@ -24,6 +27,19 @@ by 1/δ = 50 per site, the LayerNorms of networks by the ratio of their inputs t
 def quick(name):
     model = MODELS[name]()
     return dataclasses.replace(model, epochs=30) if hasattr(model, "epochs") else model
+
+
+def targets_of(name):
+    return ("classes",) if name in CLASSIFIERS else ("classes", "size")
+
+
+def pairs_of(names):
+    return [pytest.param(name, target, id=f"{name}-{target}") for name in names for target in targets_of(name)]
+
+
+def numbers(prediction):
+    """What a prediction says, as numbers: the value, or the probabilities."""
+    return [prediction.value] if prediction.probabilities is None else list(prediction.probabilities.values())
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +52,7 @@ def predictors(dataset):
     return {
         (name, target): fit_predictor(dataset, target, quick(name), seeds=(0, 1))
         for name in NAMES
-        for target in ("classes", "size")
+        for target in targets_of(name)
     }
 
 
@@ -53,8 +69,7 @@ def all_scores(predictor, samples):
     return predictor.scores(predictor.model.inputs(samples, predictor.structure))
 
 
-@pytest.mark.parametrize("target", ["classes", "size"])
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("name", "target"), pairs_of(READERS))
 def test_the_declared_invariance_holds_and_is_not_more(predictors, dataset, name, target):
     rng = np.random.default_rng(0)
     predictor = predictors[name, target]
@@ -68,8 +83,7 @@ def test_the_declared_invariance_holds_and_is_not_more(predictors, dataset, name
         assert difference > 0.1
 
 
-@pytest.mark.parametrize("target", ["classes", "size"])
-@pytest.mark.parametrize("name", INVARIANT)
+@pytest.mark.parametrize(("name", "target"), pairs_of(INVARIANT))
 def test_float32_storage_of_another_gauge_hardly_moves_a_prediction(predictors, dataset, name, target):
     rng = np.random.default_rng(1)
     predictor = predictors[name, target]
@@ -115,7 +129,7 @@ def test_ranks_beyond_training_and_mixed_ranks_are_accepted(predictors, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_predictor_says_the_same(predictors, dataset, name, tmp_path):
-    for target in ("classes", "size"):
+    for target in targets_of(name):
         predictor = predictors[name, target]
         predictor.save(tmp_path / target)
         again = Predictor.load(tmp_path / target)
@@ -139,14 +153,23 @@ def test_what_the_column_space_holds_is_found_by_those_who_can_see_it(predictors
         assert evaluation.seen == 0
         assert set(evaluation.metrics) == {"accuracy", "auroc", "brier"}
         found[name] = evaluation.metrics["auroc"]["mean"]
-    assert found["ridge"] > 0.95
+    for name in ("ridge", "logistic", "o-align"):
+        assert found[name] > 0.95, name
+    for name in ("norms", "spectral"):  # 108 samples of 3 sites: an AUROC of nothing has a deviation of .04
+        assert found[name] < 0.75, name
     assert found["hyperparameters"] < 0.7
     assert found["svd"] < 0.75
 
 
 def test_norms_are_found_by_those_who_can_see_them(predictors, dataset):
     test = dataset.where("test")
-    for name, least in (("ridge", 0.95), ("svd", 0.8), ("hyperparameters", 0.5)):
+    for name, least in (
+        ("ridge", 0.95),
+        ("norms", 0.9),
+        ("spectral", 0.95),
+        ("svd", 0.8),
+        ("hyperparameters", 0.5),
+    ):
         predictor = predictors[name, "size"]
         inputs = rows_of(dataset.inputs(predictor.model, predictor.structure), test)
         metrics = predictor.evaluate(inputs, [dataset.labels["size"][i] for i in test]).metrics
@@ -161,7 +184,7 @@ def test_the_hyperparameter_model_refuses_what_has_none(predictors, dataset):
 
 @pytest.mark.parametrize("name", READERS)
 def test_an_adapter_of_other_layers_is_refused(predictors, dataset, name):
-    predictor = predictors[name, "size"]
+    predictor = predictors[name, targets_of(name)[-1]]
     whole = dataset.samples[0].read()
     foreign = Adapter({**whole.sites, "head": whole["layers.0.q"]})
     turned = Adapter({**whole.sites, "layers.1.q": whole["layers.0.q"]})
@@ -174,15 +197,15 @@ def test_an_adapter_of_other_layers_is_refused(predictors, dataset, name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_site_that_an_adapter_lacks_is_not_changed_by_it(predictors, dataset, name):
-    predictor = predictors[name, "size"]
+    predictor = predictors[name, targets_of(name)[-1]]
     whole = dataset.samples[0].read()
     lacking = Adapter({site: update for site, update in whole.items() if site != "layers.1.q"})
     zero = LowRank(np.zeros((12, 2)), np.zeros((2, 9)))
     [first], [second], [full] = (
         predictor.predict([adapter]) for adapter in (lacking, Adapter({**lacking.sites, "layers.1.q": zero}), whole)
     )
-    assert first.value == pytest.approx(second.value, abs=1e-9)
-    assert first.value != full.value
+    assert numbers(first) == pytest.approx(numbers(second), abs=1e-9)
+    assert numbers(first) != numbers(full)
 
 
 def test_the_structure_is_all_that_the_adapters_have(dataset):
@@ -203,11 +226,11 @@ def test_the_structure_is_all_that_the_adapters_have(dataset):
 @pytest.mark.parametrize("name", READERS)
 def test_an_untrained_adapter_gets_a_finite_prediction(predictors, name):
     zero = Adapter({site: LowRank(np.zeros((out, 2)), np.ones((2, in_))) for site, (out, in_) in SITES.items()})
-    [prediction] = predictors[name, "size"].predict([zero])
-    assert np.isfinite(prediction.value)
+    [prediction] = predictors[name, targets_of(name)[-1]].predict([zero])
+    assert np.isfinite(numbers(prediction)).all()
 
 
-@pytest.mark.parametrize("name", ["ridge", "glnet"])
+@pytest.mark.parametrize("name", ["ridge", "glnet", "logistic"])
 @pytest.mark.parametrize(("target", "task"), [("first", "binary"), ("kind", "multi-class")])
 def test_other_tasks(dataset, name, target, task):
     predictor = fit_predictor(dataset, target, quick(name))
@@ -219,5 +242,5 @@ def test_other_tasks(dataset, name, target, task):
     inputs = rows_of(dataset.inputs(predictor.model, predictor.structure), test)
     metrics = predictor.evaluate(inputs, [dataset.labels[target][i] for i in test]).metrics
     assert np.isfinite(metrics["auroc"]["mean"])
-    if name == "ridge":  # 120 samples teach glnet little where row spaces are noise
+    if name != "glnet":  # 120 samples teach glnet little where row spaces are noise
         assert metrics["auroc"]["mean"] > 0.6

@@ -119,8 +119,39 @@ def _best_penalty(K: Matrix, Y: Matrix, blocks: Blocks) -> tuple[float, float]:
     return errors[best], float(PENALTIES[best])
 
 
-def _search(kernels: Mapping[str, Matrix], Y: Matrix, rounds: int, blocks: Blocks) -> dict[str, float]:
-    """Weights on the simplex: the best of each kernel alone and all alike, then steps of one weight at a time."""
+def kernels_of(groups: Mapping[str, Matrix]) -> tuple[dict[str, Columns], dict[str, Matrix]]:
+    """The statistics of every group's columns, and K_g = Z_g Z_gᵀ / d_g."""
+    columns = {name: Columns.of(X) for name, X in groups.items()}
+    # one standardised group at a time: together they would double the memory of the features
+    kernels: dict[str, Matrix] = {}
+    for name, X in groups.items():
+        Z = columns[name].standardise(X)
+        kernels[name] = Z @ Z.T / X.shape[1]
+    return columns, kernels
+
+
+def primal(
+    groups: Mapping[str, Matrix],
+    columns: Mapping[str, Columns],
+    weights: Mapping[str, float],
+    dual: Matrix,
+    intercept: Matrix,
+) -> tuple[dict[str, Matrix], Matrix]:
+    """Coefficients, and the intercept they need, of x ↦ Σ_i dual_i K(x_i, x) + intercept in unstandardised features."""
+    coefficients: dict[str, Matrix] = {}
+    for name, weight in weights.items():
+        Z = columns[name].standardise(groups[name])
+        slope = (weight / Z.shape[1]) * (Z.T @ dual) / columns[name].spread[:, None]
+        coefficients[name] = slope
+        intercept = intercept - columns[name].mean @ slope
+    return coefficients, intercept
+
+
+def search_weights(kernels: Mapping[str, Matrix], Y: Matrix, rounds: int, blocks: Blocks) -> dict[str, float]:
+    """Weights on the simplex: the best of each kernel alone and all alike, then steps of one weight at a time.
+
+    ``Y`` [n, t] is centred; at most ``rounds`` passes over the weights; ``blocks`` as from ``blocks_of_groups``.
+    """
     names = list(kernels)
 
     def error_of(weights: dict[str, float]) -> float:
@@ -160,26 +191,15 @@ def fit_ridge(
     >>> bool(np.abs(solution.predict({"x": x, "noise": np.cos(9 * x)}) - 2 * x - 1).max() < 1e-3)
     True
     """
-    columns = {name: Columns.of(X) for name, X in groups.items()}
-    # one standardised group at a time: together they would double the memory of the features
-    kernels: dict[str, Matrix] = {}
-    for name, X in groups.items():
-        Z = columns[name].standardise(X)
-        kernels[name] = Z @ Z.T / X.shape[1]
+    columns, kernels = kernels_of(groups)
     mean = Y.mean(axis=0)
     centred = Y - mean
     blocks = blocks_of_groups(sample_groups)
-    weights = _search(kernels, centred, rounds, blocks)
+    weights = search_weights(kernels, centred, rounds, blocks)
     K = np.add.reduce([weight * kernels[name] for name, weight in weights.items()])
     _, relative = _best_penalty(K, centred, blocks)
     penalty = relative * (float(np.trace(K)) / len(K) or 1.0)
     dual = np.linalg.solve(K + penalty * np.eye(len(K)), centred)
-    coefficients: dict[str, Matrix] = {}
-    intercept = mean.copy()
-    for name, weight in weights.items():
-        Z = columns[name].standardise(groups[name])
-        slope = (weight / Z.shape[1]) * (Z.T @ dual) / columns[name].spread[:, None]
-        coefficients[name] = slope
-        intercept = intercept - columns[name].mean @ slope
+    coefficients, intercept = primal(groups, columns, weights, dual, mean)
     left_out = Y - _left_out_residuals(_Spectral.of(K, centred), centred, penalty, blocks)
     return RidgeSolution(coefficients, intercept, weights, relative, left_out)

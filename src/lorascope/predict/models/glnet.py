@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.predict.blocks import blocks_of
 from lorascope.predict.model import (
     GATES,
     FittedModel,
@@ -25,8 +23,8 @@ from lorascope.predict.model import (
     Structure,
     check_options,
 )
+from lorascope.predict.models._balanced import balanced_inputs, shapes_of
 from lorascope.predict.targets import Target
-from lorascope.symmetry import balance, pad_rank, stack_adapters
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GLNetModel:
-    """Options: the network's (``hidden``, ``layers``, ``gate``, …) and its training's."""
+    """Options: the network's (``hidden``, ``layers``, ``gate``, …) and its training's.
+
+    GL-ReLU stands between layers: ``gate`` (hard, as in the paper, or smooth) and ``norm`` act where ``layers`` > 1.
+    """
 
     hidden: int = 32
     layers: int = 1
@@ -59,15 +60,7 @@ class GLNetModel:
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
     ) -> Inputs:
         """``B0`` [n, S, out, k] and ``A0`` [n, S, k, in] for the first shape, and so on; k the largest rank."""
-        parts: dict[str, list[NDArray[Any]]] = {}
-        for block in blocks_of(samples, structure):
-            for i, stack in enumerate(stack_adapters(block, sites=list(structure.sites))):
-                B, A = balance(stack.B, stack.A)
-                parts.setdefault(f"B{i}", []).append(B)
-                parts.setdefault(f"A{i}", []).append(A)
-            if advance is not None:
-                advance(len(block))
-        return _joined(parts)
+        return balanced_inputs(samples, structure, advance)
 
     def _network(self, inputs: Mapping[str, Any], outputs: int, generator: torch.Generator) -> torch.nn.Module:
         from lorascope.predict.models._glnet_network import network
@@ -103,25 +96,10 @@ class GLNetModel:
         first = len(structure.sites) * self.hidden**2 * self.head_hidden
         if arrays["net.head.0.weight"].size != first:
             raise ValueError("the weights are not those of the stated options")
-        shapes: dict[tuple[int, int], int] = {}
-        for shape in structure.sites.values():
-            shapes[shape] = shapes.get(shape, 0) + 1
         empty: dict[str, torch.Tensor] = {}
-        for i, ((out, in_), count) in enumerate(shapes.items()):
-            empty[f"B{i}"], empty[f"A{i}"] = torch.zeros(0, count, out, 1), torch.zeros(0, count, 1, in_)
+        for i, ((out, in_), names) in enumerate(shapes_of(structure).items()):
+            empty[f"B{i}"], empty[f"A{i}"] = torch.zeros(0, len(names), out, 1), torch.zeros(0, len(names), 1, in_)
         return restore_network(self._network(empty, target.width, torch.Generator()), arrays, target)
-
-
-def _joined(parts: Mapping[str, list[NDArray[Any]]]) -> Inputs:
-    """The blocks of every stack in one array, ranks padded to the largest."""
-    joined: Inputs = {}
-    for i in range(len(parts) // 2):
-        Bs, As = parts[f"B{i}"], parts[f"A{i}"]
-        rank = max(B.shape[-1] for B in Bs)
-        padded = [pad_rank(B, A, rank) for B, A in zip(Bs, As, strict=True)]
-        joined[f"B{i}"] = np.concatenate([B for B, _ in padded])
-        joined[f"A{i}"] = np.concatenate([A for _, A in padded])
-    return joined
 
 
 MODEL = GLNetModel

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from lorascope.predict.blocks import blocks_of
 from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
 from lorascope.predict.targets import Target
 from lorascope.symmetry import pad_rank, stack_adapters
+
+if TYPE_CHECKING:
+    from lorascope.predict.training import Schedule
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class MLP:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    def schedule(self) -> Schedule:
+        """Of the training."""
+        from lorascope.predict.training import Schedule
+
+        return Schedule(epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=self.weight_decay)
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
@@ -69,7 +78,6 @@ class MLP:
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
         """By gradient descent, stopped on validation loss."""
         from lorascope.predict.neural import Standardised, fit_network
-        from lorascope.predict.training import Schedule
 
         columns = train.inputs["x"].shape[1]
         return fit_network(
@@ -79,7 +87,7 @@ class MLP:
             train,
             validation,
             target,
-            schedule=Schedule(epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=self.weight_decay),
+            schedule=self.schedule(),
             seed=seed,
         )
 
