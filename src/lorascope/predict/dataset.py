@@ -17,6 +17,7 @@ from lorascope.formats import read
 from lorascope.predict.model import Inputs, Model, Sample, Structure
 from lorascope.symmetry import gauged, random_gauge
 from lorascope.zoo import Zoo
+from lorascope.zoo.verification import Defect
 
 Advance = Callable[[int], Any]
 
@@ -32,6 +33,7 @@ class Dataset:
         splits: ``train``, ``validation`` or ``test`` for each sample.
         hyperparameters: the names of the declared hyperparameters.
         digest: a hash of the ids, weights, configurations and labels of the adapters.
+        damaged: adapters of the zoo that were left out since they are damaged (:mod:`lorascope.predict.soundness`).
     """
 
     samples: tuple[Sample, ...]
@@ -41,11 +43,15 @@ class Dataset:
     ids: tuple[str, ...]
     hyperparameters: tuple[str, ...]
     digest: str
+    damaged: tuple[Defect, ...] = ()
     _inputs: dict[Any, Inputs] = field(default_factory=dict[Any, Inputs], repr=False)
 
     @classmethod
     def of(cls, zoo: Zoo | str | Path) -> Dataset:
-        """The dataset of a zoo: every adapter that was trained and can be read."""
+        """The dataset of a zoo: every adapter that was trained and could be read when the zoo was made.
+
+        Nothing is read yet; :func:`lorascope.predict.soundness.open_dataset` looks at each adapter first.
+        """
         zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
         rows = zoo.rows()
         names = tuple(zoo.hyperparameters())
@@ -135,6 +141,10 @@ class Dataset:
             ids=tuple(self.ids[i] for i in pick),
             _inputs={},
         )
+
+    def without(self, damaged: Sequence[Defect]) -> Dataset:
+        """The same samples, with a record of those that were left out."""
+        return replace(self, damaged=tuple(damaged), _inputs={})
 
     def in_random_gauge(self, *, condition: float = 100.0, seed: int = 0, dtype: DTypeLike = np.float32) -> Dataset:
         """The same finetunes, every site of every adapter in a random gauge of this condition number.
