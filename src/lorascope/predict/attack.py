@@ -67,7 +67,7 @@ def relative_change(before: Adapter, after: Adapter) -> float:
 
     >>> from lorascope.adapter import LowRank
     >>> one, two = (Adapter({"q": LowRank(b * np.ones((2, 1)), np.ones((1, 2)))}) for b in (1.0, 1.5))
-    >>> relative_change(one, two)
+    >>> round(relative_change(one, two), 12)
     0.5
     """
     squares = 0.0

@@ -50,7 +50,7 @@ def chance(task: Task) -> float:
 def above_chance(score: float, chance: float, best: float) -> float:
     """(score − chance) / (best − chance): 1 is as good as the best, 0 as good as knowing nothing.
 
-    >>> above_chance(0.8, 0.5, 0.9)
+    >>> round(above_chance(0.8, 0.5, 0.9), 12)
     0.75
     """
     return (score - chance) / (best - chance) if best != chance else float("nan")
