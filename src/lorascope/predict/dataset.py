@@ -13,10 +13,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
-from lorascope.formats import read
 from lorascope.predict.model import Inputs, Model, Sample, Structure
 from lorascope.symmetry import gauged, random_gauge
 from lorascope.zoo import Zoo
+from lorascope.zoo.store import Row
 from lorascope.zoo.verification import Defect
 
 Advance = Callable[[int], Any]
@@ -55,7 +55,7 @@ class Dataset:
         zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
         rows = zoo.rows()
         names = tuple(zoo.hyperparameters())
-        samples = tuple(Sample(_reader(zoo.adapter_path(row)), {name: row[name] for name in names}) for row in rows)
+        samples = tuple(Sample(_reader(zoo, row), {name: row[name] for name in names}) for row in rows)
         content = "\n".join(
             f"{row['id']} {row['sha256']} {row.get('config_sha256')} {[row[name] for name in zoo.labels()]}"
             for row in rows
@@ -163,8 +163,8 @@ def rows_of(inputs: Inputs, indices: NDArray[np.int64]) -> Inputs:
     return {name: array[indices] for name, array in inputs.items()}
 
 
-def _reader(path: Path) -> Callable[[], Adapter]:
-    return lambda: read(path)
+def _reader(zoo: Zoo, row: Row) -> Callable[[], Adapter]:
+    return lambda: zoo.read(row)
 
 
 def _in_gauge(
