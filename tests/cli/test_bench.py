@@ -11,6 +11,7 @@ from lorascope.predict import MODELS
 from lorascope.zoo import Splitting, Zoo, import_zoo
 from planted import planted_dataset
 
+RIDGE = ("--model", "ridge", "--option", "size=4", "--seeds", "1")
 QUICK = ("--models", "ridge,mlp", "--option", "ridge.size=4", "--option", "mlp.epochs=2", "--seeds", "2")
 
 
@@ -167,7 +168,7 @@ def test_three_adapters_are_too_few_for_anything(run, tmp_path):
 
 def test_a_damaged_adapter_is_treated_alike_by_all(run, tmp_path):
     zoo = made(tmp_path, 40)
-    code, _, err = run("fit", zoo, "--target", "size", "--out", tmp_path / "p", "--option", "size=4", "--seeds", "1")
+    code, _, err = run("fit", zoo, "--target", "size", "--out", tmp_path / "p", *RIDGE)
     assert code == 0, err
     opened, broken = Zoo.open(zoo), {}
     for split in ("train", "test"):
@@ -176,7 +177,7 @@ def test_a_damaged_adapter_is_treated_alike_by_all(run, tmp_path):
         path.write_bytes(path.read_bytes()[:100])
         broken[split] = row["path"]
     commands = {
-        "train": ("fit", zoo, "--target", "size", "--out", tmp_path / "p", "--option", "size=4", "--seeds", "1"),
+        "train": ("fit", zoo, "--target", "size", "--out", tmp_path / "p", *RIDGE),
         "test": ("evaluate", tmp_path / "p", zoo),
         "both": ("bench", zoo, *QUICK, "--targets", "size", "--attacks", "none"),
     }

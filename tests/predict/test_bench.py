@@ -12,6 +12,7 @@ from lorascope.errors import LorascopeError, PredictorError
 from lorascope.predict import MODELS, fit_predictor
 from lorascope.predict.bench import Plan, attack_names, bench, cells_of, contenders
 from lorascope.predict.bench.question import Question, Structures, askable, fingerprint, range_hyperparameter
+from lorascope.predict.model import DEFAULT_MODEL
 from lorascope.predict.models.ridge import Ridge
 from planted import planted_adapter, planted_dataset
 
@@ -289,9 +290,10 @@ def test_what_fails_is_tried_again(dataset, tmp_path):
 def test_baselines_come_by_themselves_and_once():
     ridge = small()
     assert [row.label for row in contenders({"ridge": ridge})] == ["ridge", *BASELINES]
-    given = contenders({"hyperparameters": MODELS["hyperparameters"](), "ridge": ridge})
-    assert [row.label for row in given] == ["ridge", *BASELINES]
-    assert given[-1].model == ridge  # the default model, with the options that were given
+    default = MODELS[DEFAULT_MODEL]()
+    given = contenders({"hyperparameters": MODELS["hyperparameters"](), DEFAULT_MODEL: default})
+    assert [row.label for row in given] == [DEFAULT_MODEL, *BASELINES]
+    assert given[-1].model is default  # with the options that were given
     with pytest.raises(PredictorError, match="baseline"):
         contenders({"shuffled": ridge})
 
@@ -362,6 +364,26 @@ def test_three_adapters_are_too_few():
 def test_an_unknown_attack_is_one_clear_error(dataset):
     with pytest.raises(LorascopeError, match="did you mean 'gauge'"):
         bench({"planted": dataset}, Plan({"ridge": small()}, ["size"], (0,), ("gaugee",)))
+
+
+def test_two_columns_of_one_name_are_one_clear_error(dataset):
+    for name in ("gauge", "clean"):
+        plan = Plan({"ridge": small()}, ["size"], (0,), ("gauge",), also={name: dataset})
+        with pytest.raises(PredictorError, match=f"{name}: two columns"):
+            bench({"planted": dataset}, plan)
+
+
+def test_of_several_zoos_the_error_says_which(dataset):
+    zoos = {"good": dataset, "small": planted_dataset(3)}
+    with pytest.raises(PredictorError, match=r"^small: size: too few"):
+        bench(zoos, Plan({"ridge": small()}, ["size"], (0,)))
+
+
+def test_each_zoo_has_its_tables(dataset):
+    zoos = {"one": dataset, "two": planted_dataset(40, seed=3)}
+    found = bench(zoos, Plan({"ridge": small()}, ["size"], (0,)))
+    assert [(table.zoo, table.taught + table.tested) for table in found.tables] == [("one", 80), ("two", 40)]
+    assert len({zoo.digest for zoo in found.zoos}) == 2
 
 
 def test_a_larger_rank_among_the_tested_is_refused_by_the_model_that_cannot(dataset):

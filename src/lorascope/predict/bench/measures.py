@@ -27,11 +27,14 @@ from lorascope.predict.attack import Change, attacked_samples
 from lorascope.predict.bench.cells import Result, reason_of
 from lorascope.predict.bench.contenders import Contender
 from lorascope.predict.bench.question import Indices, Question, Structures
-from lorascope.predict.dataset import Dataset
+from lorascope.predict.dataset import Dataset, rows_of
 from lorascope.predict.fitting import fit_member
 from lorascope.predict.model import Inputs, Model, Sample, Structure
 from lorascope.predict.predictor import Member, Predictor
 from lorascope.predict.targets import is_missing
+
+ROOM = 1 << 30
+"""Bytes of the inputs of attacked adapters and of other zoos that are kept."""
 
 SPEED_ADAPTERS = 256
 SPEED_SECONDS = 0.2
@@ -39,18 +42,28 @@ SPEED_ROUNDS = 5
 
 
 class Features:
-    """A model's inputs of parts of datasets, each worked out once while the model is on the bench."""
+    """A model's inputs of parts of datasets, worked out once while the model is on the bench.
+
+    Those of a zoo as it is are kept; of attacked adapters and other zoos as many as fit into ``ROOM``, and the others
+    are worked out again for each member.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._known: dict[Any, Inputs] = {}
+        self._room = ROOM
 
-    def of(self, view: str, samples: Sequence[Sample], structure: Structure) -> Inputs:
+    def of(self, view: str, samples: Sequence[Sample], structure: Structure, *, is_plain: bool = False) -> Inputs:
         """The inputs of samples; ``view`` names them, the same samples always by the same name."""
-        key = (view, tuple(structure.sites.items()), structure.rank, structure.hyperparameters)
-        if key not in self._known:
-            self._known[key] = self._model.inputs(samples, structure)
-        return self._known[key]
+        key = (view, *_key(structure))
+        if key in self._known:
+            return self._known[key]
+        inputs = self._model.inputs(samples, structure)
+        size = sum(array.nbytes for array in inputs.values())
+        if is_plain or size <= self._room:
+            self._known[key] = inputs
+            self._room -= 0 if is_plain else size
+        return inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +75,8 @@ class Trial:
     features: Features
     structures: Structures
     seed: int
+    wider: Question | None = None
+    """The question that this one is a part of, whose inputs are there already."""
 
     @cached_property
     def fitted(self) -> tuple[Member, float]:
@@ -86,9 +101,14 @@ class Trial:
         return Predictor(self.question.target, self.contender.model, self.question.structure, (self.fitted[0],))
 
     def inputs(self, indices: Indices) -> Inputs:
-        """The inputs of adapters of the zoo as they are."""
+        """The inputs of adapters of the zoo as they are: rows of those of the whole question where there are such."""
+        whole = self.wider or self.question
+        is_alike = _key(whole.structure) == _key(self.question.structure)
+        for part in (whole.taught, whole.tested) if is_alike else ():
+            if len(indices) < len(part) and np.isin(indices, part).all():
+                return rows_of(self.inputs(part), np.searchsorted(part, indices))
         samples = [self.question.dataset.samples[i] for i in indices]
-        return self.features.of(f"plain {_digest(indices)}", samples, self.question.structure)
+        return self.features.of(f"plain {_digest(indices)}", samples, self.question.structure, is_plain=True)
 
     def metrics(self, inputs: Inputs, values: Sequence[Any]) -> dict[str, float]:
         """The metrics of the member on samples with these values."""
@@ -180,7 +200,7 @@ def unseen_range(hyperparameter: str) -> Measure:
 
     def take(trial: Trial) -> Result:
         narrowed, said = trial.question.beyond(hyperparameter, trial.structures)
-        other = replace(trial, question=narrowed)
+        other = replace(trial, question=narrowed, wider=trial.question)
         values = trial.values(narrowed.tested)
         return {
             "metrics": defined(other.metrics(other.inputs(narrowed.tested), values)),
@@ -249,6 +269,11 @@ def _in_memory(sample: Sample) -> Sample:
     }
     held: Adapter = adapter.with_sites(sites)
     return sample._replace(read=lambda: held)
+
+
+def _key(structure: Structure) -> tuple[Any, ...]:
+    """The structure as a value; the order of its sites matters."""
+    return tuple(structure.sites.items()), structure.rank, structure.hyperparameters
 
 
 def _digest(indices: Indices) -> str:

@@ -189,8 +189,12 @@ class _Posed:
 
 def _posed(name: str, dataset: Dataset, plan: Plan, others: Mapping[str, tuple[Dataset, str]]) -> _Posed:
     structures = Structures(dataset)
-    targets, not_asked = asked_targets(dataset, plan)
-    questions = [Question.of(dataset, target, structures) for target in targets]
+    try:
+        targets, not_asked = asked_targets(dataset, plan)
+        questions = [Question.of(dataset, target, structures) for target in targets]
+    except LorascopeError as error:
+        error.file = error.file or name  # of several zoos it must be said which
+        raise
     measures: list[Measure] = []
     columns: list[Column] = []
     for attack in plan.attacks:
@@ -212,6 +216,10 @@ def _posed(name: str, dataset: Dataset, plan: Plan, others: Mapping[str, tuple[D
         columns.append(
             Column(column, f"{len(other)} adapters of another zoo, those of groups seen in training left out")
         )
+    names = [CLEAN.column, SPEED.column, *(column.name for column in columns)]
+    twice = next((one for one in names if names.count(one) > 1), None)
+    if twice is not None:
+        raise PredictorError("two columns have the same name", key=twice, hint="call the other zoo otherwise")
     splits = {split: len(dataset.where(split)) for split in SPLITS}
     damaged = tuple(asdict(defect) for defect in dataset.damaged)
     groups = len(set(dataset.groups))
