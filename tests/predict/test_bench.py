@@ -366,6 +366,15 @@ def test_an_unknown_attack_is_one_clear_error(dataset):
         bench({"planted": dataset}, Plan({"ridge": small()}, ["size"], (0,), ("gaugee",)))
 
 
+def test_without_room_for_features_the_result_is_the_same(dataset, monkeypatch):
+    plan = Plan({"ridge": small()}, ["size"], (0, 1), ("gauge", "int8"))
+    kept = bench({"planted": dataset}, plan)
+    monkeypatch.setattr("lorascope.predict.bench.measures.ROOM", 0)
+    again = bench({"planted": dataset}, plan)
+    first, second = (rows(found.tables[0])["ridge"].columns for found in (kept, again))
+    assert {name: entry.score for name, entry in first.items()} == {name: entry.score for name, entry in second.items()}
+
+
 def test_two_columns_of_one_name_are_one_clear_error(dataset):
     for name in ("gauge", "clean"):
         plan = Plan({"ridge": small()}, ["size"], (0,), ("gauge",), also={name: dataset})
