@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the forge uses one process per core
 
@@ -19,8 +19,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lorascope.forge import forge
-from lorascope.predict import MODELS, Dataset
-from lorascope.predict.comparison import Comparison, compare_models
+from lorascope.predict import MODELS, Dataset, Predictor, fit_predictor
+from lorascope.predict.predictor import Evaluation, usable
 from lorascope.zoo import Zoo
 
 TARGETS = {"classes": ("auroc", "accuracy"), "test_accuracy": ("r2", "kendall_tau", "mae")}
@@ -102,19 +102,35 @@ def forge_zoo(path: Path, count: int, **settings: Any) -> Zoo:
     return zoo
 
 
-def fit(dataset: Dataset, targets: list[str], names: tuple[str, ...], seeds: int) -> list[Comparison]:
+class Fitted(NamedTuple):
+    """A model on a target: its predictor, evaluated on the test adapters as they are and in random gauges."""
+
+    label: str
+    predictor: Predictor
+    clean: Evaluation
+    gauged: Evaluation
+
+
+def fit(dataset: Dataset, targets: list[str], names: tuple[str, ...], seeds: int) -> list[Fitted]:
     """Fit every model to every target and evaluate it, as it is and in random gauges."""
-    models = {name: MODELS[name]() for name in names}
     rows = []
     with bar() as progress:
-        task = progress.add_task("fitting", total=len(models) * len(targets))
-        for row in compare_models(dataset, targets, models, seeds=range(seeds)):
-            progress.update(task, advance=1, description=f"fitted {row.label} to {row.clean.target}")
-            rows.append(row)
+        task = progress.add_task("fitting", total=len(names) * len(targets))
+        for target in targets:
+            test = dataset.subset(usable(dataset.values(target), dataset.where("test")))
+            for name in names:
+                model: Any = MODELS[name]()
+                predictor = fit_predictor(dataset, target, model, seeds=range(seeds))
+                clean, gauged = (
+                    predictor.evaluate(model.inputs(some.samples, predictor.structure), test.values(target))
+                    for some in (test, test.in_random_gauge(condition=100.0))
+                )
+                rows.append(Fitted(name, predictor, clean, gauged))
+                progress.update(task, advance=1, description=f"fitted {name} to {target}")
     return rows
 
 
-def show_table(rows: list[Comparison], metrics: tuple[str, ...]) -> None:
+def show_table(rows: list[Fitted], metrics: tuple[str, ...]) -> None:
     """Test metrics as they are, and what a random gauge leaves of the first."""
     first = rows[0].clean
     table = Table(title=f"{first.target} ({first.task}): {first.n} test adapters, mean ± sd over seeds")
@@ -138,7 +154,7 @@ def plus_minus(value: Mapping[str, float]) -> str:
     return f"{mean:.3f}" if sd != sd else f"{mean:.3f} ± {sd:.3f}"
 
 
-def show_unseen(zoo: Zoo, dataset: Dataset, ridge: Mapping[str, Comparison]) -> None:
+def show_unseen(zoo: Zoo, dataset: Dataset, ridge: Mapping[str, Fitted]) -> None:
     """Predict the facts of one adapter of the test split and compare with the truth."""
     truth = zoo.split("test")[0]
     sample = dataset.samples[dataset.ids.index(truth["id"])]
@@ -178,6 +194,7 @@ def show_next(folder: Path, seconds: float) -> None:
         f"{command} predict {folder}/ridge-classes {example} --json",
         f"{command} zoo import YOUR_FOLDER --labels YOUR_LABELS.csv --out my-zoo",
         f"{command} fit my-zoo --target YOUR_LABEL --model ridge --out my-predictor",
+        f"{command} bench my-zoo --out my-bench",
     ):
         screen.print(f"   {line}", soft_wrap=True)
 

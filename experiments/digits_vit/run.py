@@ -1,5 +1,7 @@
 """All models on a zoo of 1,000 digits-vit adapters, three seeds, clean and in random gauges.
 
+The same as ``lorascope bench`` with rows of other options; interrupted, it goes on from its cells beside the zoo.
+
     python experiments/digits_vit/run.py             # forges what is missing; about 25 minutes on 2 cores
     python experiments/digits_vit/run.py --small     # 200 adapters, 2 seeds; about 4 minutes
 
@@ -17,23 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy
 import torch
-from rich.progress import track
+from rich.progress import Progress
 
 from lorascope import __version__
 from lorascope.forge import forge
 from lorascope.predict import MODELS, Dataset
-from lorascope.predict.comparison import compare_models
+from lorascope.predict.bench import Plan, bench, cells_of
+from lorascope.report.bench import bench_as_markdown
 
 HERE = Path(__file__).parent
-METRICS = {"classes": ("auroc", "accuracy", "brier"), "test_accuracy": ("r2", "kendall_tau", "mae", "coverage_90")}
+TARGETS = ("classes", "test_accuracy")
 
 
 def models():
     """Label in the table → model."""
     ridge, glnet = MODELS["ridge"], MODELS["glnet"]
     return {
-        "hyperparameters": MODELS["hyperparameters"](),
-        "norms + ridge": ridge(features=("log-norm",)),
         "spectra + ridge": ridge(features=("log-norm", "log-spectrum")),
         "svd (MLP)": MODELS["svd"](),
         "mlp": MODELS["mlp"](),
@@ -45,30 +46,6 @@ def models():
         "ridge, sketches of 32": ridge(size=32),
         "ridge": ridge(),
     }
-
-
-def table(rows, target):
-    """A Markdown table of one target."""
-    chosen = [row for row in rows if row["target"] == target]
-    names = METRICS[target]
-    lines = [
-        f"### {target}: {chosen[0]['task']}, {chosen[0]['n']} test adapters",
-        "",
-        "| model | invariant to | " + " | ".join(names) + f" | {names[0]} in random gauge | fit, s |",
-        "|---|---|" + "---|" * (len(names) + 2),
-    ]
-    for row in chosen:
-        cells = [plus_minus(row["metrics"][name]) for name in names]
-        left = plus_minus(row["in_random_gauge"][names[0]])
-        lines.append(
-            f"| {row['model']} | {row['invariance']} | " + " | ".join(cells) + f" | {left} | {row['seconds']:.0f} |"
-        )
-    return "\n".join(lines)
-
-
-def plus_minus(value):
-    """mean ± sd over seeds."""
-    return f"{value['mean']:.3f} ± {value['sd']:.3f}"
 
 
 def main():
@@ -83,9 +60,12 @@ def main():
     zoo.parent.mkdir(parents=True, exist_ok=True)
     forge("digits-vit", count, zoo, seed=0, settings={"init": arguments.init}, workers=os.cpu_count() or 1)
     dataset = Dataset.of(zoo)
-    chosen = models()
-    comparisons = compare_models(dataset, list(METRICS), chosen, seeds=range(seeds))
-    rows = [row.as_dict() for row in track(comparisons, "fitting", total=2 * len(chosen))]
+    zoos = {"digits-vit": dataset}
+    plan = Plan(models(), TARGETS, range(seeds), ("gauge",), attack_seeds=seeds)
+    with Progress() as progress:
+        task = progress.add_task("fitting", total=cells_of(zoos, plan))
+        advance = lambda n: progress.advance(task, n)  # noqa: E731  a name keeps the line below readable
+        found = bench(zoos, plan, cells=home / "cells" / "digits-vit", done=advance)
     result = {
         "command": "python experiments/digits_vit/run.py" + (" --small" if arguments.small else ""),
         "zoo": {"recipe": "digits-vit", "count": count, "seed": 0, "init": arguments.init, "digest": dataset.digest},
@@ -97,12 +77,12 @@ def main():
             "numpy": numpy.__version__,
             "torch": str(torch.__version__).partition("+")[0],
         },
-        "rows": rows,
+        "bench": found.as_dict(),
     }
     prefix = ("small-" if arguments.small else "") + ("shared-" if arguments.init == "shared" else "")
     (HERE / f"{prefix}results.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = "\n\n".join(table(rows, target) for target in METRICS)
-    (HERE / f"{prefix}tables.md").write_text(text + "\n")
+    text = bench_as_markdown(found)
+    (HERE / f"{prefix}tables.md").write_text(text)
     print(text)
 
 

@@ -35,7 +35,7 @@ from lorascope.forge.recipes._glyphs import CHARACTERS, FACES, coarse, distorted
 from lorascope.forge.recipes.glyph_diffusion import finetuning_data, samples_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.predict import MODELS, Dataset, fit_predictor
-from lorascope.predict.comparison import compare_models
+from lorascope.predict.bench import Plan, bench
 from lorascope.predict.dataset import rows_of
 from lorascope.predict.metrics import mean_auroc
 from lorascope.predict.predictor import usable
@@ -227,13 +227,14 @@ def held_out(dataset, target, model, sources):
 def reading(zoo, seeds):
     """The zoo's own split, and folds over faces and over families."""
     dataset = Dataset.of(zoo)
-    rows = [row.as_dict() for row in compare_models(dataset, TARGETS, models(), seeds=range(seeds))]
+    plan = Plan(models(), TARGETS, range(seeds), ("gauge",), attack_seeds=seeds)
+    found = bench({NAME: dataset}, plan).as_dict()
     splits = {name: len(dataset.where(name)) for name in ("train", "validation", "test")}
     faces = {
         name: sorted({dataset.values("face")[i] for i in dataset.where(name)})
         for name in ("train", "validation", "test")
     }
-    return {"digest": dataset.digest, "splits": splits, "faces": faces, "rows": rows, "folds": over_sources(dataset)}
+    return {"digest": dataset.digest, "splits": splits, "faces": faces, "bench": found, "folds": over_sources(dataset)}
 
 
 def over_sources(dataset):
@@ -257,13 +258,12 @@ def tables(read):
         "| target | n | metric | hyperparameters | ridge | ridge in a random gauge |",
         "|---|---|---|---|---|---|",
     ]
-    for target in TARGETS:
-        pair = {row["model"]: row for row in read["rows"] if row["target"] == target}
-        metric = "r2" if pair["ridge"]["task"] == "regression" else "auroc"
-        blind, ridge = (pair[name]["metrics"][metric] for name in ("hyperparameters", "ridge"))
-        gauged = pair["ridge"]["in_random_gauge"][metric]
+    for table in read["bench"]["tables"]:
+        rows, metric = {row["label"]: row for row in table["rows"]}, table["metric"]
+        blind, ridge = (rows[name]["metrics"][metric] for name in ("hyperparameters", "ridge"))
+        gauged = rows["ridge"]["columns"]["gauge"]["score"]
         cells = " | ".join(f"{value['mean']:.3f} ± {value['sd']:.3f}" for value in (blind, ridge, gauged))
-        lines.append(f"| {target} | {pair['ridge']['n']} | {metric} | {cells} |")
+        lines.append(f"| {table['target']} | {table['tested']} | {metric} | {cells} |")
     lines += ["", "### Every face, and every family, held out once", ""]
     lines += ["| held out | target | metric | hyperparameters | ridge | folds |", "|---|---|---|---|---|---|"]
     blinds = {(row["held out"], row["target"]): row for row in read["folds"] if row["model"] == "hyperparameters"}

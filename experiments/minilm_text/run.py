@@ -26,8 +26,8 @@ from lorascope.forge.recipes import RECIPES, _minilm
 from lorascope.forge.recipes._dialogue import HELD_OUT, SOURCES
 from lorascope.forge.recipes._masked_text import NO_TARGET, VARIANTS
 from lorascope.formats import read
-from lorascope.predict import MODELS, Dataset
-from lorascope.predict.comparison import compare_models
+from lorascope.predict import MODELS, Dataset, fit_predictor
+from lorascope.predict.bench import Plan, bench
 from lorascope.predict.metrics import mean_auroc
 from lorascope.predict.predictor import usable
 from lorascope.zoo import Zoo
@@ -139,21 +139,19 @@ def of_labels(zoo):
 
 
 def readings(dataset, seeds):
-    """Ridge and the hyperparameters alone, on every label; and the AUROC of each source."""
-    models = {"ridge": MODELS["ridge"](), "hyperparameters": MODELS["hyperparameters"]()}
-    rows, by_source = [], {}
-    for one in compare_models(dataset, list(TARGETS), models, seeds=range(seeds)):
-        rows.append(one.as_dict())
-        print(json.dumps(rows[-1]), flush=True)
-        if one.clean.target == "sources" and one.label == "ridge":
-            test = dataset.subset(usable(dataset.values("sources"), dataset.where("test")))
-            inputs = one.predictor.model.inputs(test.samples, one.predictor.structure)
-            truth = one.predictor.target.encode(test.values("sources"), ignore_unknown=True)
-            scores = one.predictor.scores(inputs).mean(0)
-            for place, source in enumerate(one.predictor.target.classes):
-                auroc = mean_auroc(truth[:, [place]], scores[:, [place]])
-                by_source[SOURCES[int(source)][0]] = round(float(auroc), 3)
-    return rows, by_source
+    """Ridge and the baselines on every label; and the AUROC of each source."""
+    ridge = MODELS["ridge"]()
+    plan = Plan({"ridge": ridge}, TARGETS, range(seeds), ("gauge",), attack_seeds=seeds)
+    found = bench({"minilm-text": dataset}, plan, done=lambda _: print(".", end="", flush=True))
+    test = dataset.subset(usable(dataset.values("sources"), dataset.where("test")))
+    predictor = fit_predictor(dataset, "sources", ridge, seeds=range(seeds))
+    scores = predictor.scores(ridge.inputs(test.samples, predictor.structure)).mean(0)
+    truth = predictor.target.encode(test.values("sources"), ignore_unknown=True)
+    by_source = {
+        SOURCES[int(source)][0]: round(float(mean_auroc(truth[:, [place]], scores[:, [place]])), 3)
+        for place, source in enumerate(predictor.target.classes)
+    }
+    return found.as_dict(), by_source
 
 
 def main():
@@ -180,11 +178,11 @@ def main():
         "samples": samples(zoo, base, texts),
     }
     print(json.dumps(result, indent=1, default=float), flush=True)
-    rows, by_source = readings(dataset, arguments.seeds)
+    found, by_source = readings(dataset, arguments.seeds)
     result |= {
         "seeds": arguments.seeds,
         "auroc_by_source": by_source,
-        "rows": rows,
+        "bench": found,
         "versions": {
             "lorascope": __version__,
             "python": platform.python_version(),

@@ -24,7 +24,7 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-VERBS = ["", "inspect", "forge", "fit", "evaluate", "predict", "zoo", "zoo import", "zoo info"]
+VERBS = ["", "inspect", "forge", "fit", "evaluate", "predict", "bench", "models", "zoo", "zoo import", "zoo info"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -8,7 +8,6 @@ import pytest
 from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
 from lorascope.predict.calibration import Calibration
-from lorascope.predict.comparison import compare_models
 from lorascope.predict.leave_one_out import fit_ridge
 from lorascope.predict.targets import Target
 from planted import planted_dataset
@@ -78,17 +77,6 @@ def test_a_gauge_is_another_file_and_the_same_finetune(dataset):
     again = dataset.in_random_gauge(condition=100.0, seed=3, dtype=np.float64)
     first = next(iter(again.samples[0].read().values())).factors(np.float64).B
     assert np.array_equal(first, next(iter(turned.samples[0].read().values())).factors(np.float64).B)
-
-
-def test_comparing_models_measures_each_clean_and_attacked(dataset):
-    models = {"norms": MODELS["ridge"](features=("log-norm",)), "mlp": MODELS["mlp"](epochs=5)}
-    rows = list(compare_models(dataset, ["size"], models, seeds=(0, 1)))
-    assert [row.label for row in rows] == ["norms", "mlp"]
-    norms, mlp = rows
-    assert norms.clean.n == len(dataset.where("test"))
-    assert norms.clean.metrics["r2"]["mean"] == pytest.approx(norms.gauged.metrics["r2"]["mean"], abs=1e-4)
-    assert abs(mlp.clean.metrics["r2"]["mean"] - mlp.gauged.metrics["r2"]["mean"]) > 1e-2
-    assert set(norms.as_dict()) >= {"model", "metrics", "in_random_gauge", "seconds"}
 
 
 def test_intervals_hold_for_new_groups_where_samples_come_in_groups():

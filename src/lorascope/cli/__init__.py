@@ -22,7 +22,20 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from lorascope.cli import bake, convert, evaluate, fit, forge, formats, inspect, predict, verify, zoo
+    from lorascope.cli import (
+        bake,
+        bench,
+        convert,
+        evaluate,
+        fit,
+        forge,
+        formats,
+        inspect,
+        models,
+        predict,
+        verify,
+        zoo,
+    )
 
     app.command("inspect")(inspect.inspect)
     app.command("verify")(verify.verify)
@@ -30,9 +43,11 @@ def _register() -> None:
     app.command("bake")(bake.bake)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
+    app.command("models")(models.models)
     app.command("fit")(fit.fit)
     app.command("evaluate")(evaluate.evaluate)
     app.command("predict")(predict.predict)
+    app.command("bench")(bench.bench)
     app.add_typer(zoo.app, name="zoo")
 
 

@@ -22,28 +22,43 @@ def evaluate(
     splits: Annotated[
         Path | None, typer.Option(help="A file of `lorascope zoo split --out`.  [default: the split of the zoo]")
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave damaged adapters out, and count them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a predictor on a split of a zoo: metrics as mean and spread over its members."""
+    """Measure a predictor on a split of a zoo: metrics as mean and spread over its members.
+
+    A damaged adapter is an error that names it, unless those are to be left out; adapters without a value of the label
+    are left out and counted.
+    """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.errors import PredictorError
     from lorascope.predict import Dataset, Predictor
     from lorascope.predict.predictor import usable
+    from lorascope.predict.soundness import open_dataset
+    from lorascope.report.damaged import left_out
     from lorascope.zoo import Zoo
 
     names = {"all": ("train", "validation", "test")}.get(split, (split,))
     if split not in ("test", "validation", "train", "all"):
         raise PredictorError("unknown split", expected="test, validation, train or all", found=split)
     loaded = Predictor.load(predictor)
-    dataset = Dataset.of(Zoo.open(zoo, splits=splits))
-    chosen = dataset.subset(usable(dataset.values(loaded.target.name), dataset.where(*names)))
+    opened = Zoo.open(zoo, splits=splits)
+    Dataset.of(opened).values(loaded.target.name)  # a label that there is not is said before all adapters are looked at
+    with progress("looking at adapters", len(opened)) as looked:
+        dataset = open_dataset(opened, within=names, skip_damaged=skip_damaged, advance=looked)
+    chosen = dataset.subset(usable(dataset.values(loaded.target.name), range(len(dataset))))
+    unlabelled = len(dataset) - len(chosen)
     if gauge is not None:
         chosen = chosen.in_random_gauge(condition=gauge)
     with progress("reading adapters", len(chosen)) as read:
         inputs = loaded.model.inputs(chosen.samples, loaded.structure, read)
     result = loaded.evaluate(inputs, chosen.values(loaded.target.name), chosen.groups)
     if as_json:
-        print_json(result.as_dict())
+        counted = {"unlabelled": unlabelled, "damaged": len(dataset.damaged)}
+        paths = [defect.path for defect in dataset.damaged]
+        print_json({**result.as_dict(), "left_out": counted, "damaged": paths})
         return
     from rich.table import Table
 
@@ -58,3 +73,5 @@ def evaluate(
     screen.print(table)
     if result.seen:
         screen.print(f"{result.seen} of these {result.n} adapters are of groups that the predictor was fitted on.")
+    for line in left_out(unlabelled, dataset.damaged, result.target):
+        screen.print(line, soft_wrap=True)

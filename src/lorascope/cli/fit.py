@@ -13,11 +13,8 @@ def fit(
     target: Annotated[str, typer.Option(help="The label column to predict; `lorascope zoo info` lists them.")],
     out: Annotated[Path, typer.Option(help="The folder for the predictor.")],
     model: Annotated[
-        str,
-        typer.Option(
-            help="ridge, logistic, glnet, o-align, dense, svd, spectral, norms, mlp, augmented-mlp or hyperparameters."
-        ),
-    ] = "ridge",
+        str | None, typer.Option(help="`lorascope models` lists them and says which is the default.")
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(help="regression, binary, multi-label or multi-class; found from the column."),
@@ -29,19 +26,32 @@ def fit(
     splits: Annotated[
         Path | None, typer.Option(help="A file of `lorascope zoo split --out`.  [default: the split of the zoo]")
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Leave damaged adapters out, and count them.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fit a predictor of a label on the training part of a zoo; the test part is never touched."""
+    """Fit a predictor of a label on the training part of a zoo; the test part is never touched.
+
+    A damaged adapter is an error that names it, unless those are to be left out; adapters without a value of the label
+    are left out and counted.
+    """
     from lorascope.cli.options import with_options
     from lorascope.cli.output import console, print_json, progress
     from lorascope.predict import MODELS, Dataset, fit_predictor
+    from lorascope.predict.model import DEFAULT_MODEL
+    from lorascope.predict.soundness import open_dataset
     from lorascope.predict.store import check_writable
+    from lorascope.report.damaged import left_out
     from lorascope.zoo import Zoo
 
-    chosen = with_options(MODELS[model], option or [])
+    name = model or DEFAULT_MODEL
+    chosen = with_options(MODELS[name], option or [])
     check_writable(out)
-    dataset = Dataset.of(Zoo.open(zoo, splits=splits))
-    dataset.values(target)
+    opened = Zoo.open(zoo, splits=splits)
+    Dataset.of(opened).values(target)  # a label that there is not is said before all adapters are looked at
+    with progress("looking at adapters", len(opened)) as looked:
+        dataset = open_dataset(opened, within=("train", "validation"), skip_damaged=skip_damaged, advance=looked)
     with progress("reading adapters", len(dataset)) as read, progress("fitting", seeds) as fitted:
         predictor = fit_predictor(dataset, target, chosen, seeds=range(seeds), task=task, advance=read, done=fitted)
     predictor.save(out)
@@ -53,8 +63,10 @@ def fit(
                 "path": str(out),
                 "target": target,
                 "task": predictor.target.task,
-                "model": model,
+                "model": name,
                 "n": facts["samples"],
+                "left_out": facts["left_out"],
+                "damaged": [defect.path for defect in dataset.damaged],
                 "seeds": seeds,
                 "metrics": facts["metrics"],
             }
@@ -62,8 +74,10 @@ def fit(
         return
     screen = console()
     screen.print(
-        f"{model} predicts {target} ({predictor.target.task}), fitted on {facts['samples']} adapters, {seeds} seeds"
+        f"{name} predicts {target} ({predictor.target.task}), fitted on {facts['samples']} adapters, {seeds} seeds"
     )
     held = "left-out and validation samples of the first member"
     screen.print("  " + "  ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items()) + f"  ({held})")
+    for line in left_out(facts["left_out"]["unlabelled"], dataset.damaged, target):
+        screen.print(f"  {line}", soft_wrap=True)
     screen.print(f"written to {out}\nnext: lorascope evaluate {out} {zoo}", soft_wrap=True)

@@ -13,10 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
-from lorascope.formats import read
 from lorascope.predict.model import Inputs, Model, Sample, Structure
 from lorascope.symmetry import gauged, random_gauge
 from lorascope.zoo import Zoo
+from lorascope.zoo.store import Row
+from lorascope.zoo.verification import Defect
 
 Advance = Callable[[int], Any]
 
@@ -32,6 +33,7 @@ class Dataset:
         splits: ``train``, ``validation`` or ``test`` for each sample.
         hyperparameters: the names of the declared hyperparameters.
         digest: a hash of the ids, weights, configurations and labels of the adapters.
+        damaged: adapters of the zoo that were left out since they are damaged (:mod:`lorascope.predict.soundness`).
     """
 
     samples: tuple[Sample, ...]
@@ -41,15 +43,19 @@ class Dataset:
     ids: tuple[str, ...]
     hyperparameters: tuple[str, ...]
     digest: str
+    damaged: tuple[Defect, ...] = ()
     _inputs: dict[Any, Inputs] = field(default_factory=dict[Any, Inputs], repr=False)
 
     @classmethod
     def of(cls, zoo: Zoo | str | Path) -> Dataset:
-        """The dataset of a zoo: every adapter that was trained and can be read."""
+        """The dataset of a zoo: every adapter that was trained and could be read when the zoo was made.
+
+        Nothing is read yet; :func:`lorascope.predict.soundness.open_dataset` looks at each adapter first.
+        """
         zoo = zoo if isinstance(zoo, Zoo) else Zoo.open(zoo)
         rows = zoo.rows()
         names = tuple(zoo.hyperparameters())
-        samples = tuple(Sample(_reader(zoo.adapter_path(row)), {name: row[name] for name in names}) for row in rows)
+        samples = tuple(Sample(_reader(zoo, row), {name: row[name] for name in names}) for row in rows)
         content = "\n".join(
             f"{row['id']} {row['sha256']} {row.get('config_sha256')} {[row[name] for name in zoo.labels()]}"
             for row in rows
@@ -136,6 +142,10 @@ class Dataset:
             _inputs={},
         )
 
+    def without(self, damaged: Sequence[Defect]) -> Dataset:
+        """The same samples, with a record of those that were left out."""
+        return replace(self, damaged=tuple(damaged), _inputs={})
+
     def in_random_gauge(self, *, condition: float = 100.0, seed: int = 0, dtype: DTypeLike = np.float32) -> Dataset:
         """The same finetunes, every site of every adapter in a random gauge of this condition number.
 
@@ -153,8 +163,8 @@ def rows_of(inputs: Inputs, indices: NDArray[np.int64]) -> Inputs:
     return {name: array[indices] for name, array in inputs.items()}
 
 
-def _reader(path: Path) -> Callable[[], Adapter]:
-    return lambda: read(path)
+def _reader(zoo: Zoo, row: Row) -> Callable[[], Adapter]:
+    return lambda: zoo.read(row)
 
 
 def _in_gauge(

@@ -14,9 +14,9 @@ from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
 from lorascope.predict.metrics import measure
-from lorascope.predict.model import Model, Split
+from lorascope.predict.model import Inputs, Model, Split, Structure
 from lorascope.predict.predictor import Member, Predictor, group_hash
-from lorascope.predict.targets import Target
+from lorascope.predict.targets import Target, is_missing
 from lorascope.version import __version__
 from lorascope.zoo import split_of
 
@@ -53,7 +53,8 @@ def fit_predictor(
         PredictorError: for an unknown target, or too few adapters with a value of it.
     """
     values = dataset.values(target)
-    known = [int(i) for i in dataset.where("train", "validation") if values[i] is not None]
+    offered = dataset.where("train", "validation")
+    known = [int(i) for i in offered if not is_missing(values[i])]
     if len(known) < MINIMUM:
         raise PredictorError(
             "too few adapters to learn from",
@@ -67,22 +68,12 @@ def fit_predictor(
     inputs = dataset.inputs(model, structure, advance)
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
+    own, groups = rows_of(inputs, indices), [dataset.groups[i] for i in known]
     for seed in seeds:
-        is_validation = _validation([dataset.groups[i] for i in known], seed)
-        train, validation = (
-            Split(
-                rows_of(inputs, indices[chosen]),
-                encoded[chosen],
-                tuple(dataset.groups[i] for i in indices[chosen]),
-            )
-            for chosen in (~is_validation, is_validation)
-        )
-        fitted = model.fit(train, validation, goal, structure, seed=seed)
-        scores, truth = fitted.calibration
-        members.append(Member(seed, fitted, Calibration.fit(goal, scores, truth)))
+        members.append(fit_member(model, own, encoded, groups, goal, structure, seed=seed))
         if done is not None:
             done()
-    groups = sorted({dataset.groups[i] for i in known})
+    groups = sorted(set(groups))
     return Predictor(
         target=goal,
         model=model,
@@ -93,10 +84,42 @@ def fit_predictor(
             "zoo": dataset.digest,
             "split": blake2b("\n".join(groups).encode(), digest_size=16).hexdigest(),
             "samples": len(known),
+            "left_out": {"unlabelled": len(offered) - len(known), "damaged": len(dataset.damaged)},
             "versions": _versions(),
             "metrics": _own_metrics(goal, members),
         },
     )
+
+
+def fit_member(
+    model: Model,
+    inputs: Inputs,
+    encoded: NDArray[np.float64],
+    groups: Sequence[str],
+    target: Target,
+    structure: Structure,
+    *,
+    seed: int,
+) -> Member:
+    """One member: 85 % of the groups for training and the rest for validation, parted by the seed.
+
+    Args:
+        model: with its options.
+        inputs: of the samples that may be learnt from.
+        encoded: [n, width], their targets.
+        groups: their groups.
+        target, structure: what is predicted, of which adapters.
+        seed: of the parting and of the initialisation.
+    """
+    is_validation = _validation(groups, seed)
+    names = np.asarray(groups, object)
+    train, validation = (
+        Split(rows_of(inputs, np.flatnonzero(chosen)), encoded[chosen], tuple(names[chosen]))
+        for chosen in (~is_validation, is_validation)
+    )
+    fitted = model.fit(train, validation, target, structure, seed=seed)
+    scores, truth = fitted.calibration
+    return Member(seed, fitted, Calibration.fit(target, scores, truth))
 
 
 def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:

@@ -135,3 +135,6 @@ class Model(Protocol):
 
 
 MODELS: Family[type[Model]] = Family("model", "lorascope.predict.models", "MODEL", "lorascope.models")
+
+DEFAULT_MODEL = "ridge"
+"""The member that is fitted where nobody names one."""

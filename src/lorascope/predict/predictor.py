@@ -17,7 +17,7 @@ from lorascope.errors import PredictorError
 from lorascope.predict.calibration import LEVEL, Calibration
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import FittedModel, Inputs, Model, Sample, Structure
-from lorascope.predict.targets import Target
+from lorascope.predict.targets import Target, is_missing
 
 
 class Member(NamedTuple):
@@ -190,12 +190,17 @@ def group_hash(group: str) -> int:
 
 
 def usable(values: Sequence[Any], indices: Iterable[int]) -> NDArray[np.int64]:
-    """The indices whose value is known.
+    """The indices whose value is known: neither null nor a number that is not finite.
 
     Raises:
         PredictorError: where none is.
     """
-    known = np.asarray([i for i in indices if values[i] is not None], np.int64)
+    asked = list(indices)
+    known = np.asarray([i for i in asked if not is_missing(values[i])], np.int64)
     if not len(known):
-        raise PredictorError("no adapter of this split has a value of the target")
+        raise PredictorError(
+            "no adapter of this split has a value of the target",
+            found=f"{len(asked)} adapters in the split",
+            hint="`lorascope zoo info` counts splits and missing values, `lorascope zoo split` splits anew",
+        )
     return known

@@ -60,7 +60,7 @@ def save(predictor: Predictor, path: Path) -> None:
     except OSError as error:
         raise OutputError("the predictor cannot be written", file=path, found=error.strerror) from error
     try:
-        (temporary / CONFIG).write_text(json.dumps(_finite(config), indent=1, allow_nan=False) + "\n", "utf-8")
+        (temporary / CONFIG).write_text(json.dumps(finite(config), indent=1, allow_nan=False) + "\n", "utf-8")
         save_file(arrays, temporary / WEIGHTS)
         for file in temporary.iterdir():
             file.chmod(0o644)
@@ -206,9 +206,10 @@ def _model(name: str, options: dict[str, Any]) -> Model:
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null for every NaN and infinity, at any depth."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

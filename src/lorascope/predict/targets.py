@@ -8,6 +8,7 @@ multi-class   three words or more         scores: one logit per value
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -117,6 +118,15 @@ class Target:
                     )
                 coded[row, index[item]] = 1.0
         return coded[:, 1:] if self.task == "binary" else coded
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell says nothing: it is null, or a number that is not finite.
+
+    >>> [is_missing(value) for value in (None, float("nan"), 0.0, False, [], "")]
+    [True, True, False, False, False, False]
+    """
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _task_of(values: Sequence[Any]) -> Task:

@@ -4,7 +4,7 @@ from lorascope.symmetry.align import Aligned, align, random_template
 from lorascope.symmetry.canonical import SVD, balance, numerical_rank, thin_svd
 from lorascope.symmetry.cores import distance, inner, norm, principal_angles
 from lorascope.symmetry.gauge import act, pad_rank, random_gauge
-from lorascope.symmetry.stack import SiteStack, gauged, stack_adapters
+from lorascope.symmetry.stack import SiteStack, gauged, refactored, stack_adapters
 from lorascope.symmetry.types import FeatureType
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "principal_angles",
     "random_gauge",
     "random_template",
+    "refactored",
     "stack_adapters",
     "thin_svd",
 ]

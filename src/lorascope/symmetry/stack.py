@@ -127,13 +127,31 @@ def gauged(adapter: Adapter, gauge: Callable[[int], Array], *, dtype: DTypeLike 
     """
     from lorascope.symmetry.gauge import act
 
+    def turned(B: Array, A: Array) -> tuple[Array, Array]:
+        one, other = act(gauge(B.shape[-1]), B, A)
+        return one.astype(dtype), other.astype(dtype)
+
+    return refactored(adapter, turned)
+
+
+def refactored(adapter: Adapter, change: Callable[[Array, Array], tuple[Array, Array]]) -> Adapter:
+    """The adapter with other factors at every site: ``change`` takes B [out, rank] and A [rank, in] in float64, without
+    the scale, which stays.
+
+    >>> import numpy as np
+    >>> from lorascope.adapter import Adapter, LowRank
+    >>> adapter = Adapter({"q": LowRank(np.ones((4, 2)), np.ones((2, 3)), scale=3.0)})
+    >>> one = refactored(adapter, lambda B, A: (B[:, :1], A[:1]))
+    >>> one["q"].rank, one["q"].factors().scale
+    (1, 3.0)
+    """
     sites: dict[str, Update] = {}
     for name, update in adapter.items():
-        factors = update.factors(np.float64)
-        B, A = act(gauge(update.rank), factors.B, factors.A)
+        factors = _factors(adapter, name, np.float64)
+        B, A = change(factors.B, factors.A)
         sites[name] = LowRank(
-            B.astype(dtype),
-            A.astype(dtype),
+            B,
+            A,
             factors.scale,
             layer=update.layer,
             kernel=update.kernel,

@@ -101,7 +101,7 @@ def verify_zoo(zoo: str | Path, *, track: Callable[[Sequence[Row]], Iterable[Row
     rows, defects = _recorded(opened)
     hashed = 0
     for row in rows if track is None else track(rows):
-        defect = _defect_of(opened, row)
+        defect = defect_of(opened, row)
         hashed += defect is None and row.get("sha256") is not None
         defects += [] if defect is None else [defect]
     defects += _extra(opened, rows)
@@ -143,7 +143,8 @@ def _recorded(zoo: Zoo) -> tuple[list[Row], list[Defect]]:
     return rows, defects
 
 
-def _defect_of(zoo: Zoo, row: Row) -> Defect | None:
+def defect_of(zoo: Zoo, row: Row) -> Defect | None:
+    """What is wrong with the files of a row, compared with its recorded hashes; None where nothing is."""
     try:
         zoo.adapter_path(row)
     except LorascopeError as error:
