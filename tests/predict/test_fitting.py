@@ -1,5 +1,6 @@
 """Fitting never touches the test split, and says what it cannot do."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -125,3 +126,16 @@ def test_hyperparameters_that_do_not_vary_are_saved_and_read(dataset, tmp_path):
 def test_impossible_options_are_refused_by_name(name, options):
     with pytest.raises(PredictorError, match=f"{next(iter(options))}: the option has an impossible value"):
         MODELS[name](**options)
+
+
+def test_the_logarithm_of_a_label_is_a_target():
+    dataset = planted_dataset(20)
+    rates = [float(i + 1) for i in range(20)]
+    dataset = replace(dataset, labels={**dataset.labels, "rate": [None, *rates[1:]], "zero": [0.0, *rates[1:]]})
+    assert dataset.values("log:rate") == [None, *[math.log(rate) for rate in rates[1:]]]
+    with pytest.raises(PredictorError, match="no logarithm"):
+        dataset.values("log:zero")
+    with pytest.raises(PredictorError, match="no logarithm"):
+        dataset.values("log:kind")
+    with pytest.raises(PredictorError, match="no such label"):
+        dataset.values("log:rats")

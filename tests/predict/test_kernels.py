@@ -139,7 +139,7 @@ def test_a_machine_is_the_sum_of_its_kernels(planted):
     weights = {part: float(rng.uniform(0.5, 1.0)) for part in comparison.parts()}
     machine = Machine.of(comparison, weights, train, a, shift)
     K = np.add.reduce([weights[part] * gram.astype(np.float64) for part, gram in comparison.grams(train)])
-    assert len(weights) == 6 * 3 + 8  # six linear kernels at three sites, two radial ones at four lengths
+    assert len(weights) == 6 * 3 + 3 * 4  # six linear kernels at three sites, three radial ones at four lengths
     # Gram matrices are kept in float32
     tolerance = 40 * np.abs(a).max() * np.abs(K).max() * np.finfo(np.float32).eps * 10
     assert np.allclose(machine(train), K @ a + shift, rtol=0, atol=tolerance)

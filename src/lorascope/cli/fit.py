@@ -10,7 +10,7 @@ import typer
 
 def fit(
     zoo: Annotated[Path, typer.Argument(help="A zoo, from `forge` or `zoo import`.")],
-    target: Annotated[str, typer.Option(help="The label column to predict; `lorascope zoo info` lists them.")],
+    target: Annotated[str, typer.Option(help="The label to predict, or log:LABEL; `lorascope zoo info` lists them.")],
     out: Annotated[Path, typer.Option(help="The folder for the predictor.")],
     model: Annotated[
         str | None, typer.Option(help="`lorascope models` lists them and says which is the default.")

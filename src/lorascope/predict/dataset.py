@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
 from lorascope.predict.model import Inputs, Model, Sample, Structure
+from lorascope.predict.targets import is_missing
 from lorascope.symmetry import gauged, random_gauge
 from lorascope.zoo import Zoo
 from lorascope.zoo.store import Row
@@ -78,11 +79,13 @@ class Dataset:
         return np.flatnonzero([split in splits for split in self.splits])
 
     def values(self, target: str) -> Sequence[Any]:
-        """The values of a label column.
+        """The values of a label column; ``log:NAME`` are the natural logarithms of those of NAME.
 
         Raises:
-            PredictorError: where the zoo has no such label.
+            PredictorError: where the zoo has no such label, or a value has no logarithm.
         """
+        if target.startswith(LOGARITHM) and target not in self.labels:
+            return [_logarithm(value, target) for value in self.values(target.removeprefix(LOGARITHM))]
         if target not in self.labels:
             import difflib
 
@@ -156,6 +159,18 @@ class Dataset:
             for sample, name in zip(self.samples, self.ids, strict=True)
         )
         return replace(self, samples=samples, _inputs={})
+
+
+LOGARITHM = "log:"
+"""Before the name of a label: its natural logarithm is meant."""
+
+
+def _logarithm(value: Any, target: str) -> float | None:
+    if is_missing(value):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise PredictorError("a value has no logarithm", key=target, expected="positive numbers", found=value)
+    return float(np.log(value))
 
 
 def rows_of(inputs: Inputs, indices: NDArray[np.int64]) -> Inputs:

@@ -47,6 +47,8 @@ class Kernel(Protocol):
     blind_to: ClassVar[frozenset[Change]]
     lengths: ClassVar[tuple[float, ...]]
     """ℓ of a radial kernel, one kernel for each; empty for a linear one."""
+    is_rank_stable: ClassVar[bool]
+    """Whether its features mean the same at a rank that no training adapter had."""
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         """φ [n, d] at one site."""

@@ -179,3 +179,41 @@ class Machine:
             for length, coefficient in coefficients.items():
                 total += np.exp(-distances / (2 * length * length)) @ coefficient
         return total
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Slopes by kernel and site, radial training features and coefficients."""
+        arrays: dict[str, NDArray[Any]] = {"intercept": self.intercept}
+        for (name, site), slope in self.slopes.items():
+            arrays[f"slope.{name}.{site}"] = slope
+        for name, (X, coefficients) in self.radial.items():
+            centre = self.comparison.centres[name, -1]
+            arrays[f"radial.{name}.features"] = X
+            arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"] = centre.mean, centre.spread
+            for place, coefficient in enumerate(coefficients.values()):
+                arrays[f"radial.{name}.{place}"] = coefficient
+        return arrays, {"lengths": {name: list(coefficients) for name, (_, coefficients) in self.radial.items()}}
+
+    @classmethod
+    def restored(
+        cls, kernels: Sequence[Kernel], sites: Sites, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+    ) -> Machine:
+        """From ``state``."""
+        slopes = {
+            (kernel.name, site): arrays[f"slope.{kernel.name}.{site}"]
+            for kernel in kernels
+            for site in sites
+            if f"slope.{kernel.name}.{site}" in arrays
+        }
+        lengths: Mapping[str, Sequence[float]] = values["lengths"]
+        centres = {
+            (name, -1): Centre(arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"]) for name in lengths
+        }
+        radial = {
+            name: (
+                arrays[f"radial.{name}.features"],
+                {float(length): arrays[f"radial.{name}.{place}"] for place, length in enumerate(own)},
+            )
+            for name, own in lengths.items()
+        }
+        comparison = Comparison({kernel.name: kernel for kernel in kernels}, sites, centres)
+        return cls(comparison, slopes, radial, arrays["intercept"])

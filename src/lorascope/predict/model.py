@@ -136,5 +136,5 @@ class Model(Protocol):
 
 MODELS: Family[type[Model]] = Family("model", "lorascope.predict.models", "MODEL", "lorascope.models")
 
-DEFAULT_MODEL = "ridge"
+DEFAULT_MODEL = "kernels"
 """The member that is fitted where nobody names one."""

@@ -37,7 +37,7 @@ def contenders(models: Mapping[str, Model]) -> list[Contender]:
         raise PredictorError("the label is that of a baseline", key=SHUFFLED, hint="call the model otherwise")
     default: Any = MODELS[DEFAULT_MODEL]
     chosen = models.get(DEFAULT_MODEL, default())
-    baselines = {HYPERPARAMETERS: _made(HYPERPARAMETERS), NORMS: _norms()}
+    baselines = {HYPERPARAMETERS: _made(HYPERPARAMETERS), NORMS: _made(NORMS)}
     rows = [Contender(label, model) for label, model in models.items() if label not in baselines]
     rows += [Contender(label, models.get(label, model), "baseline") for label, model in baselines.items()]
     return [*rows, Contender(SHUFFLED, chosen, "baseline", is_shuffled=True)]
@@ -46,11 +46,3 @@ def contenders(models: Mapping[str, Model]) -> list[Contender]:
 def _made(name: str) -> Model:
     kind: Any = MODELS[name]
     return kind()
-
-
-def _norms() -> Model:
-    """The member of that name where there is one, else ridge on the logarithms of the norms: the same formula."""
-    if NORMS in MODELS.names():
-        return _made(NORMS)
-    ridge: Any = MODELS["ridge"]
-    return ridge(features=("log-norm",))

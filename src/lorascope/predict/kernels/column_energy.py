@@ -23,6 +23,7 @@ class ColumnEnergyKernel:
     sees: ClassVar[frozenset[Change]] = frozenset({"rotate out"})
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale", "sign", "rotate in"})
     lengths: ClassVar[tuple[float, ...]] = ()
+    is_rank_stable: ClassVar[bool] = True
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return weighted_side(tokens.left, shares(tokens.S))

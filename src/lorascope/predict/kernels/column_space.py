@@ -26,6 +26,7 @@ class ColumnSpaceKernel:
     sees: ClassVar[frozenset[Change]] = frozenset({"rotate out"})
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale", "sign", "rotate in"})
     lengths: ClassVar[tuple[float, ...]] = ()
+    is_rank_stable: ClassVar[bool] = True
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return weighted_side(tokens.left, filtered(tokens.S))

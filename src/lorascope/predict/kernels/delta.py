@@ -24,6 +24,7 @@ class DeltaKernel:
     sees: ClassVar[frozenset[Change]] = frozenset({"sign", "rotate out", "rotate in"})
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale"})
     lengths: ClassVar[tuple[float, ...]] = ()
+    is_rank_stable: ClassVar[bool] = True
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         scaled = tokens.left * np.sqrt(shares(tokens.S))[:, None, :]

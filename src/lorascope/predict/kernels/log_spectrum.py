@@ -23,6 +23,7 @@ class LogSpectrumKernel:
     sees: ClassVar[frozenset[Change]] = frozenset({"scale"})
     blind_to: ClassVar[frozenset[Change]] = frozenset({"sign", "rotate out", "rotate in"})
     lengths: ClassVar[tuple[float, ...]] = ()
+    is_rank_stable: ClassVar[bool] = False
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return log_spectrum(tokens.S, 4)

@@ -23,6 +23,7 @@ class RowEnergyKernel:
     sees: ClassVar[frozenset[Change]] = frozenset({"rotate in"})
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale", "sign", "rotate out"})
     lengths: ClassVar[tuple[float, ...]] = ()
+    is_rank_stable: ClassVar[bool] = True
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return weighted_side(tokens.right, shares(tokens.S))

@@ -23,6 +23,7 @@ class SpectrumKernel:
     sees: ClassVar[frozenset[Change]] = frozenset({"scale"})
     blind_to: ClassVar[frozenset[Change]] = frozenset({"sign", "rotate out", "rotate in"})
     lengths: ClassVar[tuple[float, ...]] = (0.3, 0.7, 1.5, 4.0)
+    is_rank_stable: ClassVar[bool] = False
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return log_spectrum(tokens.S, 4)

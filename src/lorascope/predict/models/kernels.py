@@ -7,6 +7,10 @@ are learned by the gradient of the leave-one-out error on at most ``subset`` tra
 each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
 depth. The exact leave-one-out error on all training adapters chooses the level and λ. Whole groups are left out.
 
+Spectra tell much, and mean something else at another rank. So there are two such functions: one of all kernels, for
+adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
+alone, for the others. The rank of an adapter is the largest over its sites, of singular values above 1e-5 σ₁.
+
 For regressions a second function of the same kernel learns how far off the first is: intervals are in proportion.
 
 GL-net with few channels sees P ΔW Qᵀ, linear in ΔW, which carries the noise that A started from; the column space
@@ -31,7 +35,19 @@ from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Spli
 from lorascope.predict.targets import Target
 from lorascope.predict.tokens import sites_of, tokens_of
 
-DEFAULT = ("column-space", "row-space", "column-energy", "row-energy", "delta", "log-spectrum", "spectrum", "size")
+DEFAULT = (
+    "column-space",
+    "row-space",
+    "column-energy",
+    "row-energy",
+    "delta",
+    "log-spectrum",
+    "spectrum",
+    "norms",
+    "size",
+)
+SMALLEST = 1e-5
+"""Below this share of σ₁ a singular value is what a change of gauge stored in float32 leaves of a zero."""
 PULL = 2e-3
 """How strongly finer weights are held to coarser ones, in log error per square of a logarithm."""
 NEGLIGIBLE = 1e-5
@@ -70,26 +86,43 @@ class Kernels:
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedKernels:
         """Closed form but for the weights; ``validation`` is not needed, ``seed`` draws the subset."""
         sites = sites_of(structure)
-        comparison = Comparison.of(self.members(), sites, train.inputs)
+        members = self.members()
+        comparison = Comparison.of(members, sites, train.inputs)
         mean = train.targets.mean(axis=0)
         spread = np.maximum(train.targets.std(axis=0), 1e-6)
         Y = (train.targets - mean) / spread
         chosen = _subset(train.groups, self.subset, seed)
         grams = dict(comparison.grams(train.inputs, chosen))
         blocks = blocks_of_groups([train.groups[i] for i in chosen])
-        found = _weights_by_level(grams, Y[chosen], blocks, sites)
-        solutions = _solutions(comparison, train.inputs, Y, found, blocks_of_groups(train.groups))
+        found = _weights_by_level(grams, Y[chosen], blocks, _levels(sites))
+        stable = {member.name for member in members if member.is_rank_stable}
+        kept = {part: gram for part, gram in grams.items() if part.kernel in stable}
+        if kept and len(kept) < len(grams):
+            found.append(_weights_by_level(kept, Y[chosen], blocks, _levels(sites)[:2])[-1])
+        blocks = blocks_of_groups(train.groups)
+        solutions = _solutions(comparison, train.inputs, Y, found, blocks)
         best = min(solutions, key=lambda solution: solution.error)
-        a = best.a * spread
-        shift = mean + CONSTANT * a.sum(axis=0)
-        calibration = (best.left_out * spread + mean, train.targets)
-        doubt = None if target.is_classification else _doubt(best, Y, blocks_of_groups(train.groups))
-        if doubt is not None:
-            a = np.concatenate([a, doubt.a], axis=1)
-            shift = np.concatenate([shift, doubt.mean + CONSTANT * doubt.a.sum(axis=0)])
-        machine = Machine.of(comparison, best.weights, train.inputs, a, shift)
-        spreads = np.ones(len(Y)) if doubt is None else _bounded(doubt.left_out)
-        return FittedKernels(machine, calibration, best.weights, target.width, spreads)
+        at_any_rank = solutions[-1]
+        machines: list[Machine] = []
+        doubts: list[Doubt | None] = []
+        for solution in (best, at_any_rank):
+            a = solution.a * spread
+            shift = mean + CONSTANT * a.sum(axis=0)
+            doubts.append(None if target.is_classification else _doubt(solution, Y, blocks))
+            if (doubt := doubts[-1]) is not None:
+                a = np.concatenate([a, doubt.a], axis=1)
+                shift = np.concatenate([shift, doubt.mean + CONSTANT * doubt.a.sum(axis=0)])
+            machines.append(Machine.of(comparison, solution.weights, train.inputs, a, shift))
+        own = ranks_of(train.inputs)
+        return FittedKernels(
+            machines[0],
+            machines[1],
+            (int(own.min()), int(own.max())),
+            (best.left_out * spread + mean, train.targets),
+            best.weights,
+            target.width,
+            np.ones(len(Y)) if doubts[0] is None else _bounded(doubts[0].left_out),
+        )
 
     def restore(
         self,
@@ -164,7 +197,7 @@ def _levels(sites: Sites) -> list[list[str]]:
 def _weights_by_level(grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, sites: Sites) -> list[Level]:
     """Weights on the subset, from coarse to fine, each level starting from the one before."""
     found: list[Level] = []
-    for classes in _levels(sites):
+    for classes in levels:
         members: dict[tuple[str, str, float], list[Part]] = {}
         for part in grams:
             members.setdefault((part.kernel, classes[part.site] if part.site >= 0 else "", part.length), []).append(
@@ -243,17 +276,24 @@ def _bounded(logs: Matrix) -> Matrix:
 
 
 class FittedKernels:
-    """A machine, and the left-out scores of the training adapters for calibration."""
+    """The two functions, and the left-out scores of the training adapters for calibration.
+
+    ``ranks``: the least and the largest rank of training, between which ``machine`` judges, else ``at_any_rank``.
+    """
 
     def __init__(
         self,
         machine: Machine,
+        at_any_rank: Machine,
+        ranks: tuple[int, int],
         calibration: tuple[Matrix, Matrix],
         weights: Mapping[Part, float],
         width: int,
         calibration_spreads: Matrix,
     ) -> None:
         self.machine = machine
+        self.at_any_rank = at_any_rank
+        self.ranks = ranks
         self.calibration = calibration
         self.calibration_spreads = calibration_spreads
         self.weights = weights
@@ -261,28 +301,38 @@ class FittedKernels:
 
     def scores(self, inputs: Inputs) -> Matrix:
         """[n, width]."""
-        return self.machine(inputs)[:, : self._width]
+        return self._by_rank(inputs, lambda machine, some: machine(some)[:, : self._width])
 
     def spreads(self, inputs: Inputs) -> Matrix:
         """How far off each score is likely to be, [n], up to a factor that calibration finds."""
-        logs = self.machine(inputs)[:, self._width :]
-        return _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
+
+        def doubts(machine: Machine, some: Inputs) -> Matrix:
+            logs = machine(some)[:, self._width :]
+            return _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
+
+        return self._by_rank(inputs, doubts)
+
+    def _by_rank(self, inputs: Inputs, values: Callable[[Machine, Inputs], Matrix]) -> Matrix:
+        """The values of each adapter by the machine that its rank calls for."""
+        ranks = ranks_of(inputs)
+        is_seen = (ranks >= self.ranks[0]) & (ranks <= self.ranks[1])
+        if is_seen.all():
+            return values(self.machine, inputs)
+        other = values(self.at_any_rank, {name: array[~is_seen] for name, array in inputs.items()})
+        result: Matrix = np.zeros((len(ranks), *other.shape[1:]))
+        result[~is_seen] = other
+        if is_seen.any():
+            result[is_seen] = values(self.machine, {name: array[is_seen] for name, array in inputs.items()})
+        return result
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Slopes by kernel and site, radial training features and coefficients; the weights, for the record."""
-        arrays: dict[str, NDArray[Any]] = {"intercept": self.machine.intercept}
-        for (name, site), slope in self.machine.slopes.items():
-            arrays[f"slope.{name}.{site}"] = slope
-        for name, (X, coefficients) in self.machine.radial.items():
-            centre = self.machine.comparison.centres[name, -1]
-            arrays[f"radial.{name}.features"] = X
-            arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"] = centre.mean, centre.spread
-            for place, coefficient in enumerate(coefficients.values()):
-                arrays[f"radial.{name}.{place}"] = coefficient
-        return arrays, {
-            "weights": [[*part, weight] for part, weight in self.weights.items()],
-            "lengths": {name: list(coefficients) for name, (_, coefficients) in self.machine.radial.items()},
-        }
+        """The state of both machines; the ranks; the weights, for the record."""
+        arrays: dict[str, NDArray[Any]] = {}
+        values: dict[str, Any] = {"ranks": list(self.ranks)}
+        for name, machine in (("seen", self.machine), ("any", self.at_any_rank)):
+            own, values[name] = machine.state()
+            arrays.update({f"{name}.{key}": array for key, array in own.items()})
+        return arrays, values | {"weights": [[*part, weight] for part, weight in self.weights.items()]}
 
     @classmethod
     def restored(
@@ -294,30 +344,28 @@ class FittedKernels:
         target: Target,
     ) -> FittedKernels:
         """From ``state``."""
-        from lorascope.predict.kernel_machine import Centre
-
-        slopes = {
-            (kernel.name, site): arrays[f"slope.{kernel.name}.{site}"]
-            for kernel in kernels
-            for site in sites
-            if f"slope.{kernel.name}.{site}" in arrays
-        }
-        lengths: Mapping[str, Sequence[float]] = values["lengths"]
-        centres = {
-            (name, -1): Centre(arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"]) for name in lengths
-        }
-        radial = {
-            name: (
-                arrays[f"radial.{name}.features"],
-                {float(length): arrays[f"radial.{name}.{place}"] for place, length in enumerate(own)},
+        machine, at_any_rank = (
+            Machine.restored(
+                kernels,
+                sites,
+                {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")},
+                values[name],
             )
-            for name, own in lengths.items()
-        }
-        comparison = Comparison({kernel.name: kernel for kernel in kernels}, sites, centres)
-        machine = Machine(comparison, slopes, radial, arrays["intercept"])
+            for name in ("seen", "any")
+        )
         weights = {Part(str(name), int(site), float(length)): float(w) for name, site, length, w in values["weights"]}
+        low, high = values["ranks"]
         nothing = np.zeros((0, target.width))
-        return cls(machine, (nothing, nothing), weights, target.width, np.zeros(0))
+        return cls(machine, at_any_rank, (int(low), int(high)), (nothing, nothing), weights, target.width, np.zeros(0))
+
+
+def ranks_of(inputs: Inputs) -> NDArray[np.int64]:
+    """The rank of each adapter, [n]: the largest over its sites of the number of σ above ``SMALLEST`` σ₁."""
+    ranks: NDArray[np.int64] = np.zeros(len(inputs["S0"]), np.int64)
+    for name, S in inputs.items():
+        if name.startswith("S"):
+            ranks = np.maximum(ranks, (S > SMALLEST * S[..., :1]).sum(axis=-1).max(axis=-1))
+    return ranks
 
 
 MODEL = Kernels
