@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
+from lorascope.predict.intervals import Trained, calibrate
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import Model, Split
 from lorascope.predict.predictor import Member, Predictor, group_hash
@@ -67,8 +68,10 @@ def fit_predictor(
     inputs = dataset.inputs(model, structure, advance)
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
+    trained: list[Trained] = []
+    groups = [dataset.groups[i] for i in known]
     for seed in seeds:
-        is_validation = _validation([dataset.groups[i] for i in known], seed)
+        is_validation = _validation(groups, seed)
         train, validation = (
             Split(
                 rows_of(inputs, indices[chosen]),
@@ -79,23 +82,28 @@ def fit_predictor(
         )
         fitted = model.fit(train, validation, goal, structure, seed=seed)
         scores, truth = fitted.calibration
-        members.append(Member(seed, fitted, Calibration.fit(goal, scores, truth)))
+        calibration = Calibration.fit(goal, scores, truth)
+        members.append(Member(seed, fitted, calibration))
+        places = np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+        trained.append(Trained(fitted, calibration, train, validation, *places))
         if done is not None:
             done()
-    groups = sorted({dataset.groups[i] for i in known})
+    names = sorted(set(groups))
     return Predictor(
         target=goal,
         model=model,
         structure=structure,
         members=tuple(members),
-        groups=frozenset(group_hash(group) for group in groups),
+        groups=frozenset(group_hash(group) for group in names),
         facts={
             "zoo": dataset.digest,
-            "split": blake2b("\n".join(groups).encode(), digest_size=16).hexdigest(),
+            "split": blake2b("\n".join(names).encode(), digest_size=16).hexdigest(),
             "samples": len(known),
             "versions": _versions(),
             "metrics": _own_metrics(goal, members),
         },
+        intervals=calibrate(goal, trained, encoded, groups),
+        familiarity=None if model.invariance == "blind" else dataset.familiarity(structure, indices),
     )
 
 
