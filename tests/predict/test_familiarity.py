@@ -16,7 +16,7 @@ from lorascope.symmetry import gauged, pad_rank, random_gauge, stack_adapters
 from lorascope.testing import product_condition
 from planted import SITES, planted_adapter, planted_dataset
 
-SETTINGS = {"base_steps": 100, "steps": 30}
+SETTINGS = {"base_steps": 60, "steps": 20}
 
 
 def sample_of(adapter):
@@ -84,10 +84,10 @@ def shuffled(adapter, rng):
     return Adapter({site: sites[site] for site in adapter})
 
 
-# the change, the reason given, and for how many at least: norms in training span a factor of 30 themselves
+# the change, the reason given, and for how many at least; norms in this zoo span a factor of 30 themselves
 STRANGE = {
-    "30 times the norm": (lambda adapter, rng: times(adapter, 30.0), "times the largest in training", 0.5),
-    "a 30th of the norm": (lambda adapter, rng: times(adapter, 1 / 30), "times the smallest in training", 0.5),
+    "100 times the norm": (lambda adapter, rng: times(adapter, 100.0), "times the largest in training", 0.7),
+    "a 100th of the norm": (lambda adapter, rng: times(adapter, 0.01), "times the smallest in training", 0.7),
     "random spaces": (random_with_spectra_of, "column spaces unlike", 0.9),
     "shuffled sites": (shuffled, "column spaces unlike", 0.9),
 }
@@ -113,15 +113,15 @@ def test_another_base_is_another_world(familiarity, held_out, tmp_path):
 
 
 def test_a_reader_goes_on_at_another_rank(familiarity, tmp_path):
-    forge("digits-vit", 12, tmp_path / "wide", seed=8, settings={**SETTINGS, "rank": 8})
+    forge("digits-vit", 8, tmp_path / "wide", seed=8, settings={**SETTINGS, "rank": 8})
     judged = familiarity.judge(in_memory(tmp_path / "wide").samples)
-    assert sum(one.is_strange for one in judged) <= 4
+    assert sum(one.is_strange for one in judged) <= 2
 
 
 def test_false_alarms_are_as_rare_as_stated():
-    # 12 zoos of 60, 60 new adapters each: the share of alarms, with groups as units
+    # 8 zoos of 60, 60 new adapters each: the share of alarms, with groups as units
     shares = []
-    for seed in range(12):
+    for seed in range(8):
         dataset = planted_dataset(120, seed=seed)
         familiarity = Familiarity.fit(dataset.samples[:60], dataset.groups[:60], dataset.structure(range(60)))
         shares.append(np.mean([one.is_strange for one in familiarity.judge(dataset.samples[60:])]))

@@ -81,16 +81,31 @@ def test_intervals_of_ridges_hold_for_the_mean_of_the_members(members):
     assert np.mean(shares) == pytest.approx(0.9, abs=0.02)
 
 
-def test_validation_samples_count_where_they_set_no_weights():
+def test_held_samples_count_and_those_that_steered_do_not():
     truth = np.arange(20.0)[:, None]
-    fitted = Uneven(np.ones(12), truth[:12], tells=False)
-    conformal = calibrate(REGRESSION, [trained(fitted, {"spread": np.ones(20)}, truth, held=8)], truth, range(20))
+    left_out = Uneven(np.ones(12), truth[:12], tells=False)
+    conformal = calibrate(REGRESSION, [trained(left_out, {"spread": np.ones(20)}, truth, held=8)], truth, range(20))
     assert conformal.values.tolist() == truth[:, 0].tolist()
-    steered = Uneven(np.ones(8), truth[12:], tells=False)
+    steered = Uneven(np.ones(4), 100 + truth[:4], tells=False)
     conformal = calibrate(REGRESSION, [trained(steered, {"spread": np.ones(20)}, truth, held=8)], truth, range(20))
     assert conformal.values.tolist() == truth[12:, 0].tolist()
-    with pytest.raises(ValueError, match="of all its training samples"):
-        calibrate(REGRESSION, [trained(Uneven(np.ones(3), truth[:3]), {"spread": np.ones(20)}, truth)], truth, [0] * 20)
+
+
+def test_networks_calibrate_on_samples_that_neither_trained_nor_stopped_them(monkeypatch):
+    seen = []
+    fit = MODELS["svd"].fit
+
+    def spying(self, train, validation, *rest, **named):
+        seen.append({*train.groups, *validation.groups})
+        return fit(self, train, validation, *rest, **named)
+
+    monkeypatch.setattr(MODELS["svd"], "fit", spying)
+    dataset = planted_dataset(40)
+    predictor = fit_predictor(dataset, "size", MODELS["svd"](epochs=1, hidden=8), seeds=(0, 1))
+    everything = {dataset.groups[i] for i in dataset.where("train", "validation")}
+    unseen = [everything - groups for groups in seen]
+    assert all(unseen)
+    assert len(predictor.intervals.values) == len(set.union(*unseen))
 
 
 def test_a_set_holds_the_class_and_is_never_empty():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
-from lorascope.predict.intervals import Trained, calibrate
+from lorascope.predict.intervals import Trained, calibrate, is_left_out
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import Model, Split
 from lorascope.predict.predictor import Member, Predictor, group_hash
@@ -37,9 +37,9 @@ def fit_predictor(
 ) -> Predictor:
     """A predictor of ``target`` with one member per seed.
 
-    The test split is never touched. For each seed the other groups are parted anew, 85 % for training and the
-    rest for validation, so that the spread over members holds the choice of samples as well as the
-    initialisation.
+    The test split is never touched. For each seed the other groups are parted anew, 85 % for training and the rest in
+    halves, one to stop by and one to calibrate on, so that the spread over members holds the choice of samples as
+    well as the initialisation.
 
     Args:
         dataset: of a zoo.
@@ -69,23 +69,21 @@ def fit_predictor(
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
     trained: list[Trained] = []
+    own_metrics: dict[str, float] = {}
     groups = [dataset.groups[i] for i in known]
     for seed in seeds:
-        is_validation = _validation(groups, seed)
-        train, validation = (
-            Split(
-                rows_of(inputs, indices[chosen]),
-                encoded[chosen],
-                tuple(dataset.groups[i] for i in indices[chosen]),
-            )
-            for chosen in (~is_validation, is_validation)
+        parts = _parts(groups, seed)
+        train, stop, held = (
+            Split(rows_of(inputs, indices[part]), encoded[part], tuple(groups[i] for i in part)) for part in parts
         )
-        fitted = model.fit(train, validation, goal, structure, seed=seed)
+        fitted = model.fit(train, stop, goal, structure, seed=seed)
         scores, truth = fitted.calibration
+        if not is_left_out(fitted, train):
+            scores, truth = fitted.scores(held.inputs), held.targets
         calibration = Calibration.fit(goal, scores, truth)
         members.append(Member(seed, fitted, calibration))
-        places = np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
-        trained.append(Trained(fitted, calibration, train, validation, *places))
+        trained.append(Trained(fitted, calibration, train, held, parts[0], parts[2]))
+        own_metrics = own_metrics or _own_metrics(goal, calibration, scores, truth)
         if done is not None:
             done()
     names = sorted(set(groups))
@@ -100,7 +98,7 @@ def fit_predictor(
             "split": blake2b("\n".join(names).encode(), digest_size=16).hexdigest(),
             "samples": len(known),
             "versions": _versions(),
-            "metrics": _own_metrics(goal, members),
+            "metrics": own_metrics,
         },
         intervals=calibrate(goal, trained, encoded, groups),
         familiarity=None if model.invariance == "blind" else dataset.familiarity(structure, indices),
@@ -117,10 +115,23 @@ def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
     return np.asarray([order[group] % 6 == 5 for group in groups])
 
 
-def _own_metrics(target: Target, members: Sequence[Member]) -> dict[str, float]:
-    """Metrics on the samples that calibrated the first member (validation, or leave-one-out)."""
-    scores, truth = members[0].fitted.calibration
-    calibration = members[0].calibration
+def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The places of a member's three parts: to train on, to stop by, and to calibrate on.
+
+    The last two are the halves of the validation part, by groups; the same where it is of one group alone.
+    """
+    is_validation = _validation(groups, seed)
+    others = np.flatnonzero(is_validation)
+    order = {group: place for place, group in enumerate(sorted({groups[i] for i in others}))}
+    is_held = np.asarray([order[groups[i]] % 2 == 0 for i in others])
+    stop, held = (others[~is_held], others[is_held]) if len(order) > 1 else (others, others)
+    return np.flatnonzero(~is_validation), stop, held
+
+
+def _own_metrics(
+    target: Target, calibration: Calibration, scores: NDArray[np.float64], truth: NDArray[np.float64]
+) -> dict[str, float]:
+    """Metrics on the samples that calibrated the first member (held, or leave-one-out)."""
     predicted = calibration.predict(target, scores)
     actual = calibration.predict(target, truth) if target.task == "regression" else truth
     return measure(target, actual, predicted)

@@ -111,7 +111,8 @@ class FittedModel(Protocol):
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]]
     """Scores and encoded targets of samples that did not set the weights: for uncertainty.
 
-    Of all training samples in order, each left out with its group, or of all validation samples in order.
+    Of all training samples in order, each left out with its group; or of validation samples, which then are replaced
+    by others, as these have steered.
     """
 
     def scores(self, inputs: Inputs) -> NDArray[np.float64]:
@@ -144,7 +145,7 @@ class Model(Protocol):
         ...
 
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
-        """Learn from ``train``; ``validation`` may steer the training and calibrate, never set weights."""
+        """Learn from ``train``; ``validation`` may steer the training, never set weights."""
         ...
 
     def restore(
