@@ -1,6 +1,6 @@
 """Do intervals hold their share of truths? 20 random splits of the digits zoo, and what the members do to it.
 
-    python experiments/learning-on-loras/coverage.py                  # ridge, svd and glnet; some 40 minutes
+    python experiments/learning-on-loras/coverage.py                  # ridge, svd and glnet; an hour or two
     python experiments/learning-on-loras/coverage.py --small          # 4 splits, ridge alone, the small zoo; 2 minutes
     python experiments/learning-on-loras/coverage.py --models ridge
 

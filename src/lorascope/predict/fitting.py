@@ -74,7 +74,7 @@ def fit_predictor(
     for seed in seeds:
         parts = _parts(groups, seed)
         train, stop, held = (
-            Split(rows_of(inputs, indices[part]), encoded[part], tuple(groups[i] for i in part)) for part in parts
+            Split(rows_of(inputs, indices[part]), encoded[part], tuple(groups[int(i)] for i in part)) for part in parts
         )
         fitted = model.fit(train, stop, goal, structure, seed=seed)
         scores, truth = fitted.calibration
@@ -122,8 +122,9 @@ def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
     """
     is_validation = _validation(groups, seed)
     others = np.flatnonzero(is_validation)
-    order = {group: place for place, group in enumerate(sorted({groups[i] for i in others}))}
-    is_held = np.asarray([order[groups[i]] % 2 == 0 for i in others])
+    own = [groups[int(i)] for i in others]
+    order = {group: place for place, group in enumerate(sorted(set(own)))}
+    is_held = np.asarray([order[group] % 2 == 0 for group in own])
     stop, held = (others[~is_held], others[is_held]) if len(order) > 1 else (others, others)
     return np.flatnonzero(~is_validation), stop, held
 
