@@ -113,6 +113,14 @@ def test_predict_prints_text_json_and_csv(run, predictor, folder):
     _, out, _ = run("predict", predictor, *adapters, "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert float(rows[1]["size"]) == pytest.approx(records[1]["prediction"])
+    assert rows[1]["abstained"] == "false"
+
+    _, out, _ = run("predict", predictor, *adapters, "--level", "0.5")
+    assert "50 % interval" in out
+    _, out, _ = run("predict", predictor, *adapters, "--level", "0.5", "--json")
+    narrow = json.loads(out.splitlines()[0])
+    assert narrow["level"] == 0.5
+    assert records[0]["interval"][0] < narrow["interval"][0] < narrow["interval"][1] < records[0]["interval"][1]
 
 
 def test_probabilities_of_many_labels(run, zoo, folder, tmp_path):
@@ -166,6 +174,80 @@ def test_mistakes_are_one_clear_error_with_exit_code_2(run, zoo, predictor, fold
     code, out, _ = run("evaluate", nowhere, zoo, "--json")
     assert code == 2
     assert json.loads(out)["error"] == "PredictorError"
+
+
+@pytest.fixture
+def strange(folder, tmp_path):
+    """An adapter of the right sites, ten thousand times too large."""
+    from lorascope.adapter import Adapter, LowRank
+
+    adapter = lorascope.read(folder / "adapters" / "a0")
+    sites = {}
+    for site, update in adapter.items():
+        B, A, scale = update.factors()
+        sites[site] = LowRank(B, A, scale * 1e4)
+    lorascope.write(Adapter(sites), tmp_path / "strange")
+    return tmp_path / "strange"
+
+
+def test_it_abstains_on_what_is_unlike_training_and_exits_with_1(run, predictor, folder, strange):
+    usual = folder / "adapters" / "a0"
+    code, out, _ = run("predict", predictor, strange, usual)
+    assert code == 1
+    assert "no value" in out
+    assert "times the largest in training" in out
+    code, out, _ = run("predict", predictor, usual, strange, "--json")
+    assert code == 1
+    said, withheld = (json.loads(line) for line in out.splitlines())
+    assert (said["abstained"], withheld["abstained"]) == (False, True)
+    assert (withheld["prediction"], withheld["interval"], withheld["sd"]) == (None, None, None)
+    assert said["prediction"] is not None
+    assert withheld["p_value"] < 0.01
+    assert withheld["schema_version"] == said["schema_version"] == 2
+    code, out, _ = run("predict", predictor, strange, "--csv")
+    [row] = csv.DictReader(io.StringIO(out))
+    assert (code, row["size"], row["abstained"]) == (1, "", "true")
+
+
+def test_a_forced_value_is_marked(run, predictor, strange):
+    code, out, _ = run("predict", predictor, strange, "--force", "--json")
+    record = json.loads(out)
+    assert (code, record["abstained"]) == (1, True)
+    assert record["prediction"] is not None
+    _, out, _ = run("predict", predictor, strange, "--force")
+    assert "not to be relied on" in out
+    _, out, _ = run("predict", predictor, strange, "--force", "--csv")
+    [row] = csv.DictReader(io.StringIO(out))
+    assert float(row["size"]) == pytest.approx(record["prediction"])
+    assert row["abstained"] == "true"
+
+
+def test_an_error_outweighs_an_abstention(run, predictor, strange, tmp_path):
+    code, _, _ = run("predict", predictor, strange, tmp_path / "nowhere")
+    assert code == 2
+
+
+def test_predict_explains(run, predictor, folder, strange):
+    usual = folder / "adapters" / "a0"
+    code, out, _ = run("predict", predictor, usual, "--explain")
+    assert code == 0
+    assert "by feature" in out
+    assert "layers.0.q" in out
+    _, out, _ = run("predict", predictor, usual, strange, "--explain", "--json")
+    said, withheld = (json.loads(line) for line in out.splitlines())
+    told = said["explanation"]
+    assert told["score"] - told["baseline"] == pytest.approx(sum(told["sites"].values()))
+    assert told["score"] == pytest.approx(said["prediction"])
+    assert withheld["explanation"] is None
+    code, _, err = run("predict", predictor, usual, "--explain", "--csv")
+    assert code == 2
+    assert "no row" in err
+
+
+def test_a_level_that_is_no_share_is_refused(run, predictor, folder):
+    code, _, err = run("predict", predictor, folder / "adapters" / "a0", "--level", "90")
+    assert code == 2
+    assert "between 0 and 1" in err
 
 
 def test_an_adapter_of_another_base_is_refused_with_the_reason(run, predictor, tmp_path):

@@ -8,9 +8,8 @@ import pytest
 
 from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
-from lorascope.predict.calibration import Calibration
+from lorascope.predict.conformal import Conformal
 from lorascope.predict.leave_one_out import fit_ridge
-from lorascope.predict.targets import Target
 from planted import planted_dataset
 
 
@@ -90,8 +89,7 @@ def test_intervals_hold_for_new_groups_where_samples_come_in_groups():
         Z = np.repeat(X, 4, axis=0) + 1e-3 * rng.standard_normal((240, 40))
         Y, groups = np.repeat(truth, 4, axis=0), np.repeat(np.arange(60), 4)
         solution = fit_ridge({"x": Z[:160]}, Y[:160], sample_groups=groups[:160])
-        target = Target("t", "regression", (), 0.0, 1.0)
-        half = Calibration.fit(target, solution.left_out, Y[:160]).half_width
+        half = Conformal.of(np.abs(solution.left_out - Y[:160])[:, 0], groups[:160]).quantile(0.9)
         shares.append(np.mean(np.abs(solution.predict({"x": Z[160:]}) - Y[160:]) <= half))
     assert 0.85 < np.mean(shares) < 0.95
 

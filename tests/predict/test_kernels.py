@@ -133,7 +133,7 @@ def planted():
 def test_a_machine_is_the_sum_of_its_kernels(planted):
     model, structure, inputs = planted
     train = {name: array[:40] for name, array in inputs.items()}
-    comparison = Comparison.of(model.members(), sites_of(structure), train)
+    comparison = Comparison.of(model.compared(), sites_of(structure), train)
     rng = np.random.default_rng(0)
     a, shift = rng.standard_normal((40, 2)), np.array([1.0, -2.0])
     weights = {part: float(rng.uniform(0.5, 1.0)) for part in comparison.parts()}
@@ -147,7 +147,7 @@ def test_a_machine_is_the_sum_of_its_kernels(planted):
 
 def test_every_part_has_mean_zero_and_mean_diagonal_one(planted):
     model, structure, inputs = planted
-    comparison = Comparison.of(model.members(), sites_of(structure), inputs)
+    comparison = Comparison.of(model.compared(), sites_of(structure), inputs)
     for part, gram in comparison.grams(inputs):
         assert np.trace(gram) / len(gram) == pytest.approx(1.0, abs=1e-4), part
         assert np.abs(gram.mean(axis=0)).max() < 1e-4, part

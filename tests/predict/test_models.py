@@ -151,7 +151,7 @@ def test_what_the_column_space_holds_is_found_by_those_who_can_see_it(predictors
         values = [dataset.labels["classes"][i] for i in test]
         evaluation = predictor.evaluate(inputs, values, [dataset.groups[i] for i in test])
         assert evaluation.seen == 0
-        assert set(evaluation.metrics) == {"accuracy", "auroc", "brier"}
+        assert set(evaluation.metrics) == {"accuracy", "auroc", "brier", "ece"}
         found[name] = evaluation.metrics["auroc"]["mean"]
     for name in ("ridge", "logistic", "o-align"):
         assert found[name] > 0.95, name

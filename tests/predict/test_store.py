@@ -57,7 +57,8 @@ def test_a_place_that_cannot_be_written_leaves_nothing(predictor, tmp_path):
 
 
 CHANGES = {
-    "newer schema": lambda c: c.update(schema_version=2),
+    "older schema": lambda c: c.update(schema_version=1),
+    "newer schema": lambda c: c.update(schema_version=3),
     "no schema": lambda c: c.pop("schema_version"),
     "unknown model": lambda c: c["model"].update(name="os.system"),
     "unknown option": lambda c: c["model"]["options"].update(evil=1),

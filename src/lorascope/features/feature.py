@@ -16,7 +16,8 @@ class Feature(Protocol):
     """An invariant of GL(rank) at every site.
 
     A member is a frozen dataclass whose fields are its parameters. It declares for each change of ΔW whether
-    it sees it (the value must change) or is blind to it (it must not); the laws test both.
+    it sees it (the value must change) or is blind to it (it must not); the laws test both. Where the value is a sum
+    over the singular directions of ΔW, ``directions(stack)`` gives the summands, [N, S, k, d].
     """
 
     name: ClassVar[str]

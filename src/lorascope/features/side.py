@@ -52,9 +52,24 @@ def side_sketch(
     Entries off the diagonal carry a factor √2, so that the Euclidean inner product of two sketches is the
     Frobenius inner product of the matrices.
     """
-    xp = namespace(S)
     matrix = (basis * filter_values(S, delta)[..., None, :]) @ transpose(basis)
+    rows, columns, weights = _triangle(matrix)
+    return matrix[..., rows, columns] * weights
+
+
+def side_directions(
+    basis: Float[Array, "*sites h k"], S: Float[Array, "*sites k"], delta: float
+) -> Float[Array, "*sites k components"]:
+    """What each singular direction adds to ``side_sketch``: f(σ_i) x_i x_iᵀ; they sum to it."""
+    rows, columns, weights = _triangle(basis @ transpose(basis))
+    X = transpose(basis)
+    return filter_values(S, delta)[..., None] * X[..., rows] * X[..., columns] * weights
+
+
+def _triangle(matrix: Array) -> tuple[Array, Array, Array]:
+    """Rows and columns of the upper triangle, and 1 on the diagonal, √2 off it."""
+    xp = namespace(matrix)
     h = matrix.shape[-1]
     rows, columns = xp.nonzero(xp.triu(xp.ones((h, h), dtype=matrix.dtype)))
     one, root = xp.asarray(1.0, dtype=matrix.dtype), xp.asarray(2**0.5, dtype=matrix.dtype)
-    return matrix[..., rows, columns] * xp.where(rows == columns, one, root)
+    return rows, columns, xp.where(rows == columns, one, root)

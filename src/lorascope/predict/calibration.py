@@ -1,12 +1,11 @@
-"""From scores to statements: calibrated probabilities, and intervals meant to hold 90 % of truths.
+"""From scores to values and probabilities.
 
 classification   p = sigmoid (softmax) of slope · score + intercept, by logistic regression on scores of samples
                  whose targets did not set the weights (Platt 1999)
-regression       score ± q, with q the ⌈0.9 (n + 1)⌉-th smallest absolute residual on such samples: split
-                 conformal prediction (Vovk et al. 2005); for leave-one-out residuals, the jackknife
+regression       score · spread + mean of the target
 
-The samples did choose when to stop training, or the penalties, so the promises hold approximately; whether they do
-is measured on the test split (``coverage_90``, ``brier``).
+The samples did choose when to stop training, or the penalties, so probabilities hold approximately; whether they do
+is measured on the test split (``brier``, ``ece``). Intervals are those of ``intervals``.
 """
 
 from __future__ import annotations
@@ -20,30 +19,20 @@ from numpy.typing import NDArray
 from lorascope.errors import MissingExtraError
 from lorascope.predict.targets import Target
 
-LEVEL = 0.9
-"""The share of truths that an interval is to hold."""
-
 
 @dataclass(frozen=True)
 class Calibration:
-    """``slope`` and ``intercept`` [width] for classification; ``half_width`` in the target's unit for regression.
-
-    ``half_width`` is infinite where there were too few samples (fewer than nine) to promise anything.
-    """
+    """``slope`` and ``intercept`` [width] for classification; 1 and 0 for regression."""
 
     slope: NDArray[np.float64]
     intercept: NDArray[np.float64]
-    half_width: float = math.inf
 
     @classmethod
     def fit(cls, target: Target, scores: NDArray[np.float64], truth: NDArray[np.float64]) -> Calibration:
         """From scores [n, width] and encoded targets of samples that did not set the weights."""
         width = scores.shape[1]
         if target.task == "regression":
-            residuals = np.sort(np.abs(scores - truth)[:, 0]) * target.spread
-            place = math.ceil(LEVEL * (len(residuals) + 1))
-            half = float(residuals[place - 1]) if place <= len(residuals) else math.inf
-            return cls(np.ones(width), np.zeros(width), half)
+            return cls(np.ones(width), np.zeros(width))
         fitted = [_platt(scores[:, k], truth[:, k]) for k in range(width)]
         return cls(np.asarray([a for a, _ in fitted]), np.asarray([b for _, b in fitted]))
 

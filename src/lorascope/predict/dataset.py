@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
+from lorascope.predict.familiarity import Familiarity
 from lorascope.predict.model import Inputs, Model, Sample, Structure
 from lorascope.predict.targets import is_missing
 from lorascope.symmetry import gauged, random_gauge
@@ -46,6 +47,7 @@ class Dataset:
     digest: str
     damaged: tuple[Defect, ...] = ()
     _inputs: dict[Any, Inputs] = field(default_factory=dict[Any, Inputs], repr=False)
+    _familiarities: dict[Any, Familiarity] = field(default_factory=dict[Any, Familiarity], repr=False)
 
     @classmethod
     def of(cls, zoo: Zoo | str | Path) -> Dataset:
@@ -132,6 +134,15 @@ class Dataset:
             self._inputs[key] = model.inputs(self.samples, structure, advance)
         return self._inputs[key]
 
+    def familiarity(self, structure: Structure, indices: NDArray[np.int64]) -> Familiarity:
+        """What these adapters look like, computed once for all targets and models that they serve."""
+        key = (tuple(structure.sites.items()), structure.rank, indices.tobytes())
+        if key not in self._familiarities:
+            samples = [self.samples[int(i)] for i in indices]
+            groups = [self.groups[int(i)] for i in indices]
+            self._familiarities[key] = Familiarity.fit(samples, groups, structure)
+        return self._familiarities[key]
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         """These samples alone."""
         pick = [int(i) for i in indices]
@@ -143,6 +154,7 @@ class Dataset:
             splits=tuple(self.splits[i] for i in pick),
             ids=tuple(self.ids[i] for i in pick),
             _inputs={},
+            _familiarities={},
         )
 
     def without(self, damaged: Sequence[Defect]) -> Dataset:
@@ -158,7 +170,7 @@ class Dataset:
             sample._replace(read=_in_gauge(sample.read, condition, seed, name, dtype))
             for sample, name in zip(self.samples, self.ids, strict=True)
         )
-        return replace(self, samples=samples, _inputs={})
+        return replace(self, samples=samples, _inputs={}, _familiarities={})
 
 
 LOGARITHM = "log:"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
+from lorascope.predict.intervals import Trained, calibrate, is_left_out
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import Inputs, Model, Split, Structure
 from lorascope.predict.predictor import Member, Predictor, group_hash
@@ -36,9 +37,9 @@ def fit_predictor(
 ) -> Predictor:
     """A predictor of ``target`` with one member per seed.
 
-    The test split is never touched. For each seed the other groups are parted anew, 85 % for training and the
-    rest for validation, so that the spread over members holds the choice of samples as well as the
-    initialisation.
+    The test split is never touched. For each seed the other groups are parted anew, 85 % for training and the rest in
+    halves, one to stop by and one to calibrate on, so that the spread over members holds the choice of samples as
+    well as the initialisation.
 
     Args:
         dataset: of a zoo.
@@ -68,26 +69,33 @@ def fit_predictor(
     inputs = dataset.inputs(model, structure, advance)
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
+    trained: list[Trained] = []
+    own_metrics: dict[str, float] = {}
     own, groups = rows_of(inputs, indices), [dataset.groups[i] for i in known]
     for seed in seeds:
-        members.append(fit_member(model, own, encoded, groups, goal, structure, seed=seed))
+        member, one = fit_member(model, own, encoded, groups, goal, structure, seed=seed)
+        members.append(member)
+        trained.append(one)
+        own_metrics = own_metrics or _own_metrics(goal, one)
         if done is not None:
             done()
-    groups = sorted(set(groups))
+    names = sorted(set(groups))
     return Predictor(
         target=goal,
         model=model,
         structure=structure,
         members=tuple(members),
-        groups=frozenset(group_hash(group) for group in groups),
+        groups=frozenset(group_hash(group) for group in names),
         facts={
             "zoo": dataset.digest,
-            "split": blake2b("\n".join(groups).encode(), digest_size=16).hexdigest(),
+            "split": blake2b("\n".join(names).encode(), digest_size=16).hexdigest(),
             "samples": len(known),
             "left_out": {"unlabelled": len(offered) - len(known), "damaged": len(dataset.damaged)},
             "versions": _versions(),
-            "metrics": _own_metrics(goal, members),
+            "metrics": own_metrics,
         },
+        intervals=calibrate(goal, trained, encoded, groups),
+        familiarity=None if model.invariance == "blind" else dataset.familiarity(structure, indices),
     )
 
 
@@ -100,8 +108,10 @@ def fit_member(
     structure: Structure,
     *,
     seed: int,
-) -> Member:
-    """One member: 85 % of the groups for training and the rest for validation, parted by the seed.
+) -> tuple[Member, Trained]:
+    """One member, and what its intervals can be made from.
+
+    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them.
 
     Args:
         model: with its options.
@@ -111,15 +121,16 @@ def fit_member(
         target, structure: what is predicted, of which adapters.
         seed: of the parting and of the initialisation.
     """
-    is_validation = _validation(groups, seed)
-    names = np.asarray(groups, object)
-    train, validation = (
-        Split(rows_of(inputs, np.flatnonzero(chosen)), encoded[chosen], tuple(names[chosen]))
-        for chosen in (~is_validation, is_validation)
+    parts = _parts(groups, seed)
+    train, stop, held = (
+        Split(rows_of(inputs, part), encoded[part], tuple(groups[int(i)] for i in part)) for part in parts
     )
-    fitted = model.fit(train, validation, target, structure, seed=seed)
+    fitted = model.fit(train, stop, target, structure, seed=seed)
     scores, truth = fitted.calibration
-    return Member(seed, fitted, Calibration.fit(target, scores, truth))
+    if not is_left_out(fitted, train):
+        scores, truth = fitted.scores(held.inputs), held.targets
+    calibration = Calibration.fit(target, scores, truth)
+    return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2])
 
 
 def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
@@ -132,12 +143,27 @@ def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
     return np.asarray([order[group] % 6 == 5 for group in groups])
 
 
-def _own_metrics(target: Target, members: Sequence[Member]) -> dict[str, float]:
-    """Metrics on the samples that calibrated the first member (validation, or leave-one-out)."""
-    scores, truth = members[0].fitted.calibration
-    calibration = members[0].calibration
-    predicted = calibration.predict(target, scores)
-    actual = calibration.predict(target, truth) if target.task == "regression" else truth
+def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The places of a member's three parts: to train on, to stop by, and to calibrate on.
+
+    The last two are the halves of the validation part, by groups; the same where it is of one group alone.
+    """
+    is_validation = _validation(groups, seed)
+    others = np.flatnonzero(is_validation)
+    own = [groups[int(i)] for i in others]
+    order = {group: place for place, group in enumerate(sorted(set(own)))}
+    is_held = np.asarray([order[group] % 2 == 0 for group in own])
+    stop, held = (others[~is_held], others[is_held]) if len(order) > 1 else (others, others)
+    return np.flatnonzero(~is_validation), stop, held
+
+
+def _own_metrics(target: Target, trained: Trained) -> dict[str, float]:
+    """Metrics on the samples that calibrated a member (held, or leave-one-out)."""
+    scores, truth = trained.fitted.calibration
+    if not is_left_out(trained.fitted, trained.train):
+        scores, truth = trained.fitted.scores(trained.held.inputs), trained.held.targets
+    predicted = trained.calibration.predict(target, scores)
+    actual = trained.calibration.predict(target, truth) if target.task == "regression" else truth
     return measure(target, actual, predicted)
 
 

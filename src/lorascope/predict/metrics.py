@@ -1,9 +1,11 @@
 """How good predictions are, each metric under its true name.
 
-regression     r2, kendall_tau (τ-b), mae, and the share of truths inside the 90 % intervals
-binary         accuracy at probability ½, auroc, brier
-multi-label    the same three, each the mean over labels that take both values among the samples
-multi-class    accuracy, auroc (one against the rest, mean over classes that occur), brier (mean over classes)
+regression     r2, kendall_tau (τ-b), mae
+binary         accuracy at probability ½, auroc, brier, ece
+multi-label    the same four, each the mean over labels (auroc: those that take both values among the samples)
+multi-class    accuracy, auroc (one against the rest, mean over classes that occur), brier, ece (means over classes)
+
+What the intervals of a whole predictor hold is measured by ``intervals``.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ def measure(
     target: Target,
     truth: NDArray[np.float64],
     predicted: NDArray[np.float64],
-    half_width: float | None = None,
 ) -> dict[str, float]:
     """Metrics of predictions [n, width]: values in the target's own unit, or probabilities.
 
@@ -39,14 +40,11 @@ def measure(
         y, p = truth[:, 0], predicted[:, 0]
         varied = len(y) > 1 and bool(np.ptp(y) > 0)
         tau: Any = kendalltau(y, p) if varied and np.ptp(p) > 0 else None
-        result = {
+        return {
             "r2": float(r2_score(y, p)) if varied else UNDEFINED,
             "kendall_tau": UNDEFINED if tau is None else float(tau.statistic),
             "mae": float(np.abs(y - p).mean()),
         }
-        if half_width is not None:
-            result["coverage_90"] = float((np.abs(y - p) <= half_width).mean())
-        return result
     if target.task == "multi-class":
         accuracy = float((truth.argmax(1) == predicted.argmax(1)).mean())
     else:
@@ -55,7 +53,31 @@ def measure(
         "accuracy": accuracy,
         "auroc": mean_auroc(truth, predicted),
         "brier": float(((predicted - truth) ** 2).mean()),
+        "ece": calibration_error(truth, predicted),
     }
+
+
+BINS = 10
+
+
+def calibration_error(truth: NDArray[np.float64], predicted: NDArray[np.float64]) -> float:
+    """Expected calibration error: Σ_bins n_bin/n · |mean probability − share of truths|, the mean over columns.
+
+    The ten bins of a column have equally many samples, in order of probability. With few samples it is above zero also
+    for the true probabilities: by about √(2 p(1−p)/π n_bin).
+
+    Source: Naeini, Cooper & Hauskrecht (2015); equal mass: Nixon et al. (arXiv 1904.01685).
+
+    >>> import numpy as np
+    >>> calibration_error(np.repeat([[0.0], [1.0]], 50, axis=0), np.full((100, 1), 0.5))
+    0.5
+    """
+    errors: list[float] = []
+    for p, y in zip(predicted.T, truth.T, strict=True):
+        order = np.argsort(p, kind="stable")
+        bins = [part for part in np.array_split(order, BINS) if len(part)]
+        errors.append(sum(abs(float((p[part] - y[part]).sum())) for part in bins) / max(len(p), 1))
+    return float(np.mean(errors))
 
 
 def mean_auroc(truth: NDArray[np.float64], scores: NDArray[np.float64]) -> float:

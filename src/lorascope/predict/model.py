@@ -52,6 +52,18 @@ class Structure:
     hyperparameters: tuple[str, ...] = ()
 
 
+def ordered_sites(structure: Structure) -> list[str]:
+    """The sites in the order in which stacks and features run over them: shape by shape, as shapes first occur.
+
+    >>> ordered_sites(Structure({"q": (4, 4), "up": (8, 4), "v": (4, 4)}, 2))
+    ['q', 'v', 'up']
+    """
+    shapes: dict[tuple[int, int], list[str]] = {}
+    for name, shape in structure.sites.items():
+        shapes.setdefault(shape, []).append(name)
+    return [name for names in shapes.values() for name in names]
+
+
 def check_options(model: Any) -> None:
     """Refuse options with which no model can be built, whoever gave them.
 
@@ -90,10 +102,18 @@ class Split(NamedTuple):
 
 
 class FittedModel(Protocol):
-    """A model after fitting: scores, and its state as plain arrays and plain values."""
+    """A model after fitting: scores, and its state as plain arrays and plain values.
+
+    It may also give ``spreads(inputs)``, its own standard deviation of each score, [n]; then ``calibration_spreads``
+    holds those of the calibration samples, each left out like its score, and intervals are in proportion.
+    """
 
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]]
-    """Scores and encoded targets of samples that did not set the weights: for uncertainty."""
+    """Scores and encoded targets of samples that did not set the weights: for uncertainty.
+
+    Of all training samples in order, each left out with its group; or of validation samples, which then are replaced
+    by others, as these have steered.
+    """
 
     def scores(self, inputs: Inputs) -> NDArray[np.float64]:
         """[n, width] in float64."""
@@ -105,7 +125,12 @@ class FittedModel(Protocol):
 
 
 class Model(Protocol):
-    """A member of the family: a frozen dataclass whose fields are its options."""
+    """A member of the family: a frozen dataclass whose fields are its options.
+
+    A model whose inputs are features of ``lorascope.features``, name → columns, may say so by ``members()``, the
+    list of them: then a predictor computes them from the same decomposition as its judgement of familiarity. One
+    that can say what its scores come from has ``contributions(fitted, adapter, structure)`` (``explanation``).
+    """
 
     name: ClassVar[str]
     formula: ClassVar[str]
@@ -120,7 +145,7 @@ class Model(Protocol):
         ...
 
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
-        """Learn from ``train``; ``validation`` may steer the training and calibrate, never set weights."""
+        """Learn from ``train``; ``validation`` may steer the training, never set weights."""
         ...
 
     def restore(

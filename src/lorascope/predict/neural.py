@@ -28,6 +28,16 @@ class FittedNetwork:
         """[n, width]."""
         return scores(self.network, _tensors(inputs, torch.float64)).numpy()
 
+    def gradients(self, inputs: Inputs) -> list[Inputs]:
+        """The derivatives of each score, summed over the samples, by every input: one dictionary per score."""
+        found: list[Inputs] = []
+        tensors = {name: tensor.requires_grad_() for name, tensor in _tensors(inputs, torch.float64).items()}
+        scores = self.network.eval()(tensors)
+        for column in range(scores.shape[1]):
+            parts = torch.autograd.grad(scores[:, column].sum(), list(tensors.values()), retain_graph=True)
+            found.append({name: part.numpy() for name, part in zip(tensors, parts, strict=True)})
+        return found
+
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """The network's parameters and buffers."""
         return {name: tensor.numpy() for name, tensor in self.network.state_dict().items()}, {}

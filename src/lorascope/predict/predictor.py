@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,17 @@ from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
-from lorascope.predict.calibration import LEVEL, Calibration
+from lorascope.features import featurise
+from lorascope.predict.blocks import checked
+from lorascope.predict.calibration import Calibration
+from lorascope.predict.conformal import Conformal, check_level
+from lorascope.predict.explanation import TOP, Contributions, Explains, Explanation, mean_of
+from lorascope.predict.familiarity import Familiarity, Judgement
+from lorascope.predict.intervals import LEVEL, is_in_set, measure_intervals, spreads_of
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import FittedModel, Inputs, Model, Sample, Structure
 from lorascope.predict.targets import Target, is_missing
+from lorascope.symmetry import thin_svd
 
 
 class Member(NamedTuple):
@@ -32,12 +39,21 @@ class Member(NamedTuple):
 class Prediction:
     """What a predictor says of one adapter.
 
+    Where ``abstained``, the adapter is unlike those of training: ``value`` is what the members say all the same, and
+    nothing vouches for it, nor for the interval. ``as_dict`` leaves all of that out.
+
     Args:
         value: a number, a class, or the list of labels held more likely than not.
-        interval: for regression, where the truth lies with probability ``LEVEL``; None if it was never
+        interval: for regression, where the truth lies with probability ``level``; None if it was never
             calibrated on enough samples.
         probabilities: for classification, class → probability.
         sd: the standard deviation over members, of the value or the largest of a probability; None for one member.
+        level: the share of truths that the interval or the set is to hold.
+        classes: for binary and multi-class targets, the classes one of which is true with probability ``level``; None
+            if it was never calibrated on enough samples.
+        unfamiliarity, p_value: how unlike training adapters the adapter is, and how rare that is among such; None of
+            a model that does not look at weights.
+        abstained, reason: whether that is so rare that nothing should be said, and what is strange.
     """
 
     target: str
@@ -48,26 +64,45 @@ class Prediction:
     probabilities: Mapping[str, float] | None
     sd: float | None
     path: str | None = None
+    level: float = LEVEL
+    classes: tuple[Any, ...] | None = None
+    unfamiliarity: float | None = None
+    p_value: float | None = None
+    abstained: bool = False
+    reason: str | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The prediction as a JSON object."""
+    def as_dict(self, *, force: bool = False) -> dict[str, Any]:
+        """The prediction as a JSON object; where the predictor abstains without a value, unless forced."""
+        is_said = force or not self.abstained
+        said: dict[str, Any] = {
+            "prediction": self.value,
+            "interval": None if self.interval is None else list(self.interval),
+            "classes": None if self.classes is None else list(self.classes),
+            "probabilities": None if self.probabilities is None else dict(self.probabilities),
+            "sd": self.sd,
+        }
         return {
-            "schema_version": 1,
+            "schema_version": 2,
             "path": self.path,
             "target": self.target,
             "task": self.task,
             "model": self.model,
-            "prediction": self.value,
-            "interval": None if self.interval is None else list(self.interval),
-            "level": LEVEL,
-            "probabilities": None if self.probabilities is None else dict(self.probabilities),
-            "sd": self.sd,
+            "level": self.level,
+            **(said if is_said else dict.fromkeys(said)),
+            "unfamiliarity": self.unfamiliarity,
+            "p_value": self.p_value,
+            "abstained": self.abstained,
+            "reason": self.reason,
         }
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics over members: name → {mean, sd}; ``n`` samples, ``seen`` of them in the groups of training."""
+    """Metrics: name → {mean, sd} over members; ``n`` samples, ``seen`` of them in the groups of training.
+
+    ``coverage_90`` and the mean ``width_90`` (``set_size_90``) are of the intervals (sets) that the predictor issues,
+    which are those of all members together: they have no spread over members.
+    """
 
     target: str
     task: str
@@ -98,6 +133,8 @@ class Predictor:
         members: one per seed; they vote by the mean.
         groups: hashes of the groups that were seen in fitting.
         facts: hashes of the data and the split, versions, metrics: for the record.
+        intervals: left-out residuals, for intervals and sets of any level.
+        familiarity: what training adapters look like.
     """
 
     target: Target
@@ -106,6 +143,8 @@ class Predictor:
     members: tuple[Member, ...]
     groups: frozenset[int] = frozenset()
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    intervals: Conformal | None = None
+    familiarity: Familiarity | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Predictor:
@@ -121,21 +160,142 @@ class Predictor:
         save(self, Path(path))
 
     def predict(
-        self, adapters: Iterable[Adapter | Sample], advance: Callable[[int], Any] | None = None
+        self,
+        adapters: Iterable[Adapter | Sample],
+        advance: Callable[[int], Any] | None = None,
+        *,
+        level: float = LEVEL,
     ) -> list[Prediction]:
-        """What the members say of each adapter, in order.
+        """What the members say of each adapter, in order; ``level`` is that of intervals and sets.
 
         Raises:
-            PredictorError: for an adapter of another structure.
+            PredictorError: for an adapter of another structure, or a level that is no share.
         """
+        check_level(level)
         samples = [adapter if isinstance(adapter, Sample) else _sample(adapter) for adapter in adapters]
         if not samples:
             return []
-        inputs = self.model.inputs(samples, self.structure, advance)
+        inputs, judgements = self._inputs(samples, advance)
         by_member = np.stack([self._values(member, inputs) for member in self.members])
         mean = by_member.mean(axis=0)
         sd = by_member.std(axis=0, ddof=1) if len(self.members) > 1 else None
-        return [self._prediction(mean[i], None if sd is None else float(sd[i].max())) for i in range(len(samples))]
+        spreads = self._spreads(inputs, len(samples))
+        q = math.inf if self.intervals is None else self.intervals.quantile(level)
+        said: list[Prediction] = []
+        for i, judgement in enumerate(judgements):
+            prediction = self._prediction(
+                mean[i], None if sd is None else float(sd[i].max()), q, float(spreads[i]), level
+            )
+            if judgement is not None:
+                prediction = replace(
+                    prediction,
+                    unfamiliarity=judgement.unfamiliarity,
+                    p_value=judgement.p_value,
+                    abstained=judgement.is_strange,
+                    reason=judgement.reason if judgement.is_strange else None,
+                )
+            said.append(prediction)
+        return said
+
+    def _inputs(
+        self, samples: Sequence[Sample], advance: Callable[[int], Any] | None
+    ) -> tuple[Inputs, Sequence[Judgement | None]]:
+        """The model's inputs and the judgements of familiarity, from one decomposition where both are features."""
+        if self.familiarity is None:
+            return self.model.inputs(samples, self.structure, advance), [None] * len(samples)
+        members = getattr(self.model, "members", None)
+        if members is None:
+            return self.model.inputs(samples, self.structure, advance), self.familiarity.judge(samples)
+        statistics = self.familiarity.statistics
+        adapters = (checked(sample.read(), self.structure) for sample in samples)
+        columns = featurise(adapters, [*members(), statistics], sites=list(self.structure.sites), advance=advance)
+        return columns, self.familiarity.judge_statistics(columns.pop(statistics.name))
+
+    def explain(self, adapters: Iterable[Adapter | Sample], *, label: Any = None) -> list[Explanation]:
+        """What the value for each adapter comes from, in order.
+
+        Args:
+            adapters: as for ``predict``.
+            label: the class to explain; by default the likeliest, of two classes the second.
+
+        Raises:
+            PredictorError: for a model that cannot say, an adapter of another structure, or an unknown label.
+        """
+        samples = [adapter if isinstance(adapter, Sample) else _sample(adapter) for adapter in adapters]
+        return [self._explanation(sample.read(), label) for sample in samples]
+
+    def _explanation(self, adapter: Adapter, label: Any) -> Explanation:
+        model, target = self.model, self.target
+        if not isinstance(model, Explains) or model.invariance != "GL(r)":
+            raise PredictorError(
+                "the model cannot say what its values come from",
+                key=model.name,
+                expected="an invariant model, such as ridge or glnet",
+                found="a model that never sees the weights"
+                if model.invariance == "blind"
+                else "one whose values change with the gauge: what an entry of B or A adds has no meaning"
+                if model.invariance == "none"
+                else "a model without contributions",
+            )
+        inputs = model.inputs([_sample(adapter)], self.structure)
+        values = np.mean([self._values(member, inputs) for member in self.members], axis=0)[0]
+        column, label = self._column(values, label)
+        parts: list[tuple[Contributions, float, float]] = []
+        scores: list[float] = []
+        for member in self.members:
+            slope, intercept = target.spread, target.mean
+            if target.is_classification:
+                slope, intercept = (
+                    float(array[column]) for array in (member.calibration.slope, member.calibration.intercept)
+                )
+            parts.append((model.contributions(member.fitted, adapter, self.structure), slope, intercept))
+            scores.append(slope * float(member.fitted.scores(inputs)[0, column]) + intercept)
+        mean = mean_of(parts, column)
+        sites = {site: float(part) for site, part in sorted(mean.sites.items(), key=lambda pair: -abs(pair[1]))}
+        directions: dict[str, list[tuple[float, float]]] = {}
+        for site in list(sites)[:TOP]:
+            update = adapter.get(site)
+            sigmas = [] if update is None else thin_svd(*update.factors(np.float64)).S.tolist()
+            directions[site] = [
+                (sigma, float(part)) for sigma, part in zip(sigmas, mean.directions[site], strict=False)
+            ]
+        return Explanation(
+            target=target.name,
+            model=model.name,
+            label=label,
+            unit="logit" if target.is_classification else "target",
+            how=mean.how,
+            score=float(np.mean(scores)),
+            baseline=None if mean.baseline is None else float(mean.baseline),
+            sites=sites,
+            features={name: float(sum(own.values())) for name, own in mean.features.items()},
+            directions=directions,
+            path=None if adapter.provenance.path is None else str(adapter.provenance.path),
+        )
+
+    def _column(self, values: NDArray[np.float64], label: Any) -> tuple[int, Any]:
+        """The score that is explained and the class that it speaks for."""
+        classes = self.target.classes
+        if label is not None and label not in classes:
+            raise PredictorError(
+                "the predictor knows no such class",
+                key=self.target.name,
+                expected=f"one of {', '.join(map(str, classes))}" if classes else "no label: the target is a number",
+                found=label,
+            )
+        if not classes:
+            return 0, None
+        if self.target.task == "binary":
+            if label == classes[0]:
+                raise PredictorError(
+                    "of two classes the second is explained",
+                    expected=classes[1],
+                    found=label,
+                    hint="what speaks for one speaks against the other",
+                )
+            return 0, classes[1]
+        column = int(np.argmax(values)) if label is None else classes.index(label)
+        return column, classes[column]
 
     def scores(self, inputs: Inputs) -> NDArray[np.float64]:
         """Uncalibrated scores of every member, [members, n, width]."""
@@ -148,31 +308,50 @@ class Predictor:
         """
         encoded = self.target.encode(values, ignore_unknown=True)
         truth = encoded * self.target.spread + self.target.mean if not self.target.is_classification else encoded
-        measured = [
-            measure(self.target, truth, self._values(member, inputs), member.calibration.half_width)
-            for member in self.members
-        ]
+        by_member = [self._values(member, inputs) for member in self.members]
+        measured = [measure(self.target, truth, predicted) for predicted in by_member]
         metrics = {name: _mean_and_sd([one[name] for one in measured]) for name in measured[0]}
+        spreads = self._spreads(inputs, len(values))
+        issued = measure_intervals(self.target, self.intervals, np.mean(by_member, axis=0), truth, spreads)
+        metrics |= {name: _mean_and_sd([value]) for name, value in issued.items()}
         seen = sum(group_hash(group) in self.groups for group in groups)
         return Evaluation(self.target.name, self.target.task, self.model.name, metrics, len(values), seen)
 
     def _values(self, member: Member, inputs: Inputs) -> NDArray[np.float64]:
         return member.calibration.predict(self.target, member.fitted.scores(inputs))
 
-    def _prediction(self, mean: NDArray[np.float64], sd: float | None) -> Prediction:
+    def _spreads(self, inputs: Inputs, n: int) -> NDArray[np.float64]:
+        """The mean over members of the models' own spreads [n], in the unit of the target."""
+        if not all(hasattr(member.fitted, "spreads") for member in self.members):
+            return np.ones(n)
+        unit = 1.0 if self.target.is_classification else self.target.spread
+        return unit * np.mean([spreads_of(member.fitted, inputs, n) for member in self.members], axis=0)
+
+    def _prediction(
+        self, mean: NDArray[np.float64], sd: float | None, q: float, spread: float, level: float
+    ) -> Prediction:
         target = self.target
-        facts = {"target": target.name, "task": target.task, "model": self.model.name, "sd": sd}
+        facts: dict[str, Any] = {
+            "target": target.name,
+            "task": target.task,
+            "model": self.model.name,
+            "sd": sd,
+            "level": level,
+        }
         if not target.is_classification:
-            half = float(np.mean([member.calibration.half_width for member in self.members]))
             value = float(mean[0])
-            interval = (value - half, value + half) if math.isfinite(half) else None
+            interval = (value - q * spread, value + q * spread) if math.isfinite(q) else None
             return Prediction(value=value, interval=interval, probabilities=None, **facts)
         shares = [1 - float(mean[0]), float(mean[0])] if target.task == "binary" else [float(p) for p in mean]
         value: Any = target.classes[int(np.argmax(shares))]
+        classes: tuple[Any, ...] | None = None
         if target.task == "multi-label":
             value = [label for label, share in zip(target.classes, shares, strict=True) if share >= 0.5]
+        elif math.isfinite(q):
+            held = is_in_set(target, mean, q)
+            classes = tuple(label for label, is_held in zip(target.classes, held, strict=True) if is_held)
         probabilities = {str(label): share for label, share in zip(target.classes, shares, strict=True)}
-        return Prediction(value=value, interval=None, probabilities=probabilities, **facts)
+        return Prediction(value=value, interval=None, probabilities=probabilities, classes=classes, **facts)
 
 
 def _sample(adapter: Adapter) -> Sample:

@@ -16,11 +16,15 @@ import numpy as np
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import LorascopeError, OutputError, PredictorError
 from lorascope.predict.calibration import Calibration
+from lorascope.predict.conformal import Conformal
+from lorascope.predict.familiarity import Familiarity
 from lorascope.predict.model import MODELS, Model, Structure
 from lorascope.predict.predictor import Member, Predictor
 from lorascope.predict.targets import TASKS, Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 knew neither the residuals of intervals of any level nor what training adapters look like."""
+
 CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"
 MAXIMUM_CONFIG = 64 << 20
 MAXIMUM_TRIED = 1 << 20
@@ -44,8 +48,11 @@ def save(predictor: Predictor, path: Path) -> None:
             member.calibration.slope,
             member.calibration.intercept,
         )
-        half = member.calibration.half_width
-        members.append({"seed": member.seed, "values": values, "half_width": half if math.isfinite(half) else None})
+        members.append({"seed": member.seed, "values": values})
+    if predictor.intervals is not None:
+        arrays["intervals.values"], arrays["intervals.shares"] = predictor.intervals.values, predictor.intervals.shares
+    if predictor.familiarity is not None:
+        arrays.update({f"familiarity.{name}": array for name, array in predictor.familiarity.state().items()})
     config = {
         "schema_version": SCHEMA_VERSION,
         "target": dataclasses.asdict(predictor.target),
@@ -175,17 +182,24 @@ def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
     for i, member in enumerate(config["members"]):
         prefix = f"{i}.model."
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        half = member["half_width"]
-        calibration = Calibration(
-            arrays[f"{i}.slope"], arrays[f"{i}.intercept"], math.inf if half is None else float(half)
-        )
+        calibration = Calibration(arrays[f"{i}.slope"], arrays[f"{i}.intercept"])
         members.append(
             Member(int(member["seed"]), model.restore(own, member["values"], target, structure), calibration)
         )
     if not members:
         raise ValueError("it has no members")
     groups = frozenset(int(value) for value in arrays["groups"])
-    return Predictor(target, model, structure, tuple(members), groups, config["facts"])
+    intervals = None
+    if "intervals.values" in arrays:
+        intervals = Conformal(arrays["intervals.values"], arrays["intervals.shares"])
+        if intervals.values.ndim != 1 or intervals.values.shape != intervals.shares.shape:
+            raise ValueError("values and shares of the intervals differ in number")
+    familiarity = None
+    if model.invariance != "blind":
+        prefix = "familiarity."
+        own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        familiarity = Familiarity.restore(own, structure)
+    return Predictor(target, model, structure, tuple(members), groups, config["facts"], intervals, familiarity)
 
 
 def _try(predictor: Predictor) -> None:

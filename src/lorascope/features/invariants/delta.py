@@ -23,13 +23,23 @@ class Delta:
     blind_to: ClassVar[frozenset[Change]] = frozenset({"scale"})
 
     def __call__(self, stack: SiteStack) -> Any:
+        left, right = self._sides(stack)
+        sketch = left @ transpose(right)
+        return namespace(sketch).reshape(sketch, (*sketch.shape[:-2], -1))
+
+    def directions(self, stack: SiteStack) -> Any:
+        """What each singular direction adds, [N, S, k, d]."""
+        left, right = (transpose(side) for side in self._sides(stack))
+        products = left[..., :, None] * right[..., None, :]
+        return namespace(products).reshape(products, (*products.shape[:-2], -1))
+
+    def _sides(self, stack: SiteStack) -> tuple[Any, Any]:
+        """P U S / ‖ΔW‖ and Q V."""
         S = stack.svd.S
         xp = namespace(S)
-        left = projected(stack, "out", self.size, self.seed)
-        right = projected(stack, "in", self.size, self.seed)
         relative = S / xp.sqrt(xp.sum(S * S, axis=-1, keepdims=True) + FLOOR * FLOOR)
-        sketch = (left * relative[..., None, :]) @ transpose(right)
-        return xp.reshape(sketch, (*sketch.shape[:-2], -1))
+        left = projected(stack, "out", self.size, self.seed) * relative[..., None, :]
+        return left, projected(stack, "in", self.size, self.seed)
 
 
 FEATURE = Delta

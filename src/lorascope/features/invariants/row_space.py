@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from lorascope.features.feature import Change
 from lorascope.features.projection import projected
-from lorascope.features.side import side_sketch
+from lorascope.features.side import side_directions, side_sketch
 from lorascope.symmetry import SiteStack
 
 
@@ -24,6 +24,10 @@ class RowSpace:
 
     def __call__(self, stack: SiteStack) -> Any:
         return side_sketch(projected(stack, "in", self.size, self.seed), stack.svd.S, self.delta)
+
+    def directions(self, stack: SiteStack) -> Any:
+        """What each singular direction adds, [N, S, k, d]."""
+        return side_directions(projected(stack, "in", self.size, self.seed), stack.svd.S, self.delta)
 
 
 FEATURE = RowSpace

@@ -29,6 +29,7 @@ from lorascope.predict.bench.contenders import Contender
 from lorascope.predict.bench.question import Indices, Question, Structures
 from lorascope.predict.dataset import Dataset, rows_of
 from lorascope.predict.fitting import fit_member
+from lorascope.predict.intervals import Trained, calibrate
 from lorascope.predict.model import Inputs, Model, Sample, Structure
 from lorascope.predict.predictor import Member, Predictor
 from lorascope.predict.targets import is_missing
@@ -79,12 +80,12 @@ class Trial:
     """The question that this one is a part of, whose inputs are there already."""
 
     @cached_property
-    def fitted(self) -> tuple[Member, float]:
-        """The member, and the seconds that its fitting took; featurising is not among them."""
+    def fitted(self) -> tuple[Member, Trained, float]:
+        """The member, what its intervals come from, and the seconds of its fitting; featurising is not among them."""
         question = self.question.shuffled(self.seed) if self.contender.is_shuffled else self.question
         inputs = self.inputs(question.taught)
         start = time.perf_counter()
-        member = fit_member(
+        member, trained = fit_member(
             self.contender.model,
             inputs,
             question.encoded,
@@ -93,12 +94,14 @@ class Trial:
             question.structure,
             seed=self.seed,
         )
-        return member, time.perf_counter() - start
+        return member, trained, time.perf_counter() - start
 
-    @property
+    @cached_property
     def predictor(self) -> Predictor:
         """The member alone as a predictor."""
-        return Predictor(self.question.target, self.contender.model, self.question.structure, (self.fitted[0],))
+        question, (member, trained, _) = self.question, self.fitted
+        intervals = calibrate(question.target, [trained], question.encoded, question.names(question.taught))
+        return Predictor(question.target, self.contender.model, question.structure, (member,), intervals=intervals)
 
     def inputs(self, indices: Indices) -> Inputs:
         """The inputs of adapters of the zoo as they are: rows of those of the whole question where there are such."""
@@ -145,7 +148,7 @@ def attempt(trial: Trial, measure: Measure) -> Result:
 def _clean(trial: Trial) -> Result:
     question = trial.question
     inputs = trial.inputs(question.tested)
-    member, seconds = trial.fitted
+    member, _, seconds = trial.fitted
     predicted = member.calibration.predict(question.target, member.fitted.scores(inputs))
     arrays, _ = member.fitted.state()
     return {
@@ -161,7 +164,7 @@ CLEAN = Measure("clean", "clean", _clean)
 
 def _speed(trial: Trial) -> Result:
     question = trial.question
-    member, _ = trial.fitted
+    member, _, _ = trial.fitted
     chosen = question.tested[:SPEED_ADAPTERS]
     samples = [_in_memory(question.dataset.samples[i]) for i in chosen]
     seconds: list[float] = []

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from numpy.typing import NDArray
 
+from lorascope.adapter import Adapter
+from lorascope.predict.explanation import Contributions
 from lorascope.predict.model import (
     GATES,
     FittedModel,
@@ -22,12 +24,15 @@ from lorascope.predict.model import (
     Split,
     Structure,
     check_options,
+    ordered_sites,
 )
 from lorascope.predict.models._balanced import balanced_inputs, shapes_of
 from lorascope.predict.targets import Target
 
 if TYPE_CHECKING:
     import torch
+
+    from lorascope.predict.neural import FittedNetwork
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,18 @@ class GLNetModel:
             schedule=Schedule(epochs=self.epochs, learning_rate=self.learning_rate, weight_decay=self.weight_decay),
             seed=seed,
         )
+
+    def contributions(self, fitted: FittedModel, adapter: Adapter, structure: Structure) -> Contributions:
+        """Gradient: Σ ∂f/∂B ∘ B at each site, by columns of B on the balanced factors."""
+        inputs = self.inputs([Sample(lambda: adapter, {})], structure)
+        gradients = cast("FittedNetwork", fitted).gradients(inputs)
+        rows: list[NDArray[np.float64]] = []  # of each site, [k, t]
+        for i in range(len(inputs) // 2):
+            B = inputs[f"B{i}"]
+            terms = np.stack([(gradient[f"B{i}"] * B).sum(axis=-2)[0] for gradient in gradients], axis=-1)
+            rows += list(terms)
+        directions = dict(zip(ordered_sites(structure), rows, strict=True))
+        return Contributions("gradient", {s: part.sum(axis=0) for s, part in directions.items()}, {}, directions, None)
 
     def restore(
         self,

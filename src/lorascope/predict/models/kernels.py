@@ -73,7 +73,7 @@ class Kernels:
     def __post_init__(self) -> None:
         check_options(self)
 
-    def members(self) -> list[Kernel]:
+    def compared(self) -> list[Kernel]:
         """The kernels."""
         return [KERNELS[name]() for name in self.kernels]
 
@@ -86,7 +86,7 @@ class Kernels:
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedKernels:
         """Closed form but for the weights; ``validation`` is not needed, ``seed`` draws the subset."""
         sites = sites_of(structure)
-        members = self.members()
+        members = self.compared()
         comparison = Comparison.of(members, sites, train.inputs)
         mean = train.targets.mean(axis=0)
         spread = np.maximum(train.targets.std(axis=0), 1e-6)
@@ -132,7 +132,7 @@ class Kernels:
         structure: Structure,
     ) -> FittedKernels:
         """From slopes and radial coefficients."""
-        return FittedKernels.restored(self.members(), sites_of(structure), arrays, values, target)
+        return FittedKernels.restored(self.compared(), sites_of(structure), arrays, values, target)
 
 
 class Level(NamedTuple):
@@ -194,7 +194,9 @@ def _levels(sites: Sites) -> list[list[str]]:
     return [level for number, level in enumerate(levels) if level not in levels[:number]]
 
 
-def _weights_by_level(grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, sites: Sites) -> list[Level]:
+def _weights_by_level(
+    grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, levels: Sequence[Sequence[str]]
+) -> list[Level]:
     """Weights on the subset, from coarse to fine, each level starting from the one before."""
     found: list[Level] = []
     for classes in levels:

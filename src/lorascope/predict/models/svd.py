@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorascope.adapter import Adapter
 from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Structure
+from lorascope.predict.explanation import Contributions
+from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Structure, ordered_sites
 from lorascope.predict.models.mlp import MLP
 from lorascope.symmetry import stack_adapters
+
+if TYPE_CHECKING:
+    from lorascope.predict.neural import FittedNetwork
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,15 @@ class SingularValues(MLP):
             if advance is not None:
                 advance(len(block))
         return {"x": np.concatenate(rows)}
+
+    def contributions(self, fitted: FittedModel, adapter: Adapter, structure: Structure) -> Contributions:
+        """Gradient: σ ∂f/∂σ of every singular value."""
+        inputs = self.inputs([Sample(lambda: adapter, {})], structure)
+        gradients = cast("FittedNetwork", fitted).gradients(inputs)
+        terms = np.stack([(gradient["x"] * inputs["x"])[0] for gradient in gradients], axis=-1)
+        rows = terms.reshape(len(structure.sites), structure.rank, -1)
+        directions = dict(zip(ordered_sites(structure), rows, strict=True))
+        return Contributions("gradient", {s: part.sum(axis=0) for s, part in directions.items()}, {}, directions, None)
 
 
 MODEL = SingularValues
