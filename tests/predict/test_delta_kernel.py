@@ -67,7 +67,7 @@ def test_it_finds_directions_and_magnitudes():
         predictor = fit_predictor(dataset, target, MODELS["delta-kernel"]())
         inputs = predictor.model.inputs([dataset.samples[i] for i in test], predictor.structure)
         found = predictor.evaluate(inputs, [dataset.labels[target][i] for i in test]).metrics[metric]["mean"]
-        assert found > 0.9
+        assert found > 0.8
 
 
 def test_memory_is_what_is_stated():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lorascope.predict.models._layers import WideLinear
+from lorascope.predict.models._layers import SiteLinear, WideHead
 from lorascope.predict.models._singular import HEADS
 from lorascope.predict.neural import Dropout
 
@@ -37,16 +37,16 @@ class AttentionBlock(torch.nn.Module):
 
 
 class SiteAttention(torch.nn.Module):
-    """Features of sites to scores: a linear map to a token each, one attention block, the mean, a linear map."""
+    """Features of sites to scores: a linear map to a token each, one attention block, a linear map of all tokens."""
 
     def __init__(self, groups: Sequence[tuple[int, int]], width: int, dropout: float, outputs: int) -> None:
         super().__init__()
-        self.embeddings = torch.nn.ModuleList(WideLinear(sites, columns, width) for sites, columns in groups)
+        self.embeddings = torch.nn.ModuleList(SiteLinear(sites, columns, width) for sites, columns in groups)
         self.block = AttentionBlock(width, dropout)
         self.after = torch.nn.LayerNorm(width)
-        self.read = torch.nn.Linear(width, outputs)
+        self.head = WideHead(width * sum(sites for sites, _ in groups), outputs)
 
     def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """[n, outputs] from [n, sites, columns] for each group of (sites, columns)."""
         tokens = [embed(x) for embed, x in zip(self.embeddings, features, strict=True)]
-        return self.read(self.after(self.block(torch.cat(tokens, dim=1))).mean(1))
+        return self.head(self.after(self.block(torch.cat(tokens, dim=1))).flatten(1))

@@ -8,16 +8,11 @@ import torch
 
 from lorascope.features.side import FLOOR, filter_values
 from lorascope.predict.models._attention import SiteAttention
-from lorascope.predict.models._layers import Columns, WideLinear, orthonormal_rows, triangle
+from lorascope.predict.models._layers import Columns, WideHead, blocks_of_batch, orthonormal_rows, triangle
 from lorascope.predict.models._singular import SiteGroup
 from lorascope.predict.models._spectrum import MagnitudeHead, Spectra
 from lorascope.predict.neural import Dropout
 from lorascope.predict.training import Batch
-
-CALIBRATION = 2048
-"""How many training adapters, evenly spaced, the statistics are taken from at most."""
-
-BLOCK = 64
 
 
 class GramTokens(torch.nn.Module):
@@ -73,20 +68,22 @@ class GramNetwork(torch.nn.Module):
             self.attention = SiteAttention(widths, width, dropout, outputs)
         else:
             total = sum(group.sites * each.width for group, each in zip(groups, tokens, strict=True))
-            self.linear = WideLinear(1, total, outputs, zero=True)
+            self.linear = WideHead(total, outputs)
         self.spectra = Spectra(sum(group.sites for group in groups))
         self.magnitude = MagnitudeHead(self.spectra.width, hidden, outputs)
 
     def _raw(self, batch: Batch) -> list[torch.Tensor]:
-        return [tokens(*(batch[f"{name}{i}"] for name in "USV")) for i, tokens in enumerate(self.tokens)]
+        return [self._tokens(batch, i) for i in range(len(self.tokens))]
+
+    def _tokens(self, batch: Batch, i: int) -> torch.Tensor:
+        return self.tokens[i](*(batch[f"{name}{i}"] for name in "USV"))
 
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Take the statistics of the training inputs."""
-        some = torch.linspace(0, len(batch["S0"]) - 1, min(len(batch["S0"]), CALIBRATION)).round().long()
-        blocks = [self._raw({name: array[rows] for name, array in batch.items()}) for rows in some.split(BLOCK)]
-        for columns, parts in zip(self.columns, zip(*blocks, strict=True), strict=True):
-            columns.calibrate(torch.cat(parts))  # type: ignore[operator]  # ModuleList does not know its members
+        for i, columns in enumerate(self.columns):
+            assert isinstance(columns, Columns)
+            columns.calibrate((self._tokens(block, i), 1.0) for block in blocks_of_batch(batch))
         self.spectra.calibrate(batch)
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -96,4 +93,4 @@ class GramNetwork(torch.nn.Module):
         if self.attention is not None:
             return self.attention(tokens) + magnitude
         assert self.linear is not None
-        return self.linear(torch.cat([part.flatten(1) for part in tokens], dim=-1)[:, None])[:, 0] + magnitude
+        return self.linear(torch.cat([part.flatten(1) for part in tokens], dim=-1)) + magnitude

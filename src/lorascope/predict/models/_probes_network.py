@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from lorascope.features.side import FLOOR
-from lorascope.predict.models._layers import Columns, WideLinear, triangle
+from lorascope.predict.models._layers import Columns, WideHead, blocks_of_batch, triangle
 from lorascope.predict.models._singular import SiteGroup
-from lorascope.predict.models._spectrum import MagnitudeHead, Spectra
+from lorascope.predict.models._spectrum import MagnitudeHead, Spectra, ZeroLinear
 from lorascope.predict.neural import Dropout
 from lorascope.predict.training import Batch
 
@@ -55,10 +55,14 @@ class ProbesNetwork(torch.nn.Module):
         self.responses = torch.nn.ModuleList(responses)
         self.columns = Columns(sum(group.sites * each.width for group, each in zip(groups, responses, strict=True)))
         self.drop = Dropout(dropout)
-        self.embed = WideLinear(1, self.columns.get_buffer("mean").numel(), hidden)
-        self.linear = WideLinear(1, self.columns.get_buffer("mean").numel(), outputs, zero=True)
+        columns = self.columns.get_buffer("mean").numel()
+        self.head = WideHead(columns, outputs)
         self.layers = torch.nn.Sequential(
-            torch.nn.LayerNorm(hidden), torch.nn.ReLU(), Dropout(dropout), torch.nn.Linear(hidden, outputs)
+            torch.nn.Linear(columns, hidden),
+            torch.nn.LayerNorm(hidden),
+            torch.nn.ReLU(),
+            Dropout(dropout),
+            ZeroLinear(hidden, outputs),
         )
         self.spectra = Spectra(sum(group.sites for group in groups))
         self.magnitude = MagnitudeHead(self.spectra.width, hidden, outputs)
@@ -70,10 +74,10 @@ class ProbesNetwork(torch.nn.Module):
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Take the statistics of the training inputs."""
-        self.columns.calibrate(self._raw(batch))
+        self.columns.calibrate((self._raw(block), 1.0) for block in blocks_of_batch(batch))
         self.spectra.calibrate(batch)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """[n, outputs]."""
-        x = self.drop(self.columns(self._raw(batch)))[:, None]
-        return self.linear(x)[:, 0] + self.layers(self.embed(x)[:, 0]) + self.magnitude(self.spectra(batch))
+        x = self.drop(self.columns(self._raw(batch)))
+        return self.head(x) + self.layers(x) + self.magnitude(self.spectra(batch))

@@ -25,10 +25,9 @@ class Spectra(torch.nn.Module):
         self.width = sites * (COUNT + 1)
         self.columns = Columns(self.width)
 
-    @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Take the statistics of training inputs."""
-        self.columns.calibrate(self._logarithms(batch))
+        self.columns.calibrate([(self._logarithms(batch), 1.0)])
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """From the arrays S0, S1, …"""

@@ -9,14 +9,11 @@ import torch
 from lorascope.features.invariants.log_norm import FLOOR
 from lorascope.features.side import filter_values
 from lorascope.predict.models._attention import AttentionBlock
-from lorascope.predict.models._layers import Columns, WideLinear, orthonormal_rows, triangle
+from lorascope.predict.models._layers import Columns, SiteLinear, WideHead, blocks_of_batch, orthonormal_rows, triangle
 from lorascope.predict.models._singular import SiteGroup
 from lorascope.predict.models._spectrum import MagnitudeHead, Spectra
 from lorascope.predict.neural import Dropout
 from lorascope.predict.training import Batch
-
-CALIBRATION = 1024
-"""How many training adapters, evenly spaced, the statistics are taken from at most."""
 
 NOTHING = 1e-30
 """What the weight of a direction with σ = 0 is in place of 0, whose logarithm is infinite."""
@@ -37,8 +34,8 @@ class DirectionTokens(torch.nn.Module):
         self.products = Columns(group.sites, 1, products)
         self.logarithms = Columns(group.sites, 1, 2)
         self.drop = Dropout(dropout)
-        self.embed = WideLinear(group.sites, products, width)
-        self.embed_spectrum = WideLinear(group.sites, 2, width)
+        self.embed = SiteLinear(group.sites, products, width)
+        self.embed_spectrum = SiteLinear(group.sites, 2, width)
 
     def initialise(self, generator: torch.Generator) -> None:
         """P and Q with random orthonormal rows."""
@@ -57,14 +54,14 @@ class DirectionTokens(torch.nn.Module):
         each = 0.5 * torch.log(S.square() + self.delta**2 * energy + FLOOR * FLOOR)
         return torch.stack([each - norm, norm.expand_as(each)], dim=-1)
 
-    def calibrate(self, U: torch.Tensor, S: torch.Tensor, V: torch.Tensor) -> None:
-        """Take the statistics over training adapters and directions, each with its weight f(σ)."""
-        weight = filter_values(S, self.delta)[..., None]
-        weight = weight / weight.sum((0, 2), keepdim=True).clamp_min(NOTHING)
-        for columns, x in ((self.products, self._products(U, V)), (self.logarithms, self._logarithms(S))):
-            mean = (weight * x).sum((0, 2), keepdim=True)
-            spread = (weight * (x - mean).square()).sum((0, 2), keepdim=True).sqrt()
-            columns.take(mean[0], spread[0])
+    def calibrate(self, blocks: Sequence[Sequence[torch.Tensor]]) -> None:
+        """Take the statistics over training adapters (U, S, V) and directions, each with its weight f(σ)."""
+
+        def weight(S: torch.Tensor) -> torch.Tensor:
+            return filter_values(S, self.delta)[..., None]
+
+        self.products.calibrate((self._products(U, V), weight(S)) for U, S, V in blocks)
+        self.logarithms.calibrate((self._logarithms(S), weight(S)) for _, S, _ in blocks)
 
     def forward(self, U: torch.Tensor, S: torch.Tensor, V: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens [n, sites, k, width] and weights f(σ) [n, sites, k]."""
@@ -103,7 +100,7 @@ class TokensNetwork(torch.nn.Module):
         self.over_directions = AttentionBlock(width, dropout)
         self.over_sites = torch.nn.ModuleList(AttentionBlock(width, dropout) for _ in range(layers))
         self.after = torch.nn.LayerNorm(width)
-        self.read = torch.nn.Linear(width, outputs)
+        self.head = WideHead(sites * width, outputs)
         self.spectra = Spectra(sites)
         self.magnitude = MagnitudeHead(self.spectra.width, hidden, outputs)
 
@@ -114,9 +111,9 @@ class TokensNetwork(torch.nn.Module):
     @torch.no_grad()
     def calibrate(self, batch: Batch) -> None:
         """Take the statistics of the training inputs."""
-        some = torch.linspace(0, len(batch["S0"]) - 1, min(len(batch["S0"]), CALIBRATION)).round().long()
         for i, tokens in enumerate(self.tokens):
-            tokens.calibrate(*(batch[f"{name}{i}"][some] for name in "USV"))  # type: ignore[operator]  # as in gram
+            assert isinstance(tokens, DirectionTokens)
+            tokens.calibrate([[block[f"{name}{i}"] for name in "USV"] for block in blocks_of_batch(batch)])
         self.spectra.calibrate(batch)
 
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -133,4 +130,4 @@ class TokensNetwork(torch.nn.Module):
         x = torch.cat(pooled, dim=1)
         for block in self.over_sites:
             x = block(x)
-        return self.read(self.after(x).mean(1)) + self.magnitude(self.spectra(batch))
+        return self.head(self.after(x).flatten(1)) + self.magnitude(self.spectra(batch))

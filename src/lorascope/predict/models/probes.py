@@ -3,8 +3,8 @@
     Y = R ΔW X / ‖ΔW X‖_ε = R U (S Vᵀ X) / ‖S Vᵀ X‖_ε      X [in, K] learned inputs, R [m, out] learned read-outs
     score = linear(Y, Y Yᵀ of all sites) + MLP(the same) + MLP(log norms, log spectra)
 
-for each site. ΔW is never formed: the inputs meet Vᵀ first. Y is linear in ΔW, and so in all that is random about its row
-space; Y Yᵀ, the second moments of the answers over the inputs, is even in it.
+for each site. ΔW is never formed: the inputs meet Vᵀ first. Y is linear in ΔW, and so in all that is random about its
+row space; Y Yᵀ, the second moments of the answers over the inputs, is even in it.
 """
 
 from __future__ import annotations

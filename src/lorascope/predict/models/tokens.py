@@ -2,7 +2,7 @@
 
     token i    t_i = Σ_j f(σ_j) κ(σ_i, σ_j) W [P u_j u_jᵀ Pᵀ, Q v_j v_jᵀ Qᵀ, P u_j v_jᵀ Qᵀ] + W′ [log σ_i, log ‖ΔW‖]
     site       Σ_i f(σ_i) t′_i / Σ_i f(σ_i), t′ after attention among the t with log f(σ) added to its logits
-    adapter    attention among sites with learned embeddings, their mean, a linear map; plus MLP(log norms, log spectra)
+    adapter    attention among sites with learned embeddings, a linear map of all; plus MLP(log norms, log spectra)
 
 with κ(σ, τ) = exp(−(log σ − log τ)² / 2β²). After W2T, which makes a token of (u_i, v_i, σ_i) with the sign set by the
 largest entry of u. What differs, and why:
