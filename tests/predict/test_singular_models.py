@@ -11,7 +11,7 @@ from lorascope.errors import PredictorError
 from lorascope.nn import GLFeatures, GLNet, StackShape
 from lorascope.predict import MODELS, Predictor, Sample, fit_predictor
 from lorascope.predict.model import Structure
-from lorascope.predict.models._layers import initialised
+from lorascope.predict.models._layers import Columns, initialised
 from lorascope.predict.models._singular import singular_inputs, site_groups
 from lorascope.symmetry import random_gauge
 from planted import SITES, planted_adapter, planted_dataset
@@ -191,3 +191,24 @@ def test_weights_of_other_options_are_refused_before_they_are_allocated(name):
 def test_impossible_options_are_refused_by_name(name, options):
     with pytest.raises(PredictorError, match=f"{next(iter(options))}: the option has an impossible value"):
         MODELS[name](**options)
+
+
+def test_statistics_in_blocks_are_those_of_the_whole():
+    rng = np.random.default_rng(0)
+    x = torch.as_tensor(rng.standard_normal((150, 3, 4, 5)) * 2 + 7)
+    weight = torch.as_tensor(rng.uniform(size=(150, 3, 4, 1)))
+    columns = Columns(3, 1, 5).double()
+    columns.calibrate(zip(x.split(64), weight.split(64), strict=True))
+    share = weight / weight.sum((0, 2), keepdim=True)
+    mean = (share * x).sum((0, 2), keepdim=True)
+    spread = (share * (x - mean) ** 2).sum((0, 2), keepdim=True).sqrt()
+    assert torch.allclose(columns(x), (x - mean) / spread, atol=1e-10)
+
+
+def test_a_column_that_hardly_varies_is_not_blown_up_and_a_constant_one_is_zero():
+    x = torch.stack([torch.linspace(-1, 1, 50), 1e-6 * torch.linspace(-1, 1, 50), torch.ones(50)], dim=-1)
+    columns = Columns(3)
+    columns.calibrate([(x, 1.0)])
+    assert columns(x)[:, 0].std() == pytest.approx(1.0, abs=0.05)
+    assert columns(x)[:, 1].abs().max() < 1e-3
+    assert not columns(x)[:, 2].any()

@@ -1,6 +1,6 @@
 """Direction tokens: a transformer over the singular directions of each site, then over the sites.
 
-    token i    t_i = Σ_j f(σ_j) κ(σ_i, σ_j) W [P u_j u_jᵀ Pᵀ, Q v_j v_jᵀ Qᵀ, P u_j v_jᵀ Qᵀ] + W′ [log σ_i, log ‖ΔW‖]
+    token i    t_i = Σ_j f(σ_j) κ(σ_i, σ_j) W [P u_j u_jᵀ Pᵀ, Q v_j v_jᵀ Qᵀ, P u_j v_jᵀ Qᵀ] + W′ (log σ_i, log ‖ΔW‖)
     site       Σ_i f(σ_i) t′_i / Σ_i f(σ_i), t′ after attention among the t with log f(σ) added to its logits
     adapter    attention among sites with learned embeddings, a linear map of all; plus MLP(log norms, log spectra)
 
@@ -14,7 +14,8 @@ largest entry of u. What differs, and why:
   which no rotation inside it changes. So tokens move with ΔW at a rate of 1/β, where single singular vectors move at
   a rate of 1/gap. The price: directions nearer than β in log σ are seen as one space.
 - Directions count by f(σ) = σ² / (σ² + δ² ‖ΔW‖² + ε²) in tokens, attention and pooling: as σ → 0 one fades out, and
-  padding counts nothing. Logarithms are standardised over training adapters, not over ranks, so scale is seen.
+  padding counts nothing. The logarithms, of σ relative to the norm and of the norm, are standardised over training
+  adapters and not over ranks, so that scale is seen.
 
 The scores are functions of ΔW alone, repeated and vanishing singular values included.
 """
