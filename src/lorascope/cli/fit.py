@@ -12,7 +12,9 @@ def fit(
     zoo: Annotated[Path, typer.Argument(help="A zoo, from `forge` or `zoo import`.")],
     target: Annotated[str, typer.Option(help="The label column to predict; `lorascope zoo info` lists them.")],
     out: Annotated[Path, typer.Option(help="The folder for the predictor.")],
-    model: Annotated[str, typer.Option(help="ridge, glnet, svd, mlp or hyperparameters.")] = "ridge",
+    model: Annotated[
+        str, typer.Option(help="ridge, gram, tokens, probes, glnet, delta-kernel, svd, mlp or hyperparameters.")
+    ] = "ridge",
     task: Annotated[
         str | None,
         typer.Option(help="regression, binary, multi-label or multi-class; found from the column."),
