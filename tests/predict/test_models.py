@@ -24,9 +24,17 @@ SENSITIVITY = 1e4
 by 1/δ = 50 per site, the LayerNorms of networks by the ratio of their inputs to their spread."""
 
 
+QUICK = {
+    "gram": {"epochs": 10},
+    "probes": {"epochs": 6, "probes": 8, "read_outs": 8},
+    "tokens": {"epochs": 4, "size": 6, "width": 16},
+}
+
+
 def quick(name):
     model = MODELS[name]()
-    return dataclasses.replace(model, epochs=30) if hasattr(model, "epochs") else model
+    few = {"epochs": 30} if hasattr(model, "epochs") else {}
+    return dataclasses.replace(model, **{**few, **QUICK.get(name, {})})
 
 
 def targets_of(name):

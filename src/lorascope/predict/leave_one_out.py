@@ -193,13 +193,73 @@ def fit_ridge(
     """
     columns, kernels = kernels_of(groups)
     mean = Y.mean(axis=0)
-    centred = Y - mean
-    blocks = blocks_of_groups(sample_groups)
+    weights, relative, dual, left_out = _solved(kernels, Y, blocks_of_groups(sample_groups), rounds)
+    coefficients, intercept = primal(groups, columns, weights, dual, mean)
+    return RidgeSolution(coefficients, intercept, weights, relative, left_out)
+
+
+def _solved(
+    kernels: Mapping[str, Matrix], Y: Matrix, blocks: Blocks, rounds: int
+) -> tuple[dict[str, float], float, Matrix, Matrix]:
+    """(weights, relative penalty, dual [n, t], left-out predictions [n, t]) for kernels whose rows sum to 0."""
+    centred = Y - Y.mean(axis=0)
     weights = search_weights(kernels, centred, rounds, blocks)
     K = np.add.reduce([weight * kernels[name] for name, weight in weights.items()])
     _, relative = _best_penalty(K, centred, blocks)
     penalty = relative * (float(np.trace(K)) / len(K) or 1.0)
     dual = np.linalg.solve(K + penalty * np.eye(len(K)), centred)
-    coefficients, intercept = primal(groups, columns, weights, dual, mean)
     left_out = Y - _left_out_residuals(_Spectral.of(K, centred), centred, penalty, blocks)
-    return RidgeSolution(coefficients, intercept, weights, relative, left_out)
+    return weights, relative, dual, left_out
+
+
+@dataclass(frozen=True)
+class KernelSolution:
+    """ŷ(x) = intercept + Σ_i k(x, x_i) · dual_i, k = Σ_g weights_g k_g, k_g as they were given.
+
+    ``dual`` [n, t], of which each column sums to 0; ``intercept`` [t]; ``weights`` name → the factor of k_g;
+    ``penalty`` λ relative to the mean diagonal of the centred K; ``left_out`` as for ``RidgeSolution``.
+    """
+
+    dual: Matrix
+    intercept: Matrix
+    weights: Mapping[str, float]
+    penalty: float
+    left_out: Matrix
+
+    def predict(self, kernels: Mapping[str, Matrix]) -> Matrix:
+        """[m, t] from k_g between m new samples and the n of training, name → [m, n]."""
+        total = np.zeros((len(next(iter(kernels.values()))), len(self.intercept))) + self.intercept
+        for name, weight in self.weights.items():
+            total += weight * (kernels[name] @ self.dual)
+        return total
+
+
+def fit_kernel_ridge(
+    kernels: Mapping[str, Matrix], Y: Matrix, *, sample_groups: Sequence[Any] | None = None, rounds: int = 2
+) -> KernelSolution:
+    """As ``fit_ridge``, for kernels among the training samples, name → [n, n], instead of features.
+
+    Each kernel is centred (features minus their training mean) and divided by its mean diagonal, so that
+    weights compare; a kernel that says nothing (constant features) is left out.
+
+    >>> import numpy as np
+    >>> x = np.linspace(-1, 1, 9)[:, None]
+    >>> solution = fit_kernel_ridge({"x": x @ x.T}, 2 * x + 1)
+    >>> bool(np.abs(solution.predict({"x": x @ x.T}) - 2 * x - 1).max() < 1e-3)
+    True
+    """
+    units: dict[str, float] = {}
+    centred: dict[str, Matrix] = {}
+    for name, K in kernels.items():
+        mean = K.mean(axis=0)
+        rest = K - mean - mean[:, None] + mean.mean()
+        unit = float(np.trace(rest)) / len(K)
+        if unit > 1e-12 * float(np.trace(K)) / len(K):
+            units[name], centred[name] = unit, rest / unit
+    if not centred:
+        nothing = np.zeros_like(Y)
+        return KernelSolution(nothing, Y.mean(axis=0), {}, 1.0, nothing + Y.mean(axis=0))
+    weights, relative, dual, left_out = _solved(centred, Y, blocks_of_groups(sample_groups), rounds)
+    weights = {name: weight / units[name] for name, weight in weights.items()}
+    means = sum(weight * kernels[name].mean(axis=0) for name, weight in weights.items())
+    return KernelSolution(dual, Y.mean(axis=0) - means @ dual, weights, relative, left_out)

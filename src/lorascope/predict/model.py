@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +78,8 @@ def check_options(model: Any) -> None:
             fits = isinstance(value, tuple) and len(value) > 0 and all(isinstance(item, str) for item in value)
             expected = "one name or more"
         elif isinstance(default, str):
-            fits, expected = value in get_args(GATES), f"one of {', '.join(get_args(GATES))}"
+            names = get_args(get_type_hints(type(model))[name])
+            fits, expected = value in names, f"one of {', '.join(names)}"
         elif isinstance(default, bool):
             fits, expected = isinstance(value, bool), "true or false"
         elif isinstance(default, int):

@@ -73,25 +73,25 @@ def fit_network(
 
 
 def restore_network(network: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], target: Target) -> FittedNetwork:
-    """A network with saved parameters."""
-    network = network.double()
-    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    """A network with saved parameters; on the meta device, wrong sizes fail before they are allocated."""
+    parameters = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+    network.load_state_dict(parameters, assign=True)
     return FittedNetwork(network, (np.zeros((0, target.width)), np.zeros((0, target.width))))
 
 
 class Dropout(torch.nn.Module):
     """Dropout that draws from a generator of its own, so that a seed gives the same network twice."""
 
-    def __init__(self, probability: float, *, generator: torch.Generator) -> None:
+    def __init__(self, probability: float, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self._probability = probability
-        self._generator = generator
+        self.generator = generator
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x with a share of its entries zero and the others scaled up, in training alone."""
         if not self.training or not self._probability:
             return x
-        kept = torch.rand(x.shape, generator=self._generator) >= self._probability
+        kept = torch.rand(x.shape, generator=self.generator) >= self._probability
         return x * kept.to(x.dtype) / (1 - self._probability)
 
 

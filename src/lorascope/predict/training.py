@@ -84,7 +84,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def scores(network: torch.nn.Module, inputs: Batch, *, block: int = 256) -> torch.Tensor:
+def scores(network: torch.nn.Module, inputs: Batch, *, block: int = 64) -> torch.Tensor:
     """The network's scores [n, width], block by block, in evaluation mode."""
     network.eval()
     n = len(next(iter(inputs.values())))

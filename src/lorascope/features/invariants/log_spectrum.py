@@ -7,10 +7,26 @@ its logarithm to minus infinity: log σ_i is smooth down to δ of the norm and c
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from jaxtyping import Float
+
 from lorascope.features.feature import Change
 from lorascope.features.invariants.log_norm import FLOOR
 from lorascope.symmetry import SiteStack
-from lorascope.symmetry.arrays import namespace
+from lorascope.symmetry.arrays import Array, namespace
+
+
+def log_spectrum(S: Float[Array, "*sites k"], count: int, delta: float) -> Float[Array, "*sites count"]:
+    """½ log(σ_i² + δ² ‖ΔW‖² + ε²) for the ``count`` largest singular values, σ_i = 0 where there are fewer.
+
+    >>> import numpy as np
+    >>> log_spectrum(np.array([np.e]), 2, 0.0).round(6)
+    array([  1.      , -13.815511])
+    """
+    xp = namespace(S)
+    energy = xp.sum(S * S, axis=-1, keepdims=True)
+    absent = xp.zeros_like(energy) + xp.zeros((max(0, count - S.shape[-1]),), dtype=S.dtype)
+    leading = xp.concat([S[..., :count], absent], axis=-1)
+    return 0.5 * xp.log(leading * leading + delta * delta * energy + FLOOR * FLOOR)
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,7 @@ class LogSpectrum:
     blind_to: ClassVar[frozenset[Change]] = frozenset({"sign", "rotate out", "rotate in"})
 
     def __call__(self, stack: SiteStack) -> Any:
-        S = stack.svd.S
-        xp = namespace(S)
-        energy = xp.sum(S * S, axis=-1, keepdims=True)
-        absent = xp.zeros_like(energy) + xp.zeros((max(0, self.count - S.shape[-1]),), dtype=S.dtype)
-        leading = xp.concat([S[..., : self.count], absent], axis=-1)
-        return 0.5 * xp.log(leading * leading + self.delta**2 * energy + FLOOR * FLOOR)
+        return log_spectrum(stack.svd.S, self.count, self.delta)
 
 
 FEATURE = LogSpectrum
