@@ -5,6 +5,7 @@ import pytest
 
 from lorascope.predict import MODELS
 from lorascope.predict.kernel import KERNELS, Tokens
+from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_error
 from lorascope.predict.kernel_machine import Comparison, Machine
 from lorascope.predict.leave_one_out import blocks_of_groups
@@ -143,6 +144,29 @@ def test_a_machine_is_the_sum_of_its_kernels(planted):
     # Gram matrices are kept in float32
     tolerance = 40 * np.abs(a).max() * np.abs(K).max() * np.finfo(np.float32).eps * 10
     assert np.allclose(machine(train), K @ a + shift, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(KERNELS[name], "directions")])
+def test_directions_add_up_to_the_features(name):
+    kernel, own = KERNELS[name](), tokens()
+    assert np.allclose(kernel.directions(own).sum(axis=1), kernel(own), rtol=0, atol=1e3 * EPS)
+
+
+def test_contributions_add_up_to_the_value(planted):
+    model, structure, inputs = planted
+    comparison = Comparison.of(model.compared(), sites_of(structure), inputs)
+    rng = np.random.default_rng(0)
+    weights = {part: float(rng.uniform(0.5, 1.0)) for part in comparison.parts()}
+    machine = Machine.of(comparison, weights, inputs, rng.standard_normal((60, 2)), np.zeros(2))
+    for row in range(5):
+        one = {name: array[row : row + 1] for name, array in inputs.items()}
+        found = contributions_of(machine, one, 2)
+        total = found.baseline + np.add.reduce(list(found.sites.values()))
+        assert np.allclose(total, machine(one)[0], rtol=0, atol=1e-6 * np.abs(machine(inputs)).max())
+        assert set(found.features) == set(NAMES)
+        for site in structure.sites:
+            by_kernel = np.add.reduce([own[site] for own in found.features.values()])
+            assert np.allclose(by_kernel, found.sites[site])
 
 
 def test_every_part_has_mean_zero_and_mean_diagonal_one(planted):

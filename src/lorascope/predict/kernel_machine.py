@@ -134,12 +134,14 @@ class Machine:
 
     ``slopes``: (kernel, site) → [d, t] for φ itself, not centred; ``intercept`` [t].
     ``radial``: kernel → its training features [n, D], and for each length the coefficients [n, t].
+    ``means``: (kernel, site) → [t], what a linear part adds to the values of the training adapters in the mean.
     """
 
     comparison: Comparison
     slopes: Mapping[tuple[str, int], Matrix]
     radial: Mapping[str, tuple[Matrix, Mapping[float, Matrix]]]
     intercept: Matrix
+    means: Mapping[tuple[str, int], Matrix]
 
     @classmethod
     def of(
@@ -147,6 +149,7 @@ class Machine:
     ) -> Machine:
         """From the weight of each part and the dual coefficients a [n, t]; ``shift`` [t] is added to every value."""
         slopes: dict[tuple[str, int], Matrix] = {}
+        means: dict[tuple[str, int], Matrix] = {}
         radial: dict[str, tuple[Matrix, Mapping[float, Matrix]]] = {}
         intercept = np.array(shift, np.float64)
         for name, site in comparison.centres:
@@ -157,7 +160,8 @@ class Machine:
             if site >= 0:
                 centre = comparison.centres[name, site]
                 slopes[name, site] = mine[0.0] * (X.T @ a) / centre.spread
-                intercept -= centre.mean @ slopes[name, site]
+                means[name, site] = centre.mean @ slopes[name, site]
+                intercept -= means[name, site]
                 continue
             distances = squared_distances(X, X) / X.shape[1]
             coefficients: dict[float, Matrix] = {}
@@ -166,7 +170,7 @@ class Machine:
                 coefficients[length] = (weight / unit) * (a - a.mean(axis=0))
                 intercept += (weight / unit) * (whole * a.sum(axis=0) - mean @ a)
             radial[name] = (X, coefficients)
-        return cls(comparison, slopes, radial, intercept)
+        return cls(comparison, slopes, radial, intercept, means)
 
     def __call__(self, inputs: Inputs) -> Matrix:
         """[n, t] in float64."""
@@ -184,7 +188,7 @@ class Machine:
         """Slopes by kernel and site, radial training features and coefficients."""
         arrays: dict[str, NDArray[Any]] = {"intercept": self.intercept}
         for (name, site), slope in self.slopes.items():
-            arrays[f"slope.{name}.{site}"] = slope
+            arrays[f"slope.{name}.{site}"], arrays[f"mean.{name}.{site}"] = slope, self.means[name, site]
         for name, (X, coefficients) in self.radial.items():
             centre = self.comparison.centres[name, -1]
             arrays[f"radial.{name}.features"] = X
@@ -216,4 +220,5 @@ class Machine:
             for name, own in lengths.items()
         }
         comparison = Comparison({kernel.name: kernel for kernel in kernels}, sites, centres)
-        return cls(comparison, slopes, radial, arrays["intercept"])
+        means = {(name, site): arrays[f"mean.{name}.{site}"] for name, site in slopes}
+        return cls(comparison, slopes, radial, arrays["intercept"], means)

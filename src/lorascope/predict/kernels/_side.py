@@ -24,6 +24,14 @@ def weighted_side(X: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
     return (root @ across).reshape(len(X), -1)
 
 
+def directions_of_side(X: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
+    """What each direction adds to ``weighted_side``, [n, k, h²]: w_i x_i x_iᵀ divided by the norm of the whole."""
+    parts = np.swapaxes(X, -1, -2) * np.sqrt(w)[..., None]
+    square = ((parts @ np.swapaxes(parts, -1, -2)) ** 2).sum(axis=(-2, -1))
+    norm = np.sqrt(np.where(square > 0, square, 1.0))[:, None, None, None]
+    return (parts[..., :, None] * parts[..., None, :] / norm).reshape(*parts.shape[:2], -1)
+
+
 def shares(S: NDArray[Any]) -> NDArray[Any]:
     """σ_i² / Σ σ², relative to σ₁ first so that nothing underflows; zeros where ΔW = 0."""
     largest = S.max(axis=-1, keepdims=True, initial=0.0)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lorascope.features.feature import Change
 from lorascope.predict.kernel import Tokens
-from lorascope.predict.kernels._side import shares, weighted_side
+from lorascope.predict.kernels._side import directions_of_side, shares, weighted_side
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class ColumnEnergyKernel:
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return weighted_side(tokens.left, shares(tokens.S))
+
+    def directions(self, tokens: Tokens) -> NDArray[Any]:
+        """What each singular direction adds to φ, [n, k, d]."""
+        return directions_of_side(tokens.left, shares(tokens.S))
 
 
 KERNEL = ColumnEnergyKernel

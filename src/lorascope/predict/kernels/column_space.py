@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lorascope.features.feature import Change
 from lorascope.predict.kernel import Tokens
-from lorascope.predict.kernels._side import filtered, weighted_side
+from lorascope.predict.kernels._side import directions_of_side, filtered, weighted_side
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class ColumnSpaceKernel:
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         return weighted_side(tokens.left, filtered(tokens.S))
+
+    def directions(self, tokens: Tokens) -> NDArray[Any]:
+        """What each singular direction adds to φ, [n, k, d]."""
+        return directions_of_side(tokens.left, filtered(tokens.S))
 
 
 KERNEL = ColumnSpaceKernel

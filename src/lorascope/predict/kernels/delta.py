@@ -30,5 +30,11 @@ class DeltaKernel:
         scaled = tokens.left * np.sqrt(shares(tokens.S))[:, None, :]
         return (scaled @ np.swapaxes(tokens.right, -1, -2)).reshape(len(scaled), -1)
 
+    def directions(self, tokens: Tokens) -> NDArray[Any]:
+        """What each singular direction adds to φ, [n, k, d]."""
+        left = np.swapaxes(tokens.left, -1, -2) * np.sqrt(shares(tokens.S))[..., None]
+        right = np.swapaxes(tokens.right, -1, -2)
+        return (left[..., :, None] * right[..., None, :]).reshape(*left.shape[:2], -1)
+
 
 KERNEL = DeltaKernel

@@ -22,16 +22,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorascope.adapter import Adapter
+from lorascope.predict.explanation import Contributions
 from lorascope.predict.kernel import KERNELS, Kernel, Sites
+from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT, Learned, learn_weights
 from lorascope.predict.kernel_machine import Comparison, Machine, Part
 from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
 from lorascope.predict.targets import Target
 from lorascope.predict.tokens import sites_of, tokens_of
 
@@ -123,6 +126,12 @@ class Kernels:
             target.width,
             np.ones(len(Y)) if doubts[0] is None else _bounded(doubts[0].left_out),
         )
+
+    def contributions(self, fitted: FittedModel, adapter: Adapter, structure: Structure) -> Contributions:
+        """By site, kernel and direction, of the function that the adapter's rank calls for."""
+        kernels = cast("FittedKernels", fitted)
+        inputs = self.inputs([Sample(lambda: adapter, {})], structure)
+        return contributions_of(kernels.machine_for(inputs), inputs, kernels.width)
 
     def restore(
         self,
@@ -299,20 +308,25 @@ class FittedKernels:
         self.calibration = calibration
         self.calibration_spreads = calibration_spreads
         self.weights = weights
-        self._width = width
+        self.width = width
 
     def scores(self, inputs: Inputs) -> Matrix:
         """[n, width]."""
-        return self._by_rank(inputs, lambda machine, some: machine(some)[:, : self._width])
+        return self._by_rank(inputs, lambda machine, some: machine(some)[:, : self.width])
 
     def spreads(self, inputs: Inputs) -> Matrix:
         """How far off each score is likely to be, [n], up to a factor that calibration finds."""
 
         def doubts(machine: Machine, some: Inputs) -> Matrix:
-            logs = machine(some)[:, self._width :]
+            logs = machine(some)[:, self.width :]
             return _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
 
         return self._by_rank(inputs, doubts)
+
+    def machine_for(self, inputs: Inputs) -> Machine:
+        """That which judges the one adapter."""
+        [rank] = ranks_of(inputs)
+        return self.machine if self.ranks[0] <= rank <= self.ranks[1] else self.at_any_rank
 
     def _by_rank(self, inputs: Inputs, values: Callable[[Machine, Inputs], Matrix]) -> Matrix:
         """The values of each adapter by the machine that its rank calls for."""
