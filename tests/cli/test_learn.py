@@ -74,7 +74,7 @@ def test_the_whole_way(run, zoo, predictor):
     assert code == 0
     result = json.loads(out)
     assert {"target", "task", "model", "metrics", "n"} <= set(result)
-    assert (result["target"], result["task"], result["model"], result["seen"]) == ("size", "regression", "ridge", 0)
+    assert (result["target"], result["task"], result["model"], result["seen"]) == ("size", "regression", "kernels", 0)
     assert set(result["metrics"]["r2"]) == {"mean", "sd"}
     assert result["metrics"]["r2"]["mean"] > 0.7
 
@@ -156,7 +156,7 @@ def test_mistakes_are_one_clear_error_with_exit_code_2(run, zoo, predictor, fold
         (("fit", zoo, "--target", "size", "--out", nowhere, "--model", "rigde"), "did you mean 'ridge'"),
         (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "sice=3"), "did you mean 'size'"),
         (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "size=big"), "expected int"),
-        (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "features=nrom"), "there is no feature 'nrom'"),
+        (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "kernels=nrom"), "there is no kernel 'nrom'"),
         (("fit", zoo, "--target", "size", "--out", folder / "labels.csv"), "something else"),
         (("fit", zoo, "--target", "size", "--out", folder / "labels.csv" / "p"), "cannot be written"),
         (("fit", nowhere, "--target", "size", "--out", nowhere), "is not a zoo"),

@@ -81,6 +81,8 @@ def test_scores_are_those_of_the_predictor_with_these_members(result, dataset):
     expected = predictor.evaluate(inputs, test.values("size")).metrics
     found = rows(result.tables[1])["ridge"].metrics
     for name, value in expected.items():
+        if name in ("coverage_90", "width_90"):  # of all members together there, of each member alone here
+            continue
         assert found[name].mean == pytest.approx(value["mean"], abs=1e-12)
         assert found[name].sd == pytest.approx(value["sd"], abs=1e-12)
 

@@ -112,7 +112,7 @@ def _grids(result: BenchResult) -> list[Grid]:
 
 
 def _metrics(table: Table, seeds: int) -> Grid:
-    names = next((list(row.metrics) for row in table.rows if row.metrics), [table.metric])
+    names = list(dict.fromkeys(name for row in table.rows for name in row.metrics)) or [table.metric]
     header = ("model", *names, f"Δ {table.metric} to best", "training, s", "adapters/s", "parameters")
     notes = _Notes()
     rows = [_metric_row(row, names, notes) for row in table.rows]
@@ -142,7 +142,7 @@ def _metric_row(row: Row, names: Sequence[str], notes: _Notes) -> tuple[str, ...
             to_best += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     return (
         label,
-        *(spread(row.metrics[name]) for name in names),
+        *(spread(row.metrics[name]) if name in row.metrics else DASH for name in names),
         to_best,
         f"{row.training_seconds:.2f}",
         f"{row.adapters_per_second:,.0f}" if math.isfinite(row.adapters_per_second) else DASH,

@@ -161,7 +161,8 @@ def _row(question: Question, contender: Contender, members: list[dict[str, Resul
     clean = [member[CLEAN.column] for member in members]
     status, reason = _status(clean)
     is_ok = status == "ok"
-    names = [metric, *(name for name in clean[0]["metrics"] if name != metric)] if is_ok else []
+    # intervals, and with them their coverage, are missing where a member had too few samples to promise anything
+    names = list(dict.fromkeys([metric, *(name for one in clean for name in one["metrics"])])) if is_ok else []
     columns = [name for name in members[0] if name not in (CLEAN.column, SPEED.column)]
     speed = members[0].get(SPEED.column, {})
     return Row(
@@ -172,7 +173,7 @@ def _row(question: Question, contender: Contender, members: list[dict[str, Resul
         contender.model.invariance,
         status,
         reason,
-        {name: Spread.of([one["metrics"][name] for one in clean]) for name in names},
+        {name: Spread.of([one["metrics"].get(name, math.nan) for one in clean]) for name in names},
         float(np.median([one["training_seconds"] for one in clean])) if is_ok else math.nan,
         speed.get("adapters_per_second", math.nan),
         max(one["parameters"] for one in clean) if is_ok else 0,
