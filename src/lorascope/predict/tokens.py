@@ -19,7 +19,7 @@ def sites_of(structure: Structure) -> Sites:
     """The sites, in the order of the stacks."""
     shapes: dict[tuple[int, int], list[str]] = {}
     for name, shape in structure.sites.items():
-        shapes.setdefault(tuple(shape), []).append(name)
+        shapes.setdefault((shape[0], shape[1]), []).append(name)
     stacks = list(shapes.values())
     return Sites(
         tuple(name for names in stacks for name in names),
