@@ -1,18 +1,34 @@
-"""Adapters as the tokens of their sites: singular vectors under seeded projections, and singular values."""
+"""Adapters as the tokens of their sites: singular vectors under seeded projections, and singular values.
+
+Small layers go by QR in float64. Layers of ``LARGE`` rows and columns or more go by Gram matrices in float32 where the
+file holds no more than that and the condition of the factors allows it: there eps κ² ≤ 6e-4 bounds what the weakest
+direction is off by, and weak directions hardly count in any kernel. All others go by QR. Adapters stream in blocks of
+sites: no more than ``NUMBERS`` entries of factors are widened at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.features.projection import projected
-from lorascope.predict.blocks import blocks_of
-from lorascope.predict.kernel import Sites
+from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.features.projection import projected, projections
+from lorascope.predict.blocks import BLOCK, checked
+from lorascope.predict.kernel import Sites, Tokens
 from lorascope.predict.model import Inputs, Sample, Structure
-from lorascope.symmetry import stack_adapters
+from lorascope.symmetry import pad_rank, stack_adapters
+from lorascope.symmetry.gram import Products, projected_svd
+
+NUMBERS = 4_000_000
+"""32 MB in float64."""
+LARGE = 1024
+LIMIT = 100.0
+"""κ up to which Gram matrices in float32 are taken."""
 
 
 def sites_of(structure: Structure) -> Sites:
@@ -37,19 +53,88 @@ def tokens_of(
 ) -> Inputs:
     """``left0`` [n, S, h, k] = P U, ``S0`` [n, S, k], ``right0`` [n, S, h′, k] = Q V for the first shape, and so on.
 
-    k is the largest rank among the samples; absent directions are zero. h = min(size, out): exact where ``size``
-    reaches the shape.
+    k is the largest rank among the samples; absent directions are zero. h = min(size, out), exact where ``size``
+    reaches the shape; half of ``size`` on sides of ``LARGE`` or more.
     """
+    stacks: dict[tuple[int, int], list[str]] = {}
+    for name, shape in structure.sites.items():
+        stacks.setdefault((shape[0], shape[1]), []).append(name)
     parts: dict[str, list[NDArray[Any]]] = {}
-    for block in blocks_of(samples, structure):
-        for number, stack in enumerate(stack_adapters(block, sites=list(structure.sites))):
-            parts.setdefault(f"left{number}", []).append(projected(stack, "out", size, seed))
-            parts.setdefault(f"S{number}", []).append(stack.svd.S)
-            parts.setdefault(f"right{number}", []).append(projected(stack, "in", size, seed))
+    for block in _blocks(samples, structure):
+        for number, (shape, names) in enumerate(stacks.items()):
+            chunks = [_tokens(block, chunk, shape, size, seed) for chunk in _chunks(block, names, shape)]
+            rank = max(chunk.S.shape[-1] for chunk in chunks)
+            for name, arrays in zip(("left", "S", "right"), zip(*chunks, strict=True), strict=True):
+                joined = np.concatenate([_widened(array, rank) for array in arrays], axis=1)
+                parts.setdefault(f"{name}{number}", []).append(joined)
         if advance is not None:
             advance(len(block))
     rank = max((part.shape[-1] for arrays in parts.values() for part in arrays), default=0)
     return {name: np.concatenate([_widened(part, rank) for part in arrays]) for name, arrays in parts.items()}
+
+
+def _blocks(samples: Iterable[Sample], structure: Structure) -> Iterator[list[Adapter]]:
+    """The adapters in blocks of at most ``BLOCK``, fewer where they are large."""
+    iterator = iter(samples)
+    for sample in iterator:
+        first = checked(sample.read(), structure)
+        numbers = sum(update.rank * sum(update.shape) for update in first.values())
+        more = max(0, min(BLOCK, NUMBERS // max(numbers, 1)) - 1)
+        yield [first, *(checked(one.read(), structure) for one in islice(iterator, more))]
+
+
+def _chunks(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int]) -> Iterator[Sequence[str]]:
+    rank = max(adapter[name].rank for adapter in block for name in names)
+    step = max(1, NUMBERS // max(1, len(block) * rank * sum(shape)))
+    yield from (names[start : start + step] for start in range(0, len(names), step))
+
+
+def _tokens(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int) -> Tokens:
+    if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
+        return _by_qr(block, names, size, seed)
+    rank = max(adapter[name].rank for adapter in block for name in names)
+    rows = [[_products(adapter[name], name, rank, size, seed) for name in names] for adapter in block]
+    scales = np.asarray([[scale for _, scale in row] for row in rows])
+    stacked = (np.stack([np.stack([one[part] for one, _ in row]) for row in rows]) for part in range(4))
+    found = projected_svd(Products(*stacked))
+    signs = np.where(scales < 0, -1.0, 1.0)[..., None, None]
+    tokens = Tokens(signs * found.left, np.abs(scales)[..., None] * found.S, found.right)
+    for place in np.flatnonzero((found.condition > LIMIT).any(axis=0)).tolist():
+        exact = _by_qr(block, [names[place]], size, seed)
+        for whole, one in zip(tokens, exact, strict=True):
+            whole[:, place] = _widened(one, rank)[:, 0]
+    return tokens
+
+
+def _products(update: Update, name: str, rank: int, size: int, seed: int) -> tuple[Products, float]:
+    """One site's products in float32, ranks padded; and its scale."""
+    B, A, scale = update.factors(np.float32)
+    B, A = pad_rank(B, A, rank)
+    P, Q = (_projection(name, side, _height(size, n), n, seed) for side, n in (("out", len(B)), ("in", A.shape[1])))
+    return Products.of(B, A, P, Q), scale
+
+
+def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int) -> Tokens:
+    [stack] = stack_adapters(block, sites=names)
+    out, in_ = (_height(size, n) for n in stack.shape)
+    return Tokens(projected(stack, "out", out, seed), stack.svd.S, projected(stack, "in", in_, seed))
+
+
+def _height(size: int, n: int) -> int:
+    """h of a side of n rows."""
+    return size if n < LARGE else max(1, size // 2)
+
+
+def _is_narrow(adapter: Adapter, name: str) -> bool:
+    """Whether the factors are stored in float32 or less, so that nothing is lost by computing in it."""
+    update = adapter[name]
+    return isinstance(update, LowRank) and max(update.B.dtype.itemsize, update.A.dtype.itemsize) <= 4
+
+
+@lru_cache(maxsize=256)
+def _projection(site: str, side: str, size: int, n: int, seed: int) -> NDArray[np.float32]:
+    """One projection in float32, kept: 64 sites of 4096 take 64 MiB at size 64."""
+    return projections([site], side, size, n, seed=seed)[0].astype(np.float32)
 
 
 def _widened(array: NDArray[Any], rank: int) -> NDArray[Any]:

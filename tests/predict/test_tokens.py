@@ -1,0 +1,82 @@
+"""Tokens of large layers by Gram matrices are those by QR; what they cannot give goes by QR; ranks may be mixed."""
+
+import numpy as np
+import pytest
+
+from lorascope.adapter import Adapter, LowRank
+from lorascope.predict import tokens
+from lorascope.predict.model import Sample, Structure
+
+SHAPE = (1100, 1030)
+STRUCTURE = Structure({"q": SHAPE, "v": SHAPE, "small": (20, 30)}, 4)
+
+
+def adapter(seed=0, dtype=np.float16, rank=3, scale=-0.5):
+    rng = np.random.default_rng(seed)
+    sites = {}
+    for name, (out, in_) in STRUCTURE.sites.items():
+        B = rng.standard_normal((out, rank)) * np.geomspace(1, 0.2, rank)
+        sites[name] = LowRank(B.astype(dtype), rng.standard_normal((rank, in_)).astype(dtype), scale)
+    return Adapter(sites)
+
+
+def of(*adapters):
+    return tokens.tokens_of([Sample(lambda a=a: a, {}) for a in adapters], STRUCTURE, size=32, seed=0)
+
+
+def invariants(inputs, stack):
+    """ΔW, the projector and the energies under the projections, which no sign or rotation changes."""
+    left, S, right = (inputs[f"{part}{stack}"] for part in ("left", "S", "right"))
+    left = left * (S > 0)[..., None, :]  # vectors of σ = 0 are anything
+    return (left * S[..., None, :]) @ np.swapaxes(right, -1, -2), left @ np.swapaxes(left, -1, -2), S
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The names of the sites that go by QR."""
+    names = []
+    by_qr = tokens._by_qr
+    monkeypatch.setattr(tokens, "_by_qr", lambda block, own, *rest: (names.extend(own), by_qr(block, own, *rest))[1])
+    return names
+
+
+def test_large_layers_go_by_gram_matrices_and_are_those_by_qr(taken, monkeypatch):
+    adapters = [adapter(0), adapter(1, rank=2)]
+    fast = of(*adapters)
+    assert set(taken) == {"small"}
+    assert fast["left0"].shape == (2, 2, 16, 3)  # half of the size on sides so long
+    assert fast["left1"].shape == (2, 1, 20, 3)
+    monkeypatch.setattr(tokens, "LIMIT", 0.0)
+    slow = of(*adapters)
+    assert {"q", "v"} <= set(taken)
+    for one, other in zip(invariants(fast, 0), invariants(slow, 0), strict=True):
+        assert np.abs(one - other).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(other).max()
+
+
+def test_what_float32_would_round_goes_by_qr(taken):
+    of(adapter(dtype=np.float64))
+    assert set(taken) == {"small", "q", "v"}
+
+
+def test_a_site_that_is_ill_conditioned_goes_by_qr_alone(taken):
+    whole = adapter(dtype=np.float32)
+    B = whole["q"].B.copy()
+    B[:, 1] = B[:, 0] * (1 + 1e-6)
+    found = of(Adapter({**whole.sites, "q": LowRank(B, whole["q"].A, 1.0)}), adapter(3))
+    assert set(taken) == {"small", "q"}
+    assert np.isfinite(found["left0"]).all()
+
+
+def test_a_zero_update_of_a_large_layer_has_finite_tokens():
+    whole = adapter()
+    found = of(Adapter({**whole.sites, "q": LowRank(np.zeros((1100, 2), np.float16), whole["q"].A[:2], 1.0)}))
+    assert np.isfinite(found["left0"]).all()
+    assert not found["S0"][0, 0].any()
+
+
+def test_the_blocks_change_nothing(monkeypatch):
+    adapters = [adapter(seed) for seed in range(3)]
+    whole = of(*adapters)
+    monkeypatch.setattr(tokens, "NUMBERS", 1)
+    for name, array in of(*adapters).items():
+        assert np.allclose(array, whole[name], rtol=1e-5, atol=1e-5), name
