@@ -30,12 +30,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.features import featurise
-from lorascope.predict.blocks import blocks_of, checked
+from lorascope.predict.blocks import BLOCK
 from lorascope.predict.conformal import Conformal
-from lorascope.predict.model import Sample, Structure, ordered_sites
-from lorascope.predict.site_statistics import SIZE, STATISTICS, Reduced, SiteStatistics
-from lorascope.symmetry import stack_adapters
+from lorascope.predict.model import Inputs, Sample, Structure, ordered_sites, stacks_of
+from lorascope.predict.site_statistics import SEED, SIZE, STATISTICS, Reduced, SiteStatistics, reduced_of
+from lorascope.predict.tokens import tokens_of
 
 Matrix = NDArray[np.float64]
 
@@ -166,9 +165,14 @@ class Familiarity:
 
     def judge(self, samples: Sequence[Sample]) -> list[Judgement]:
         """One judgement per adapter, in order."""
-        adapters = (checked(sample.read(), self.structure) for sample in samples)
-        columns = featurise(adapters, [self.statistics], sites=list(self.structure.sites))
-        return self.judge_statistics(columns[self.statistics.name])
+        return self.judge_tokens(tokens_of(samples, self.structure, size=SIZE, seed=SEED))
+
+    def judge_tokens(self, inputs: Inputs) -> list[Judgement]:
+        """From the tokens of size ``SIZE`` and seed ``SEED``."""
+        stacks = list(stacks_of(self.structure).values())
+        values = [self.statistics.of(reduced) for reduced in reduced_of(inputs, stacks)]
+        joined = np.concatenate(values, axis=1)
+        return self.judge_statistics(joined.reshape(len(joined), -1))
 
     def judge_statistics(self, columns: Matrix) -> list[Judgement]:
         """From the columns [n, S · 4] of ``statistics`` as a feature."""
@@ -261,13 +265,13 @@ class _Blocks:
         yield from self._kept or self._read()
 
     def _read(self) -> Iterator[tuple[int, list[Reduced]]]:
-        start = 0
-        for adapters in blocks_of(self._samples, self._structure):
-            block = [Reduced.of(stack) for stack in stack_adapters(adapters, sites=list(self._structure.sites))]
+        stacks = list(stacks_of(self._structure).values())
+        for start in range(0, len(self._samples), BLOCK):
+            samples = self._samples[start : start + BLOCK]
+            block = reduced_of(tokens_of(samples, self._structure, size=SIZE, seed=SEED), stacks)
             if self._are_kept:
                 self._kept.append((start, block))
             yield start, block
-            start += len(adapters)
 
 
 class _Sums(NamedTuple):

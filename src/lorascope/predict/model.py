@@ -52,16 +52,21 @@ class Structure:
     hyperparameters: tuple[str, ...] = ()
 
 
-def ordered_sites(structure: Structure) -> list[str]:
-    """The sites in the order in which stacks and features run over them: shape by shape, as shapes first occur.
+def stacks_of(structure: Structure) -> dict[tuple[int, int], list[str]]:
+    """(out, in) → the sites of that shape, shapes in the order in which they first occur.
 
-    >>> ordered_sites(Structure({"q": (4, 4), "up": (8, 4), "v": (4, 4)}, 2))
-    ['q', 'v', 'up']
+    >>> stacks_of(Structure({"q": (4, 4), "up": (8, 4), "v": (4, 4)}, 2))
+    {(4, 4): ['q', 'v'], (8, 4): ['up']}
     """
     shapes: dict[tuple[int, int], list[str]] = {}
-    for name, shape in structure.sites.items():
-        shapes.setdefault(shape, []).append(name)
-    return [name for names in shapes.values() for name in names]
+    for name, (out, in_) in structure.sites.items():
+        shapes.setdefault((out, in_), []).append(name)
+    return shapes
+
+
+def ordered_sites(structure: Structure) -> list[str]:
+    """The sites in the order in which stacks and features run over them."""
+    return [name for names in stacks_of(structure).values() for name in names]
 
 
 def check_options(model: Any) -> None:

@@ -203,6 +203,9 @@ class Predictor:
         """The model's inputs and the judgements of familiarity, from one decomposition where both are features."""
         if self.familiarity is None:
             return self.model.inputs(samples, self.structure, advance), [None] * len(samples)
+        if getattr(self.model, "gives_tokens", False):
+            inputs = self.model.inputs(samples, self.structure, advance)
+            return inputs, self.familiarity.judge_tokens(inputs)
         members = getattr(self.model, "members", None)
         if members is None:
             return self.model.inputs(samples, self.structure, advance), self.familiarity.judge(samples)

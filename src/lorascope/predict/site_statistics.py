@@ -14,7 +14,7 @@ through the sketches of ``features.projection`` where a side has more than ``SIZ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 
 from lorascope.features.feature import Change
 from lorascope.features.projection import projected
+from lorascope.predict.kernel import Tokens
+from lorascope.predict.tokens import height
 from lorascope.symmetry import SiteStack
 
 Matrix = NDArray[np.float64]
 
-SIZE = 64
-"""Rows of the sketches; sides of 64 dimensions or fewer are exact."""
+SIZE, SEED = 64, 0
+"""Of the sketches, as for ``tokens``; sides of 64 dimensions or fewer are exact."""
 
 NOTHING = 1e-12
 """A smaller norm is no update."""
@@ -48,16 +50,22 @@ class Reduced(NamedTuple):
     @classmethod
     def of(cls, stack: SiteStack) -> Reduced:
         """From the thin SVD that the stack shares with the features computed on it."""
-        S = np.asarray(stack.svd.S, np.float64)
+        left, right = (
+            projected(stack, side, height(SIZE, n), SEED) for side, n in zip(("out", "in"), stack.shape, strict=True)
+        )
+        return cls.of_tokens(stack.names, Tokens(np.asarray(left), np.asarray(stack.svd.S), np.asarray(right)))
+
+    @classmethod
+    def of_tokens(cls, names: tuple[str, ...], tokens: Tokens) -> Reduced:
+        """From P U [N, S, h, k], σ [N, S, k] and Q V of the sites of one shape."""
+        S = np.asarray(tokens.S, np.float64)
         largest = S[..., :1]
         shape = S / np.maximum(largest, 1e-300)  # squares of tiny or huge values would leave the range
         length = np.sqrt((shape**2).sum(-1, keepdims=True))
         log_norm = np.log(np.maximum(largest * length, 1e-300))[..., 0]
         relative = shape / np.maximum(length, 1.0)
-        left, right = (
-            np.asarray(projected(stack, side, SIZE, 0), np.float64) * relative[..., None, :] for side in ("out", "in")
-        )
-        return cls(stack.names, log_norm, relative, left, right)
+        left, right = (np.asarray(side, np.float64) * relative[..., None, :] for side in (tokens.left, tokens.right))
+        return cls(names, log_norm, relative, left, right)
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -72,6 +80,14 @@ class Reduced(NamedTuple):
             wide = _wide(np.where(present, factor, 0.0))
             sums.append(wide @ wide.swapaxes(-1, -2))
         return {name: (sums[0][j], sums[1][j]) for j, name in enumerate(self.names)}
+
+
+def reduced_of(inputs: Mapping[str, NDArray[Any]], stacks: Sequence[Sequence[str]]) -> list[Reduced]:
+    """From the tokens of all sites; ``stacks`` are the names of the sites of each shape."""
+    return [
+        Reduced.of_tokens(tuple(names), Tokens(*(inputs[f"{part}{place}"] for part in ("left", "S", "right"))))
+        for place, names in enumerate(stacks)
+    ]
 
 
 def _wide(factor: Matrix) -> Matrix:

@@ -20,7 +20,7 @@ from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.features.projection import projected, projections
 from lorascope.predict.blocks import BLOCK, checked
 from lorascope.predict.kernel import Sites, Tokens
-from lorascope.predict.model import Inputs, Sample, Structure
+from lorascope.predict.model import Inputs, Sample, Structure, stacks_of
 from lorascope.symmetry import pad_rank, stack_adapters
 from lorascope.symmetry.gram import Products, projected_svd
 
@@ -33,10 +33,7 @@ LIMIT = 100.0
 
 def sites_of(structure: Structure) -> Sites:
     """The sites, in the order of the stacks."""
-    shapes: dict[tuple[int, int], list[str]] = {}
-    for name, shape in structure.sites.items():
-        shapes.setdefault((shape[0], shape[1]), []).append(name)
-    stacks = list(shapes.values())
+    stacks = stacks_of(structure).values()
     return Sites(
         tuple(name for names in stacks for name in names),
         tuple((number, place) for number, names in enumerate(stacks) for place in range(len(names))),
@@ -56,12 +53,9 @@ def tokens_of(
     k is the largest rank among the samples; absent directions are zero. h = min(size, out), exact where ``size``
     reaches the shape; half of ``size`` on sides of ``LARGE`` or more.
     """
-    stacks: dict[tuple[int, int], list[str]] = {}
-    for name, shape in structure.sites.items():
-        stacks.setdefault((shape[0], shape[1]), []).append(name)
     parts: dict[str, list[NDArray[Any]]] = {}
     for block in _blocks(samples, structure):
-        for number, (shape, names) in enumerate(stacks.items()):
+        for number, (shape, names) in enumerate(stacks_of(structure).items()):
             chunks = [_tokens(block, chunk, shape, size, seed) for chunk in _chunks(block, names, shape)]
             rank = max(chunk.S.shape[-1] for chunk in chunks)
             for name, arrays in zip(("left", "S", "right"), zip(*chunks, strict=True), strict=True):
@@ -110,18 +104,18 @@ def _products(update: Update, name: str, rank: int, size: int, seed: int) -> tup
     """One site's products in float32, ranks padded; and its scale."""
     B, A, scale = update.factors(np.float32)
     B, A = pad_rank(B, A, rank)
-    P, Q = (_projection(name, side, _height(size, n), n, seed) for side, n in (("out", len(B)), ("in", A.shape[1])))
+    P, Q = (_projection(name, side, height(size, n), n, seed) for side, n in (("out", len(B)), ("in", A.shape[1])))
     return Products.of(B, A, P, Q), scale
 
 
 def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int) -> Tokens:
     [stack] = stack_adapters(block, sites=names)
-    out, in_ = (_height(size, n) for n in stack.shape)
+    out, in_ = (height(size, n) for n in stack.shape)
     return Tokens(projected(stack, "out", out, seed), stack.svd.S, projected(stack, "in", in_, seed))
 
 
-def _height(size: int, n: int) -> int:
-    """h of a side of n rows."""
+def height(size: int, n: int) -> int:
+    """h of a side of n rows, if that is less than n."""
     return size if n < LARGE else max(1, size // 2)
 
 

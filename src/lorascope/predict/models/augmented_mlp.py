@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorascope.errors import PredictorError
-from lorascope.predict.model import FittedModel, Split, Structure
-from lorascope.predict.models._balanced import shapes_of
+from lorascope.predict.model import FittedModel, Split, Structure, stacks_of
 from lorascope.predict.models.mlp import MLP
 from lorascope.predict.targets import Target
 
@@ -41,7 +40,7 @@ class AugmentedMLP(MLP):
         from lorascope.predict.models._augmented_network import Augmented
         from lorascope.predict.neural import fit_network
 
-        shapes = [(len(names), out, in_) for (out, in_), names in shapes_of(structure).items()]
+        shapes = [(len(names), out, in_) for (out, in_), names in stacks_of(structure).items()]
         return fit_network(
             lambda generator, batch: Augmented(
                 shapes,

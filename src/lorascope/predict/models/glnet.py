@@ -26,8 +26,9 @@ from lorascope.predict.model import (
     Structure,
     check_options,
     ordered_sites,
+    stacks_of,
 )
-from lorascope.predict.models._balanced import balanced_inputs, shapes_of
+from lorascope.predict.models._balanced import balanced_inputs
 from lorascope.predict.targets import Target
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class GLNetModel:
         if arrays["net.head.0.weight"].size != first:
             raise ValueError("the weights are not those of the stated options")
         empty: dict[str, torch.Tensor] = {}
-        for i, ((out, in_), names) in enumerate(shapes_of(structure).items()):
+        for i, ((out, in_), names) in enumerate(stacks_of(structure).items()):
             empty[f"B{i}"], empty[f"A{i}"] = torch.zeros(0, len(names), out, 1), torch.zeros(0, len(names), 1, in_)
         return restore_network(self._network(empty, target.width, torch.Generator()), arrays, target)
 

@@ -35,6 +35,7 @@ from lorascope.predict.kernel_learning import CONSTANT, Learned, learn_weights
 from lorascope.predict.kernel_machine import Comparison, Machine, Part
 from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
 from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.site_statistics import SEED, SIZE
 from lorascope.predict.targets import Target
 from lorascope.predict.tokens import sites_of, tokens_of
 
@@ -64,8 +65,8 @@ class Kernels:
     """Options: ``kernels``, names of the family; ``size`` and ``seed`` of the projections; ``subset``."""
 
     kernels: tuple[str, ...] = DEFAULT
-    size: int = 64
-    seed: int = 0
+    size: int = SIZE
+    seed: int = SEED
     subset: int = 700
     name: ClassVar[str] = "kernels"
     formula: ClassVar[str] = "c + Σ_g w_g Σ_i k_g(x, x_i) a_i, weights and a by leave-one-out"
@@ -75,6 +76,11 @@ class Kernels:
 
     def __post_init__(self) -> None:
         check_options(self)
+
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether the inputs are the tokens by which familiarity is judged, so that they serve for both."""
+        return (self.size, self.seed) == (SIZE, SEED)
 
     def compared(self) -> list[Kernel]:
         """The kernels."""
