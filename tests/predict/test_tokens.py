@@ -5,7 +5,9 @@ import pytest
 
 from lorascope.adapter import Adapter, LowRank
 from lorascope.predict import tokens
+from lorascope.predict.familiarity import Familiarity
 from lorascope.predict.model import Sample, Structure
+from lorascope.predict.site_statistics import SEED, SIZE
 
 SHAPE = (1100, 1030)
 STRUCTURE = Structure({"q": SHAPE, "v": SHAPE, "small": (20, 30)}, 4)
@@ -47,10 +49,14 @@ def test_large_layers_go_by_gram_matrices_and_are_those_by_qr(taken, monkeypatch
     assert fast["left0"].shape == (2, 2, 16, 3)  # half of the size on sides so long
     assert fast["left1"].shape == (2, 1, 20, 3)
     monkeypatch.setattr(tokens, "LIMIT", 0.0)
+    wide = of(*adapters)
+    assert set(taken) == {"small"}
+    monkeypatch.setattr(tokens, "WIDE_LIMIT", 0.0)
     slow = of(*adapters)
     assert {"q", "v"} <= set(taken)
-    for one, other in zip(invariants(fast, 0), invariants(slow, 0), strict=True):
-        assert np.abs(one - other).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(other).max()
+    for way in (fast, wide):
+        for one, other in zip(invariants(way, 0), invariants(slow, 0), strict=True):
+            assert np.abs(one - other).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(other).max()
 
 
 def test_what_float32_would_round_goes_by_qr(taken):
@@ -61,10 +67,21 @@ def test_what_float32_would_round_goes_by_qr(taken):
 def test_a_site_that_is_ill_conditioned_goes_by_qr_alone(taken):
     whole = adapter(dtype=np.float32)
     B = whole["q"].B.copy()
-    B[:, 1] = B[:, 0] * (1 + 1e-6)
+    B[:, 1] = B[:, 0]
     found = of(Adapter({**whole.sites, "q": LowRank(B, whole["q"].A, 1.0)}), adapter(3))
     assert set(taken) == {"small", "q"}
     assert np.isfinite(found["left0"]).all()
+
+
+def test_gram_matrices_in_float64_go_on_where_those_in_float32_stop(taken):
+    whole = adapter(dtype=np.float32)
+    B = whole["q"].B.copy()
+    B[:, 1] = B[:, 0] + 3e-3 * np.abs(B[:, 0]).max() * np.random.default_rng(5).standard_normal(len(B))
+    inputs = of(Adapter({**whole.sites, "q": LowRank(B, whole["q"].A, 1.0)}))
+    assert set(taken) == {"small"}
+    S = np.linalg.svd(B.astype(np.float64) @ whole["q"].A.astype(np.float64), compute_uv=False)[:3]
+    assert S[0] > 100 * S[2]
+    assert np.allclose(inputs["S0"][0, 0], S, rtol=1e-4)
 
 
 def test_a_zero_update_of_a_large_layer_has_finite_tokens():
@@ -72,6 +89,16 @@ def test_a_zero_update_of_a_large_layer_has_finite_tokens():
     found = of(Adapter({**whole.sites, "q": LowRank(np.zeros((1100, 2), np.float16), whole["q"].A[:2], 1.0)}))
     assert np.isfinite(found["left0"]).all()
     assert not found["S0"][0, 0].any()
+
+
+def test_familiarity_with_large_layers_is_saved_and_judges_the_same():
+    adapters = [adapter(seed) for seed in range(6)]
+    samples = [Sample(lambda a=a: a, {}) for a in adapters]
+    familiarity = Familiarity.fit(samples, [str(seed) for seed in range(6)], STRUCTURE)
+    again = Familiarity.restore(familiarity.state(), STRUCTURE)
+    inputs = tokens.tokens_of(samples[:2], STRUCTURE, size=SIZE, seed=SEED)
+    judged = familiarity.judge(samples[:2])
+    assert judged == again.judge(samples[:2]) == familiarity.judge_tokens(inputs)
 
 
 def test_the_blocks_change_nothing(monkeypatch):

@@ -34,7 +34,7 @@ from lorascope.predict.blocks import BLOCK
 from lorascope.predict.conformal import Conformal
 from lorascope.predict.model import Inputs, Sample, Structure, ordered_sites, stacks_of
 from lorascope.predict.site_statistics import SEED, SIZE, STATISTICS, Reduced, SiteStatistics, reduced_of
-from lorascope.predict.tokens import tokens_of
+from lorascope.predict.tokens import height, tokens_of
 
 Matrix = NDArray[np.float64]
 
@@ -231,7 +231,7 @@ class Familiarity:
         left = {name: np.asarray(arrays[f"left.{place}"]) for place, name in enumerate(names)}
         right = {name: np.asarray(arrays[f"right.{place}"]) for place, name in enumerate(names)}
         for name, (out, in_) in structure.sites.items():
-            if left[name].shape != (min(out, SIZE),) * 2 or right[name].shape != (min(in_, SIZE),) * 2:
+            if left[name].shape != (_rows_of(out),) * 2 or right[name].shape != (_rows_of(in_),) * 2:
                 raise ValueError(f"the energies at {name} are not those of its shape")
         reference = Reference(*(np.asarray(arrays[name]) for name in Reference._fields))
         sites = (len(names), len(STATISTICS))
@@ -252,12 +252,17 @@ class Familiarity:
         )
 
 
+def _rows_of(n: int) -> int:
+    """Rows of the sketch of a side of n."""
+    return min(n, height(SIZE, n))
+
+
 class _Blocks:
     """The reduced sites of all samples, block by block, with the place of the first: iterated more than once."""
 
     def __init__(self, samples: Sequence[Sample], structure: Structure) -> None:
         self._samples, self._structure = samples, structure
-        width = sum(min(out, SIZE) + min(in_, SIZE) for out, in_ in structure.sites.values())
+        width = sum(_rows_of(out) + _rows_of(in_) for out, in_ in structure.sites.values())
         self._are_kept = len(samples) * width * structure.rank <= KEPT_NUMBERS
         self._kept: list[tuple[int, list[Reduced]]] = []
 

@@ -1,9 +1,10 @@
 """Adapters as the tokens of their sites: singular vectors under seeded projections, and singular values.
 
 Small layers go by QR in float64. Layers of ``LARGE`` rows and columns or more go by Gram matrices in float32 where the
-file holds no more than that and the condition of the factors allows it: there eps κ² ≤ 6e-4 bounds what the weakest
-direction is off by, and weak directions hardly count in any kernel. All others go by QR. Adapters stream in blocks of
-sites: no more than ``NUMBERS`` entries of factors are widened at once.
+file holds no more than that and the condition κ of the factors allows it; where it does not, by Gram matrices in
+float64; and where κ is beyond that too, by QR. eps κ² ≤ 6e-4 in the first case and eps κ ≤ 6e-4 in the second bound, up
+to a small factor, what the weakest direction is off by, and weak directions hardly count in any kernel. Adapters
+stream in blocks of sites: no more than ``NUMBERS`` entries of factors are widened at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.features.projection import projected, projections
@@ -22,13 +23,13 @@ from lorascope.predict.blocks import BLOCK, checked
 from lorascope.predict.kernel import Sites, Tokens
 from lorascope.predict.model import Inputs, Sample, Structure, stacks_of
 from lorascope.symmetry import pad_rank, stack_adapters
-from lorascope.symmetry.gram import Products, projected_svd
+from lorascope.symmetry.gram import Products, Projected, projected_svd
 
 NUMBERS = 4_000_000
 """32 MB in float64."""
 LARGE = 1024
-LIMIT = 100.0
-"""κ up to which Gram matrices in float32 are taken."""
+LIMIT, WIDE_LIMIT = 100.0, 1e4
+"""κ up to which Gram matrices in float32 are taken, and in float64."""
 
 
 def sites_of(structure: Structure) -> Sites:
@@ -86,26 +87,45 @@ def _chunks(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, in
 def _tokens(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int) -> Tokens:
     if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
         return _by_qr(block, names, size, seed)
-    rank = max(adapter[name].rank for adapter in block for name in names)
-    rows = [[_products(adapter[name], name, rank, size, seed) for name in names] for adapter in block]
-    scales = np.asarray([[scale for _, scale in row] for row in rows])
-    stacked = (np.stack([np.stack([one[part] for one, _ in row]) for row in rows]) for part in range(4))
-    found = projected_svd(Products(*stacked))
+    found, scales = _by_gram(block, names, size, seed, np.float32)
+    _mend(found, LIMIT, lambda places: _by_gram(block, [names[i] for i in places], size, seed, np.float64)[0])
     signs = np.where(scales < 0, -1.0, 1.0)[..., None, None]
     tokens = Tokens(signs * found.left, np.abs(scales)[..., None] * found.S, found.right)
-    for place in np.flatnonzero((found.condition > LIMIT).any(axis=0)).tolist():
+    for place in np.flatnonzero((found.condition > WIDE_LIMIT).any(axis=0)).tolist():
         exact = _by_qr(block, [names[place]], size, seed)
         for whole, one in zip(tokens, exact, strict=True):
-            whole[:, place] = _widened(one, rank)[:, 0]
+            whole[:, place] = _widened(one, found.S.shape[-1])[:, 0]
     return tokens
 
 
-def _products(update: Update, name: str, rank: int, size: int, seed: int) -> tuple[Products, float]:
-    """One site's products in float32, ranks padded; and its scale."""
+def _mend(found: Projected, limit: float, again: Callable[[list[int]], Projected]) -> None:
+    """Replace the sites whose condition is beyond the limit in any adapter of the block."""
+    places = np.flatnonzero((found.condition > limit).any(axis=0)).tolist()
+    if places:
+        for whole, part in zip(found, again(places), strict=True):
+            whole[:, places] = part
+
+
+def _by_gram(
+    block: Sequence[Adapter], names: Sequence[str], size: int, seed: int, gram: DTypeLike
+) -> tuple[Projected, NDArray[np.float64]]:
+    """By products in float32, with Gram matrices in ``gram``; for scale 1, and the scales [n, S]."""
+    rank = max(adapter[name].rank for adapter in block for name in names)
+    rows = [[_products(adapter[name], name, rank, size, seed, gram) for name in names] for adapter in block]
+    stacked = (np.stack([np.stack([one[part] for one, _ in row]) for row in rows]) for part in range(4))
+    return projected_svd(Products(*stacked)), np.asarray([[scale for _, scale in row] for row in rows])
+
+
+def _products(update: Update, name: str, rank: int, size: int, seed: int, gram: DTypeLike) -> tuple[Products, float]:
+    """One site's products, ranks padded; and its scale."""
     B, A, scale = update.factors(np.float32)
     B, A = pad_rank(B, A, rank)
     P, Q = (_projection(name, side, height(size, n), n, seed) for side, n in (("out", len(B)), ("in", A.shape[1])))
-    return Products.of(B, A, P, Q), scale
+    products = Products.of(B, A, P, Q)
+    if gram == np.float64:
+        B, A = B.astype(np.float64), A.astype(np.float64)
+        products = products._replace(G=B.T @ B, K=A @ A.T)
+    return products, scale
 
 
 def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int) -> Tokens:

@@ -1,0 +1,135 @@
+"""Adapters judged per second and core by the default model, small ones from memory and 7B-size ones from warm files.
+
+The small ones are forged here. The large ones have 64 sites of 4096 × 4096 and rank 16 in float16, 16 MiB each; their
+factors are those of forged adapters of rank 16, whose R of B = Q R is kept and whose Q is drawn anew at the large size:
+spectra and conditions are those of training. Beside the model as it is, the same fitted model in a loop over adapters
+and sites, by one SVD each. The peak of memory is that of a process that loads the predictor and judges the large files.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import lorascope
+from lorascope.adapter import Adapter, LowRank
+from lorascope.features.projection import projections
+from lorascope.forge import forge
+from lorascope.predict import MODELS, Dataset, Predictor, Sample, fit_predictor
+from lorascope.predict.kernel import Tokens
+from lorascope.predict.tokens import height
+from lorascope.symmetry import thin_svd
+from report import median_seconds, report
+
+SMALL, LARGE, SIDE, SITES = 192, 24, 4096, 64
+JUDGE = """
+import json, resource, sys, time
+import lorascope
+from lorascope.predict import Predictor
+predictor = Predictor.load(sys.argv[1])
+for path in sys.argv[2:]:
+    predictor.predict([lorascope.read(path)])
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)))
+"""
+
+
+def naive(predictor, adapters):
+    """Scores by one SVD, one feature vector and one inner product at a time; spectra in one call at the end."""
+    [member], size, seed = predictor.members, predictor.model.size, predictor.model.seed
+    machine, scores = member.fitted.machine, []
+    sites = machine.comparison.sites
+    for adapter in adapters:
+        total, kept = machine.intercept.copy(), {}
+        for number, (name, (stack, place)) in enumerate(zip(sites.names, sites.places, strict=True)):
+            B, A, scale = adapter[name].factors(np.float64)
+            U, S, Vh = thin_svd(B, A, scale)
+            P, Q = (
+                projections([name], side, height(size, n), n, seed=seed)[0]
+                for side, n in (("out", len(B)), ("in", A.shape[1]))
+            )
+            tokens = Tokens(*(part[None] for part in (P @ U, S, Q @ Vh.T)))
+            for part, values in zip(("left", "S", "right"), tokens, strict=True):
+                kept.setdefault(f"{part}{stack}", []).append((place, values))
+            for (kernel, site), slope in machine.slopes.items():
+                if site == number:
+                    total = total + machine.comparison.kernels[kernel](tokens)[0] @ slope
+        inputs = {key: np.stack([v for _, v in sorted(rows, key=lambda r: r[0])], axis=1) for key, rows in kept.items()}
+        radial = replace(machine, slopes={}, intercept=np.zeros_like(machine.intercept))
+        scores.append(total + radial(inputs)[0])
+    return np.asarray(scores)
+
+
+def in_memory(adapters):
+    """The adapters without their files."""
+    return [
+        Adapter({name: LowRank(np.array(u.B), np.array(u.A), u.scale, alpha=u.alpha) for name, u in adapter.items()})
+        for adapter in adapters
+    ]
+
+
+def lifted(adapter, rng):
+    """A 7B-size adapter with the R of a forged one's factors, at sites in turn."""
+    roots = []
+    for update in adapter.values():
+        B, A, scale = update.factors(np.float64)
+        roots.append((np.linalg.qr(B).R * scale, np.linalg.qr(A.T).R))
+    sites = {}
+    for number in range(SITES):
+        left, right = roots[number % len(roots)]
+        U, V = (rng.standard_normal((SIDE, len(left))) / np.sqrt(SIDE) for _ in range(2))
+        sites[f"layers.{number}.q"] = LowRank((U @ left).astype(np.float16), (right.T @ V.T).astype(np.float16))
+    return Adapter(sites)
+
+
+def figures() -> dict[str, float]:
+    """Adapters per second, the ratio to the loop, the difference of scores, bytes."""
+    result: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        settings = {"base_steps": 200, "steps": 60}
+        forge("digits-vit", SMALL, place / "small", settings=settings)
+        dataset = Dataset.of(place / "small")
+        predictor = fit_predictor(dataset, "test_accuracy", MODELS["kernels"]())
+        adapters = in_memory([sample.read() for sample in dataset.samples])
+        seconds = median_seconds(lambda: predictor.predict(adapters))
+        result["small_per_second"] = len(adapters) / seconds
+        some = adapters[:24]
+        by_loop = median_seconds(lambda: naive(predictor, some), runs=3)
+        result["small_ratio_to_loop"] = by_loop / len(some) / (seconds / len(adapters))
+        inputs = predictor.model.inputs([Sample(lambda a=a: a, {}) for a in some], predictor.structure)
+        scores = predictor.members[0].fitted.scores(inputs)
+        result["small_difference_of_scores"] = float(np.abs(naive(predictor, some)[:, :1] - scores).max())
+
+        forge("digits-vit", LARGE, place / "wide", settings={**settings, "rank": 16})
+        rng = np.random.default_rng(0)
+        wide = Dataset.of(place / "wide")
+        paths = [place / f"large-{number}" for number in range(LARGE)]
+        for path, sample in zip(paths, wide.samples, strict=True):
+            lorascope.write(lifted(sample.read(), rng), path)
+        samples = tuple(Sample(lambda path=path: lorascope.read(path), {}) for path in paths)
+        large = replace(wide, samples=samples, splits=("train",) * LARGE, groups=wide.ids, _inputs={})
+        predictor = fit_predictor(large, "test_accuracy", MODELS["kernels"]())
+        few = paths[:8]
+        seconds = median_seconds(lambda: [predictor.predict([lorascope.read(path)]) for path in few], runs=3)
+        result["large_from_files_per_second"] = len(few) / seconds
+        by_loop = median_seconds(lambda: naive(predictor, [lorascope.read(paths[0])]), runs=1)
+        result["large_ratio_to_loop"] = by_loop / (seconds / len(few))
+        predictor.save(place / "predictor")
+        assert Predictor.load(place / "predictor").target == predictor.target
+        done = subprocess.run(
+            [sys.executable, "-c", JUDGE, str(place / "predictor"), *map(str, few)], check=True, capture_output=True
+        )
+        result["large_peak_bytes"] = json.loads(done.stdout)
+    return result
+
+
+if __name__ == "__main__":
+    report("predict", figures)
