@@ -24,7 +24,7 @@ from lorascope.predict.predictor import Evaluation, usable
 from lorascope.zoo import Zoo
 
 TARGETS = {"classes": ("auroc", "accuracy"), "test_accuracy": ("r2", "kendall_tau", "mae")}
-MODEL_NAMES = ("glnet", "ridge", "mlp", "hyperparameters")
+MODEL_NAMES = ("glnet", "kernels", "mlp", "hyperparameters")
 is_terminal = Console().is_terminal
 screen = Console(highlight=False, width=None if is_terminal else 100)
 
@@ -63,13 +63,13 @@ def main() -> None:
     )
     count = max(arguments.count // 2, 48)
     shared = forge_zoo(arguments.folder / "zoo-shared", count, init="shared")
-    show_table(fit(Dataset.of(shared), ["classes"], ("mlp", "ridge"), arguments.seeds), ("auroc", "accuracy"))
+    show_table(fit(Dataset.of(shared), ["classes"], ("mlp", "kernels"), arguments.seeds), ("auroc", "accuracy"))
 
     heading("4  One adapter that no model has seen")
-    show_unseen(zoo, dataset, {row.clean.target: row for row in rows if row.label == "ridge"})
+    show_unseen(zoo, dataset, {row.clean.target: row for row in rows if row.label == "kernels"})
     for row in rows:
-        if row.label == "ridge":
-            row.predictor.save(arguments.folder / f"ridge-{row.clean.target}")
+        if row.label == "kernels":
+            row.predictor.save(arguments.folder / f"kernels-{row.clean.target}")
     show_next(arguments.folder, time.monotonic() - start)
 
 
@@ -154,13 +154,13 @@ def plus_minus(value: Mapping[str, float]) -> str:
     return f"{mean:.3f}" if sd != sd else f"{mean:.3f} ± {sd:.3f}"
 
 
-def show_unseen(zoo: Zoo, dataset: Dataset, ridge: Mapping[str, Fitted]) -> None:
+def show_unseen(zoo: Zoo, dataset: Dataset, kernels: Mapping[str, Fitted]) -> None:
     """Predict the facts of one adapter of the test split and compare with the truth."""
     truth = zoo.split("test")[0]
     sample = dataset.samples[dataset.ids.index(truth["id"])]
-    [classes] = ridge["classes"].predictor.predict([sample])
-    [accuracy] = ridge["test_accuracy"].predictor.predict([sample])
-    say(f"{truth['path']}, of the test split, judged by ridge from its weights alone.")
+    [classes] = kernels["classes"].predictor.predict([sample])
+    [accuracy] = kernels["test_accuracy"].predictor.predict([sample])
+    say(f"{truth['path']}, of the test split, judged by kernels from its weights alone.")
     table = Table()
     for column in ("fact", "predicted", "how sure", "truth"):
         table.add_column(column)
@@ -191,7 +191,7 @@ def show_next(folder: Path, seconds: float) -> None:
     for line in (
         f"{command} inspect {example}",
         f"{command} inspect YOUR_ADAPTER_FILE_OR_FOLDER",
-        f"{command} predict {folder}/ridge-classes {example} --json",
+        f"{command} predict {folder}/kernels-classes {example} --json",
         f"{command} zoo import YOUR_FOLDER --labels YOUR_LABELS.csv --out my-zoo",
         f"{command} fit my-zoo --target YOUR_LABEL --model ridge --out my-predictor",
         f"{command} bench my-zoo --out my-bench",
