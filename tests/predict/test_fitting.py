@@ -137,3 +137,26 @@ def test_the_logarithm_of_a_label_is_a_target():
         dataset.values("log:kind")
     with pytest.raises(PredictorError, match="no such label"):
         dataset.values("log:rats")
+
+
+@pytest.mark.parametrize("name", ["mlp", "o-align", "svd"])
+def test_a_network_without_samples_to_calibrate_on_promises_no_interval(dataset, name):
+    """Residuals of training samples are no left-out residuals."""
+    few = replace(dataset, groups=tuple(f"group {i % 3}" for i in range(len(dataset))), _inputs={})
+    predictor = fit_predictor(few, "size", MODELS[name](epochs=2, hidden=8))
+    [member] = predictor.members
+    assert not len(member.fitted.calibration[1])
+    assert predictor.facts["metrics"] == {}
+    [prediction] = predictor.predict(dataset.samples[:1])
+    assert math.isfinite(prediction.value)
+    assert prediction.interval is None
+
+
+def test_scores_of_a_network_without_calibration_are_logits(dataset):
+    few = replace(dataset, groups=("one",) * len(dataset), _inputs={})
+    predictor = fit_predictor(few, "first", MODELS["svd"](epochs=2, hidden=8))
+    [prediction] = predictor.predict(dataset.samples[:1])
+    inputs = MODELS["svd"]().inputs(dataset.samples[:1], predictor.structure)
+    logit = predictor.members[0].fitted.scores(inputs)[0, 0]
+    assert prediction.probabilities["True"] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert prediction.classes is None
