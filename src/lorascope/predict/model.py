@@ -52,16 +52,25 @@ class Structure:
     hyperparameters: tuple[str, ...] = ()
 
 
+def shapes_of(structure: Structure) -> dict[tuple[int, int], list[str]]:
+    """(out, in) → the sites of that shape, as shapes first occur: the order of stacks, and of the sites in them.
+
+    >>> shapes_of(Structure({"q": (4, 4), "up": (8, 4), "v": (4, 4)}, 2))
+    {(4, 4): ['q', 'v'], (8, 4): ['up']}
+    """
+    shapes: dict[tuple[int, int], list[str]] = {}
+    for name, shape in structure.sites.items():
+        shapes.setdefault(shape, []).append(name)
+    return shapes
+
+
 def ordered_sites(structure: Structure) -> list[str]:
     """The sites in the order in which stacks and features run over them: shape by shape, as shapes first occur.
 
     >>> ordered_sites(Structure({"q": (4, 4), "up": (8, 4), "v": (4, 4)}, 2))
     ['q', 'v', 'up']
     """
-    shapes: dict[tuple[int, int], list[str]] = {}
-    for name, shape in structure.sites.items():
-        shapes.setdefault(shape, []).append(name)
-    return [name for names in shapes.values() for name in names]
+    return [name for names in shapes_of(structure).values() for name in names]
 
 
 def check_options(model: Any) -> None:

@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 from lorascope.features.projection import projected
 from lorascope.predict.blocks import blocks_of
 from lorascope.predict.kernel import Sites
-from lorascope.predict.model import Inputs, Sample, Structure
+from lorascope.predict.model import Inputs, Sample, Structure, shapes_of
 from lorascope.symmetry import stack_adapters
 
 
 def sites_of(structure: Structure) -> Sites:
     """The sites, in the order of the stacks."""
-    shapes: dict[tuple[int, int], list[str]] = {}
-    for name, shape in structure.sites.items():
-        shapes.setdefault((shape[0], shape[1]), []).append(name)
-    stacks = list(shapes.values())
+    stacks = list(shapes_of(structure).values())
     return Sites(
         tuple(name for names in stacks for name in names),
         tuple((number, place) for number, names in enumerate(stacks) for place in range(len(names))),

@@ -40,14 +40,6 @@ def balanced_inputs(
     return _joined(parts)
 
 
-def shapes_of(structure: Structure) -> dict[tuple[int, int], list[str]]:
-    """(out, in) → the sites of that shape: the order of the arrays, and of the sites in them."""
-    shapes: dict[tuple[int, int], list[str]] = {}
-    for name, shape in structure.sites.items():
-        shapes.setdefault(shape, []).append(name)
-    return shapes
-
-
 def _joined(parts: Mapping[str, list[NDArray[Any]]]) -> Inputs:
     """The blocks of every stack in one array, ranks padded to the largest."""
     joined: Inputs = {}

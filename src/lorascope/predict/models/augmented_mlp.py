@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lorascope.errors import PredictorError
-from lorascope.predict.model import FittedModel, Split, Structure
-from lorascope.predict.models._balanced import shapes_of
+from lorascope.predict.model import FittedModel, Split, Structure, shapes_of
 from lorascope.predict.models.mlp import MLP
 from lorascope.predict.targets import Target
 

@@ -26,8 +26,9 @@ from lorascope.predict.model import (
     Structure,
     check_options,
     ordered_sites,
+    shapes_of,
 )
-from lorascope.predict.models._balanced import balanced_inputs, shapes_of
+from lorascope.predict.models._balanced import balanced_inputs
 from lorascope.predict.targets import Target
 
 if TYPE_CHECKING:
