@@ -160,3 +160,19 @@ def test_scores_of_a_network_without_calibration_are_logits(dataset):
     logit = predictor.members[0].fitted.scores(inputs)[0, 0]
     assert prediction.probabilities["True"] == pytest.approx(1 / (1 + np.exp(-logit)))
     assert prediction.classes is None
+
+
+def test_predictions_hold_the_inputs_of_a_block_of_adapters_at_a_time(dataset, monkeypatch):
+    predictor = fit_predictor(dataset, "size", MODELS["ridge"](size=4))
+    whole = predictor.predict(dataset.samples[:10])
+    monkeypatch.setattr("lorascope.predict.predictor.AT_ONCE", 4)
+    is_open = []
+
+    def watched(sample):
+        is_open.append(sample)
+        return sample
+
+    counts = []
+    in_blocks = predictor.predict((watched(s) for s in dataset.samples[:10]), lambda _: counts.append(len(is_open)))
+    assert max(np.diff([0, *sorted(set(counts))])) <= 4
+    assert [one.value for one in in_blocks] == pytest.approx([one.value for one in whole])
