@@ -31,6 +31,18 @@ def test_labels_of_the_test_split_change_nothing(dataset):
     assert honest.predict(dataset.samples[:5]) == blind.predict(dataset.samples[:5])
 
 
+def test_adapters_of_the_test_split_are_not_read(dataset):
+    def unread():
+        raise AssertionError("a test adapter was read")
+
+    samples = tuple(
+        sample._replace(read=unread) if split == "test" else sample
+        for sample, split in zip(dataset.samples, dataset.splits, strict=True)
+    )
+    blind = fit_predictor(replace(dataset, samples=samples, _inputs={}), "size", MODELS["ridge"](size=4))
+    assert blind.facts["samples"] == len(dataset.where("train", "validation"))
+
+
 def test_samples_without_a_label_are_left_out(dataset):
     values = [None if i % 3 == 0 else size for i, size in enumerate(dataset.labels["size"])]
     predictor = fit_predictor(with_labels(dataset, "size", values), "size", MODELS["ridge"](size=4))

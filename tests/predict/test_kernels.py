@@ -189,6 +189,12 @@ def test_levels_go_from_all_sites_to_kinds_to_thirds_of_the_depth():
     ]
 
 
+def test_thirds_that_part_no_further_than_kinds_are_left_out():
+    for names, count in ((["q"], 2), (["q", "v"], 2), (["0.q", "1.q"], 3), (["0.q", "0.v", "1.q", "1.v"], 3)):
+        sites = sites_of(type("S", (), {"sites": dict.fromkeys(names, (4, 4))})())
+        assert len(levels_of(sites)) == count, names
+
+
 def test_a_subset_keeps_groups_together():
     groups = [f"group {i // 4}" for i in range(400)]
     chosen = subset_of_groups(groups, 100, 0)

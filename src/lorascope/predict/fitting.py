@@ -37,9 +37,9 @@ def fit_predictor(
 ) -> Predictor:
     """A predictor of ``target`` with one member per seed.
 
-    The test split is never touched. For each seed the other groups are parted anew, 85 % for training and the rest in
-    halves, one to stop by and one to calibrate on, so that the spread over members holds the choice of samples as
-    well as the initialisation.
+    The test split is never touched: its adapters are not even read. For each seed the other groups are parted anew,
+    85 % for training and the rest in halves, one to stop by and one to calibrate on, so that the spread over members
+    holds the choice of samples as well as the initialisation.
 
     Args:
         dataset: of a zoo.
@@ -66,12 +66,12 @@ def fit_predictor(
     indices = np.asarray(known)
     goal = Target.of(target, [values[i] for i in known], task)
     structure = dataset.structure(indices)
-    inputs = dataset.inputs(model, structure, advance)
+    own = dataset.inputs(model, structure, advance, indices=indices)
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
     trained: list[Trained] = []
     own_metrics: dict[str, float] = {}
-    own, groups = rows_of(inputs, indices), [dataset.groups[i] for i in known]
+    groups = [dataset.groups[i] for i in known]
     for seed in seeds:
         member, one = fit_member(model, own, encoded, groups, goal, structure, seed=seed)
         members.append(member)

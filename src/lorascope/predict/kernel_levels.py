@@ -55,14 +55,17 @@ def _kind(name: str) -> str:
 
 
 def levels_of(sites: Sites) -> list[list[str]]:
-    """For each level, the class of every site: none, its kind, its kind and third of the depth."""
+    """For each level, the class of every site: none, its kind, its kind and third of the depth.
+
+    Thirds that part no further than kinds do are left out.
+    """
     kinds = [_kind(name) for name in sites.names]
     thirds: list[str] = []
     for number, kind in enumerate(kinds):
         place = kinds[:number].count(kind)
         thirds.append(f"{kind} {3 * place // kinds.count(kind)}")
-    levels = [[""] * len(kinds), kinds, thirds]
-    return [level for number, level in enumerate(levels) if level not in levels[:number]]
+    parts_further = [thirds.index(name) for name in thirds] != [kinds.index(name) for name in kinds]
+    return [[""] * len(kinds), kinds, *([thirds] if parts_further else [])]
 
 
 def _class_of(part: Part, classes: Sequence[str]) -> tuple[str, str, float]:
