@@ -31,6 +31,18 @@ def test_labels_of_the_test_split_change_nothing(dataset):
     assert honest.predict(dataset.samples[:5]) == blind.predict(dataset.samples[:5])
 
 
+def test_adapters_of_the_test_split_are_not_read(dataset):
+    def unread():
+        raise AssertionError("a test adapter was read")
+
+    samples = tuple(
+        sample._replace(read=unread) if split == "test" else sample
+        for sample, split in zip(dataset.samples, dataset.splits, strict=True)
+    )
+    blind = fit_predictor(replace(dataset, samples=samples, _inputs={}), "size", MODELS["ridge"](size=4))
+    assert blind.facts["samples"] == len(dataset.where("train", "validation"))
+
+
 def test_samples_without_a_label_are_left_out(dataset):
     values = [None if i % 3 == 0 else size for i, size in enumerate(dataset.labels["size"])]
     predictor = fit_predictor(with_labels(dataset, "size", values), "size", MODELS["ridge"](size=4))
@@ -137,3 +149,42 @@ def test_the_logarithm_of_a_label_is_a_target():
         dataset.values("log:kind")
     with pytest.raises(PredictorError, match="no such label"):
         dataset.values("log:rats")
+
+
+@pytest.mark.parametrize("name", ["mlp", "o-align", "svd"])
+def test_a_network_without_samples_to_calibrate_on_promises_no_interval(dataset, name):
+    """Residuals of training samples are no left-out residuals."""
+    few = replace(dataset, groups=tuple(f"group {i % 3}" for i in range(len(dataset))), _inputs={})
+    predictor = fit_predictor(few, "size", MODELS[name](epochs=2, hidden=8))
+    [member] = predictor.members
+    assert not len(member.fitted.calibration[1])
+    assert predictor.facts["metrics"] == {}
+    [prediction] = predictor.predict(dataset.samples[:1])
+    assert math.isfinite(prediction.value)
+    assert prediction.interval is None
+
+
+def test_scores_of_a_network_without_calibration_are_logits(dataset):
+    few = replace(dataset, groups=("one",) * len(dataset), _inputs={})
+    predictor = fit_predictor(few, "first", MODELS["svd"](epochs=2, hidden=8))
+    [prediction] = predictor.predict(dataset.samples[:1])
+    inputs = MODELS["svd"]().inputs(dataset.samples[:1], predictor.structure)
+    logit = predictor.members[0].fitted.scores(inputs)[0, 0]
+    assert prediction.probabilities["True"] == pytest.approx(1 / (1 + np.exp(-logit)))
+    assert prediction.classes is None
+
+
+def test_predictions_hold_the_inputs_of_a_block_of_adapters_at_a_time(dataset, monkeypatch):
+    predictor = fit_predictor(dataset, "size", MODELS["ridge"](size=4))
+    whole = predictor.predict(dataset.samples[:10])
+    monkeypatch.setattr("lorascope.predict.predictor.AT_ONCE", 4)
+    is_open = []
+
+    def watched(sample):
+        is_open.append(sample)
+        return sample
+
+    counts = []
+    in_blocks = predictor.predict((watched(s) for s in dataset.samples[:10]), lambda _: counts.append(len(is_open)))
+    assert max(np.diff([0, *sorted(set(counts))])) <= 4
+    assert [one.value for one in in_blocks] == pytest.approx([one.value for one in whole])

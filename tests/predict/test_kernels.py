@@ -7,9 +7,10 @@ from lorascope.predict import MODELS
 from lorascope.predict.kernel import KERNELS, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_error
+from lorascope.predict.kernel_levels import levels_of, subset_of_groups
 from lorascope.predict.kernel_machine import Comparison, Machine
 from lorascope.predict.leave_one_out import blocks_of_groups
-from lorascope.predict.models.kernels import _doubt, _levels, _solved, _subset
+from lorascope.predict.models.kernels import _doubt, _solved
 from lorascope.predict.tokens import sites_of
 from planted import planted_dataset
 
@@ -180,7 +181,7 @@ def test_every_part_has_mean_zero_and_mean_diagonal_one(planted):
 def test_levels_go_from_all_sites_to_kinds_to_thirds_of_the_depth():
     names = [f"blocks.{block}.{kind}" for block in range(6) for kind in ("q", "v")]
     sites = sites_of(type("S", (), {"sites": dict.fromkeys(names, (4, 4))})())
-    coarse, kinds, thirds = _levels(sites)
+    coarse, kinds, thirds = levels_of(sites)
     assert set(coarse) == {""}
     assert set(kinds) == {"blocks.#.q", "blocks.#.v"}
     assert [name for name in thirds if name.startswith("blocks.#.q")] == [
@@ -188,12 +189,18 @@ def test_levels_go_from_all_sites_to_kinds_to_thirds_of_the_depth():
     ]
 
 
+def test_thirds_that_part_no_further_than_kinds_are_left_out():
+    for names, count in ((["q"], 2), (["q", "v"], 2), (["0.q", "1.q"], 3), (["0.q", "0.v", "1.q", "1.v"], 3)):
+        sites = sites_of(type("S", (), {"sites": dict.fromkeys(names, (4, 4))})())
+        assert len(levels_of(sites)) == count, names
+
+
 def test_a_subset_keeps_groups_together():
     groups = [f"group {i // 4}" for i in range(400)]
-    chosen = _subset(groups, 100, 0)
+    chosen = subset_of_groups(groups, 100, 0)
     assert len(chosen) == 100
     assert len({groups[i] for i in chosen}) == 25
-    assert not np.array_equal(chosen, _subset(groups, 100, 1))
+    assert not np.array_equal(chosen, subset_of_groups(groups, 100, 1))
 
 
 def test_doubt_grows_where_residuals_do():
@@ -205,4 +212,6 @@ def test_doubt_grows_where_residuals_do():
     solution = _solved(K, Y, {}, 0.1, [])
     doubt = _doubt(solution, Y, [])
     assert np.exp(doubt.left_out[loud]).mean() > 2 * np.exp(doubt.left_out[~loud]).mean()
-    assert _doubt(solution._replace(left_out=Y - 1.0), Y, []) is None  # equal residuals leave nothing to learn
+    equal = _doubt(solution._replace(left_out=Y - 2.0), Y, [])  # equal residuals leave nothing to learn
+    assert not equal.a.any()
+    assert np.allclose(equal.left_out, np.log(2.0 + 0.1 * 2.0))  # but in the same unit as where there is something

@@ -77,7 +77,8 @@ def fit(
         f"{name} predicts {target} ({predictor.target.task}), fitted on {facts['samples']} adapters, {seeds} seeds"
     )
     held = "left-out and validation samples of the first member"
-    screen.print("  " + "  ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items()) + f"  ({held})")
+    measured = "  ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items())
+    screen.print(f"  {measured}  ({held})" if measured else "  not measured: too few groups to hold any back")
     for line in left_out(facts["left_out"]["unlabelled"], dataset.damaged, target):
         screen.print(f"  {line}", soft_wrap=True)
     screen.print(f"written to {out}\nnext: lorascope evaluate {out} {zoo}", soft_wrap=True)

@@ -1,7 +1,7 @@
 """From scores to values and probabilities.
 
-classification   p = sigmoid (softmax) of slope · score + intercept, by logistic regression on scores of samples
-                 whose targets did not set the weights (Platt 1999)
+classification   p = sigmoid of slope · score + intercept, by logistic regression on scores of samples whose targets
+                 did not set the weights (Platt 1999); of one class among several, divided by the sum over classes
 regression       score · spread + mean of the target
 
 The samples did choose when to stop training, or the penalties, so probabilities hold approximately; whether they do
@@ -48,10 +48,15 @@ class Calibration:
 
 
 def _platt(scores: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
-    """(slope, intercept) of a logistic regression on one score, the slope kept from running off."""
-    share = float(np.clip(truth.mean(), 0.01, 0.99)) if len(truth) else 0.5
+    """(slope, intercept) of a logistic regression on one score, the slope kept from running off.
+
+    Of no samples (1, 0): scores of networks are logits.
+    """
+    if not len(truth):
+        return 1.0, 0.0
+    share = float(np.clip(truth.mean(), 0.01, 0.99))
     prior = math.log(share / (1 - share))
-    spread = float(scores.std()) if len(scores) else 0.0
+    spread = float(scores.std())
     if not (0 < truth.sum() < len(truth)) or spread < 1e-12:
         return 0.0, prior
     try:

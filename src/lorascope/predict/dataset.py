@@ -127,11 +127,19 @@ class Dataset:
                 rank = max(rank, update.rank)
         return Structure(sites, rank, self.hyperparameters)
 
-    def inputs(self, model: Model, structure: Structure, advance: Advance | None = None) -> Inputs:
-        """The inputs of every sample for a model, computed once per model and structure."""
-        key = (model, tuple(structure.sites.items()), structure.rank)
+    def inputs(
+        self,
+        model: Model,
+        structure: Structure,
+        advance: Advance | None = None,
+        *,
+        indices: NDArray[np.int64] | None = None,
+    ) -> Inputs:
+        """The inputs of these samples (by default of all) for a model, computed once per model and structure."""
+        key = (model, tuple(structure.sites.items()), structure.rank, None if indices is None else indices.tobytes())
         if key not in self._inputs:
-            self._inputs[key] = model.inputs(self.samples, structure, advance)
+            samples = self.samples if indices is None else [self.samples[int(i)] for i in indices]
+            self._inputs[key] = model.inputs(samples, structure, advance)
         return self._inputs[key]
 
     def familiarity(self, structure: Structure, indices: NDArray[np.int64]) -> Familiarity:

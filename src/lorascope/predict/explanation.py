@@ -68,7 +68,8 @@ class Explanation:
 
     Args:
         label: the class that is explained; None for regression.
-        unit: ``target`` (the target's unit) or ``logit`` (of the label's calibrated probability).
+        unit: ``target`` (the target's unit) or ``logit`` (of the label's calibrated probability; of several classes,
+            before it is divided by their sum).
         how: ``exact``: baseline + Σ sites = score; ``gradient``: sites are changes of the score per relative change of
             their ΔW.
         score: what is explained.

@@ -37,9 +37,9 @@ def fit_predictor(
 ) -> Predictor:
     """A predictor of ``target`` with one member per seed.
 
-    The test split is never touched. For each seed the other groups are parted anew, 85 % for training and the rest in
-    halves, one to stop by and one to calibrate on, so that the spread over members holds the choice of samples as
-    well as the initialisation.
+    The test split is never touched: its adapters are not even read. For each seed the other groups are parted anew,
+    85 % for training and the rest in halves, one to stop by and one to calibrate on, so that the spread over members
+    holds the choice of samples as well as the initialisation.
 
     Args:
         dataset: of a zoo.
@@ -66,12 +66,12 @@ def fit_predictor(
     indices = np.asarray(known)
     goal = Target.of(target, [values[i] for i in known], task)
     structure = dataset.structure(indices)
-    inputs = dataset.inputs(model, structure, advance)
+    own = dataset.inputs(model, structure, advance, indices=indices)
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
     trained: list[Trained] = []
     own_metrics: dict[str, float] = {}
-    own, groups = rows_of(inputs, indices), [dataset.groups[i] for i in known]
+    groups = [dataset.groups[i] for i in known]
     for seed in seeds:
         member, one = fit_member(model, own, encoded, groups, goal, structure, seed=seed)
         members.append(member)
@@ -111,7 +111,9 @@ def fit_member(
 ) -> tuple[Member, Trained]:
     """One member, and what its intervals can be made from.
 
-    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them.
+    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them. Where
+    too few groups leave nothing to calibrate on, the scores of a network are taken for what they are and there are no
+    intervals.
 
     Args:
         model: with its options.
@@ -127,14 +129,17 @@ def fit_member(
     )
     fitted = model.fit(train, stop, target, structure, seed=seed)
     scores, truth = fitted.calibration
-    if not is_left_out(fitted, train):
+    if not is_left_out(fitted, train) and len(held.targets):
         scores, truth = fitted.scores(held.inputs), held.targets
     calibration = Calibration.fit(target, scores, truth)
     return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2])
 
 
 def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """About 15 % of the groups, by a hash salted with the seed; every sixth group where that leaves a side empty."""
+    """About 15 % of the groups, by a hash salted with the seed; every sixth group where that leaves a side empty.
+
+    Of fewer than six groups that may be none.
+    """
     names = [split_of(group, salt=f"member {seed}") for group in groups]
     chosen = np.asarray([name == "validation" for name in names])
     if chosen.any() and not chosen.all():
@@ -158,10 +163,12 @@ def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
 
 
 def _own_metrics(target: Target, trained: Trained) -> dict[str, float]:
-    """Metrics on the samples that calibrated a member (held, or leave-one-out)."""
+    """Metrics on the samples that calibrated a member (held, or leave-one-out); none where there are none."""
     scores, truth = trained.fitted.calibration
-    if not is_left_out(trained.fitted, trained.train):
+    if not is_left_out(trained.fitted, trained.train) and len(trained.held.targets):
         scores, truth = trained.fitted.scores(trained.held.inputs), trained.held.targets
+    if not len(truth):
+        return {}
     predicted = trained.calibration.predict(target, scores)
     actual = trained.calibration.predict(target, truth) if target.task == "regression" else truth
     return measure(target, actual, predicted)

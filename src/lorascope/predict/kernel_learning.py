@@ -61,7 +61,7 @@ def left_out_error(
     residuals, v = a / scale, np.empty_like(a)
     for block in blocks:
         residuals[block] = np.linalg.solve(inverse[np.ix_(block, block)], a[block])
-    mean = float((residuals**2).mean())
+    mean = max(float((residuals**2).mean()), np.finfo(np.float64).tiny)  # zero where all targets are alike
     slope = 2.0 * residuals / (n * width * mean)
     v = slope / scale
     middle = inverse * (v * residuals).sum(axis=1)

@@ -18,6 +18,10 @@ from lorascope.predict.model import Inputs
 
 Matrix = NDArray[np.float64]
 
+ROUNDING = 1e-4
+"""Features that vary by less, relative to their length, are constant: a gauge of condition 100 stored in float32 moves
+ΔW by about 1e-5, and brought to unit variance that would be a part of nothing but rounding."""
+
 
 class Part(NamedTuple):
     """``site``: its number, −1 for a radial kernel; ``length``: ℓ, 0 for a linear one."""
@@ -28,13 +32,16 @@ class Part(NamedTuple):
 
 
 class Centre(NamedTuple):
-    """Training statistics of features: φ ↦ (φ − mean) / spread, ``spread`` a number or one for each column."""
+    """Training statistics of features: φ ↦ (φ − mean) · scale, ``scale`` a number or one for each column.
+
+    Of a constant column the scale is 0: finite, as what is saved has to be.
+    """
 
     mean: Matrix
-    spread: Matrix
+    scale: Matrix
 
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
-        return (values - self.mean.astype(values.dtype)) / self.spread.astype(values.dtype)
+        return (values - self.mean.astype(values.dtype)) * self.scale.astype(values.dtype)
 
 
 @dataclass(frozen=True)
@@ -56,15 +63,15 @@ class Comparison:
             if kernel.lengths:
                 values = all_sites(kernel, sites, inputs)
                 spread = values.std(axis=0)
-                varies = spread > 1e-9 * (1 + np.abs(values.mean(axis=0)))
-                centres[kernel.name, -1] = Centre(values.mean(axis=0), np.where(varies, spread, np.inf))
+                varies = spread > ROUNDING
+                centres[kernel.name, -1] = Centre(values.mean(axis=0), varies / np.where(varies, spread, 1.0))
                 continue
             for site in sites:
                 values = kernel(sites.tokens(inputs, site))
                 mean = values.mean(axis=0)
                 square = float(((values - mean) ** 2).sum(axis=1).mean())
-                if square > 1e-18 * (1 + float(mean @ mean)):
-                    centres[kernel.name, site] = Centre(mean, np.asarray(np.sqrt(square)))
+                if square > ROUNDING**2:
+                    centres[kernel.name, site] = Centre(mean, np.asarray(1.0 / np.sqrt(square)))
         return cls({kernel.name: kernel for kernel in kernels}, sites, centres)
 
     def parts(self) -> list[Part]:
@@ -159,7 +166,7 @@ class Machine:
             X = comparison.features(name, site, inputs)
             if site >= 0:
                 centre = comparison.centres[name, site]
-                slopes[name, site] = mine[0.0] * (X.T @ a) / centre.spread
+                slopes[name, site] = mine[0.0] * (X.T @ a) * centre.scale
                 means[name, site] = centre.mean @ slopes[name, site]
                 intercept -= means[name, site]
                 continue
@@ -192,7 +199,7 @@ class Machine:
         for name, (X, coefficients) in self.radial.items():
             centre = self.comparison.centres[name, -1]
             arrays[f"radial.{name}.features"] = X
-            arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"] = centre.mean, centre.spread
+            arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.scale"] = centre.mean, centre.scale
             for place, coefficient in enumerate(coefficients.values()):
                 arrays[f"radial.{name}.{place}"] = coefficient
         return arrays, {"lengths": {name: list(coefficients) for name, (_, coefficients) in self.radial.items()}}
@@ -210,7 +217,7 @@ class Machine:
         }
         lengths: Mapping[str, Sequence[float]] = values["lengths"]
         centres = {
-            (name, -1): Centre(arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.spread"]) for name in lengths
+            (name, -1): Centre(arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.scale"]) for name in lengths
         }
         radial = {
             name: (

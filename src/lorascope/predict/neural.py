@@ -52,7 +52,10 @@ def fit_network(
     schedule: Schedule,
     seed: int,
 ) -> FittedNetwork:
-    """Build with a seeded generator and the training inputs, train, and keep the validation scores."""
+    """Build with a seeded generator and the training inputs, train, and keep the validation scores.
+
+    Without validation samples there are none: scores of training samples, which set the weights, calibrate nothing.
+    """
     generator = torch.Generator().manual_seed(seed)
     inputs, held_out = _tensors(train_split.inputs), _tensors(validation.inputs)
     network = build(generator, inputs)
@@ -67,8 +70,8 @@ def fit_network(
         generator=generator,
     )
     fitted = FittedNetwork(network, (np.zeros((0, target.width)), validation.targets))
-    source = validation if len(validation.targets) else train_split
-    fitted.calibration = (fitted.scores(source.inputs), source.targets)
+    if len(validation.targets):
+        fitted.calibration = (fitted.scores(validation.inputs), validation.targets)
     return fitted
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from lorascope.predict.metrics import measure
 from lorascope.predict.model import FittedModel, Inputs, Model, Sample, Structure
 from lorascope.predict.targets import Target, is_missing
 from lorascope.symmetry import thin_svd
+
+AT_ONCE = 256
+"""Adapters whose inputs are in memory together: of a large base these are megabytes each."""
 
 
 class Member(NamedTuple):
@@ -168,13 +172,19 @@ class Predictor:
     ) -> list[Prediction]:
         """What the members say of each adapter, in order; ``level`` is that of intervals and sets.
 
+        Inputs are held for ``AT_ONCE`` adapters at a time, so that memory does not grow with their number.
+
         Raises:
             PredictorError: for an adapter of another structure, or a level that is no share.
         """
         check_level(level)
-        samples = [adapter if isinstance(adapter, Sample) else _sample(adapter) for adapter in adapters]
-        if not samples:
-            return []
+        iterator = (adapter if isinstance(adapter, Sample) else _sample(adapter) for adapter in adapters)
+        said: list[Prediction] = []
+        while samples := list(islice(iterator, AT_ONCE)):
+            said += self._said(samples, advance, level)
+        return said
+
+    def _said(self, samples: Sequence[Sample], advance: Callable[[int], Any] | None, level: float) -> list[Prediction]:
         inputs, judgements = self._inputs(samples, advance)
         by_member = np.stack([self._values(member, inputs) for member in self.members])
         mean = by_member.mean(axis=0)

@@ -80,9 +80,14 @@ class Trial:
     """The question that this one is a part of, whose inputs are there already."""
 
     @cached_property
+    def taught(self) -> Question:
+        """The question as it is taught: of the shuffled baseline, with its labels among others' adapters."""
+        return self.question.shuffled(self.seed) if self.contender.is_shuffled else self.question
+
+    @cached_property
     def fitted(self) -> tuple[Member, Trained, float]:
         """The member, what its intervals come from, and the seconds of its fitting; featurising is not among them."""
-        question = self.question.shuffled(self.seed) if self.contender.is_shuffled else self.question
+        question = self.taught
         inputs = self.inputs(question.taught)
         start = time.perf_counter()
         member, trained = fit_member(
@@ -99,7 +104,7 @@ class Trial:
     @cached_property
     def predictor(self) -> Predictor:
         """The member alone as a predictor."""
-        question, (member, trained, _) = self.question, self.fitted
+        question, (member, trained, _) = self.taught, self.fitted
         intervals = calibrate(question.target, [trained], question.encoded, question.names(question.taught))
         return Predictor(question.target, self.contender.model, question.structure, (member,), intervals=intervals)
 

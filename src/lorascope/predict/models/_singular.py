@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
 from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Sample, Split, Structure, check_options
+from lorascope.predict.model import FittedModel, Inputs, Sample, Split, Structure, check_options, stacks_of
 from lorascope.predict.targets import Target
 from lorascope.symmetry import stack_adapters
 
@@ -41,10 +41,7 @@ def site_groups(structure: Structure) -> list[SiteGroup]:
     >>> site_groups(Structure({"q": (4, 3), "v": (4, 3), "o": (3, 4)}, 2))
     [SiteGroup(sites=2, out=4, in_=3), SiteGroup(sites=1, out=3, in_=4)]
     """
-    counts: dict[tuple[int, int], int] = {}
-    for shape in structure.sites.values():
-        counts[shape] = counts.get(shape, 0) + 1
-    return [SiteGroup(count, *shape) for shape, count in counts.items()]
+    return [SiteGroup(len(names), *shape) for shape, names in stacks_of(structure).items()]
 
 
 def singular_inputs(

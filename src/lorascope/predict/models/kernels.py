@@ -5,7 +5,9 @@
 The kernels are those of the family ``lorascope.predict.kernel``: column and row spaces, energies, ΔW, spectra. Weights
 are learned by the gradient of the leave-one-out error on at most ``subset`` training adapters, at three levels: one for
 each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
-depth. The exact leave-one-out error on all training adapters chooses the level and λ. Whole groups are left out.
+depth. The leave-one-out error on all training adapters, exact but for the statistics that centre the kernels, chooses
+the level and λ. Whole groups are left out. The weights are learned from the residuals that calibrate: these are too
+small by what the weights fit, which a pull towards equal weights bounds (``kernel_levels``).
 
 Spectra tell much, and mean something else at another rank. So there are two such functions: one of all kernels, for
 adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
@@ -19,7 +21,6 @@ does not, and no function of P ΔW Qᵀ with h < out rows can tell all column sp
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, cast
@@ -31,7 +32,8 @@ from lorascope.adapter import Adapter
 from lorascope.predict.explanation import Contributions
 from lorascope.predict.kernel import KERNELS, Kernel, Sites
 from lorascope.predict.kernel_explanation import contributions_of
-from lorascope.predict.kernel_learning import CONSTANT, Learned, learn_weights
+from lorascope.predict.kernel_learning import CONSTANT
+from lorascope.predict.kernel_levels import Level, bundles_of, levels_of, subset_of_groups, weights_by_level
 from lorascope.predict.kernel_machine import Comparison, Machine, Part
 from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
 from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
@@ -52,8 +54,6 @@ DEFAULT = (
 )
 SMALLEST = 1e-5
 """Below this share of σ₁ a singular value is what a change of gauge stored in float32 leaves of a zero."""
-PULL = 2e-3
-"""How strongly finer weights are held to coarser ones, in log error per square of a logarithm."""
 NEGLIGIBLE = 1e-5
 """A part with less than this share of all weight is dropped."""
 NOISES = np.logspace(-2, 2, 17)
@@ -100,18 +100,19 @@ class Kernels:
         mean = train.targets.mean(axis=0)
         spread = np.maximum(train.targets.std(axis=0), 1e-6)
         Y = (train.targets - mean) / spread
-        chosen = _subset(train.groups, self.subset, seed)
-        grams = dict(comparison.grams(train.inputs, chosen))
+        chosen = subset_of_groups(train.groups, self.subset, seed)
+        levels = levels_of(sites)
+        bundles = bundles_of(comparison.grams(train.inputs, chosen), levels[-1])
         blocks = blocks_of_groups([train.groups[i] for i in chosen])
-        found = _weights_by_level(grams, Y[chosen], blocks, _levels(sites))
+        found = weights_by_level(bundles, Y[chosen], blocks, levels)
         stable = {member.name for member in members if member.is_rank_stable}
-        kept = {part: gram for part, gram in grams.items() if part.kernel in stable}
-        if kept and len(kept) < len(grams):
-            found.append(_weights_by_level(kept, Y[chosen], blocks, _levels(sites)[:2])[-1])
+        kept = [bundle for bundle in bundles if bundle.parts[0].kernel in stable]
+        if kept and len(kept) < len(bundles):
+            found.append(weights_by_level(kept, Y[chosen], blocks, levels[:2])[-1])
         blocks = blocks_of_groups(train.groups)
         solutions = _solutions(comparison, train.inputs, Y, found, blocks)
         best = min(solutions, key=lambda solution: solution.error)
-        at_any_rank = solutions[-1]
+        at_any_rank = solutions[-1] if kept and len(kept) < len(bundles) else best
         machines: list[Machine] = []
         doubts: list[Doubt | None] = []
         for solution in (best, at_any_rank):
@@ -150,13 +151,6 @@ class Kernels:
         return FittedKernels.restored(self.compared(), sites_of(structure), arrays, values, target)
 
 
-class Level(NamedTuple):
-    """Weights of all parts, and the noise that they were learned with."""
-
-    weights: Mapping[Part, float]
-    noise: float
-
-
 class Spectral(NamedTuple):
     """Eigenvalues and eigenvectors of K + c 11ᵀ."""
 
@@ -183,57 +177,6 @@ class Doubt(NamedTuple):
     a: Matrix
     mean: Matrix
     left_out: Matrix
-
-
-def _subset(groups: Sequence[str], size: int, seed: int) -> NDArray[np.int64]:
-    """Whole groups in a random order until ``size`` samples are there, as sorted indices."""
-    if len(groups) <= size:
-        return np.arange(len(groups))
-    names = sorted(set(groups))
-    order = {names[k]: place for place, k in enumerate(np.random.default_rng(seed).permutation(len(names)))}
-    return np.sort(np.argsort([order[group] for group in groups], kind="stable")[:size])
-
-
-def _kind(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def _levels(sites: Sites) -> list[list[str]]:
-    """For each level, the class of every site: none, its kind, its kind and third of the depth."""
-    kinds = [_kind(name) for name in sites.names]
-    thirds: list[str] = []
-    for number, kind in enumerate(kinds):
-        place = kinds[:number].count(kind)
-        thirds.append(f"{kind} {3 * place // kinds.count(kind)}")
-    levels = [[""] * len(kinds), kinds, thirds]
-    return [level for number, level in enumerate(levels) if level not in levels[:number]]
-
-
-def _weights_by_level(
-    grams: Mapping[Part, NDArray[Any]], Y: Matrix, blocks: Blocks, levels: Sequence[Sequence[str]]
-) -> list[Level]:
-    """Weights on the subset, from coarse to fine, each level starting from the one before."""
-    found: list[Level] = []
-    for classes in levels:
-        members: dict[tuple[str, str, float], list[Part]] = {}
-        for part in grams:
-            members.setdefault((part.kernel, classes[part.site] if part.site >= 0 else "", part.length), []).append(
-                part
-            )
-        stack = np.stack([np.mean([grams[part] for part in parts], axis=0) for parts in members.values()])
-        start, pull = None, 0.0
-        if found:
-            before, noise = found[-1]
-            sums = [sum(before[part] for part in parts) for parts in members.values()]
-            start, pull = np.log([*np.maximum(sums, 1e-12), noise]), PULL
-        learned: Learned = learn_weights(stack, Y, blocks, start=start, pull=pull)
-        weights = {
-            part: float(weight) / len(parts)
-            for weight, parts in zip(learned.weights, members.values(), strict=True)
-            for part in parts
-        }
-        found.append(Level(weights, learned.noise))
-    return found
 
 
 def _solutions(
@@ -271,19 +214,23 @@ def _left_out(spectral: Spectral, Y: Matrix, noise: float, blocks: Blocks) -> tu
     return a, residuals
 
 
-def _doubt(solution: Solution, Y: Matrix, blocks: Blocks) -> Doubt | None:
-    """Learn log(|left-out residual| + a tenth of the rms) with the same K; None where that tells nothing."""
+def _doubt(solution: Solution, Y: Matrix, blocks: Blocks) -> Doubt:
+    """Learn log(|left-out residual| + a tenth of the rms) with the same K; its mean alone where that tells nothing.
+
+    The mean, and not none: the two functions of a model share the quantile of one, so both must be in one unit.
+    """
     size = np.abs(Y - solution.left_out).mean(axis=1, keepdims=True)
     logs = np.log(size + 0.1 * np.sqrt((size**2).mean()) + 1e-12)
     mean, scale = logs.mean(axis=0), float(logs.std())
+    constant = Doubt(np.zeros_like(logs), mean, np.full(len(logs), mean[0]))
     if scale < 1e-9:
-        return None
+        return constant
     Z = (logs - mean) / scale
     mean_diagonal = float(solution.spectral.values.mean())
     tried = [_left_out(solution.spectral, Z, mean_diagonal * factor, blocks) for factor in np.logspace(-3, 3, 13)]
     a, residuals = min(tried, key=lambda pair: float((pair[1] ** 2).mean()))
     if float((residuals**2).mean()) >= 1.0:
-        return None
+        return constant
     return Doubt(a * scale, mean, (mean + scale * (Z - residuals))[:, 0])
 
 

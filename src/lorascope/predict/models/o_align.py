@@ -18,6 +18,7 @@ part that lies closest to T is kept and the rest of ΔW is lost (its rows of X a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -109,7 +110,7 @@ def aligned_inputs(inputs: Inputs, templates: list[Factors]) -> Inputs:
     """``x`` [n, Σ_sites (out + in) · R]."""
     parts: list[NDArray[Any]] = []
     for factors, template in zip(factors_of(inputs), templates, strict=True):
-        parts += [part.reshape(len(part), -1) for part in aligned(factors, template)]
+        parts += [part.reshape(len(part), math.prod(part.shape[1:])) for part in aligned(factors, template)]
     return {"x": np.concatenate(parts, axis=1)}
 
 

@@ -29,6 +29,7 @@ from lorascope.predict.model import (
     Split,
     Structure,
     check_options,
+    stacks_of,
 )
 from lorascope.predict.targets import Target
 from lorascope.symmetry import SiteStack, stack_adapters
@@ -126,13 +127,10 @@ class Ridge:
 
 def _columns(member: Feature, structure: Structure) -> list[int]:
     """How many columns a feature has at each site, in the order in which features run over them."""
-    shapes: dict[tuple[int, int], int] = {}
-    for shape in structure.sites.values():
-        shapes[shape] = shapes.get(shape, 0) + 1
     widths: list[int] = []
-    for (out, in_), count in shapes.items():
+    for (out, in_), names in stacks_of(structure).items():
         stack = SiteStack(("any",), np.zeros((1, 1, out, 1)), np.zeros((1, 1, 1, in_)))
-        widths += [int(np.asarray(member(stack)).shape[-1])] * count
+        widths += [int(np.asarray(member(stack)).shape[-1])] * len(names)
     return widths
 
 
