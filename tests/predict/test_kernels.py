@@ -221,7 +221,7 @@ def test_what_never_varied_in_training_says_nothing_and_the_predictor_can_be_loa
         return adapter.with_sites({**adapter, "layers.0.v": LowRank(0 * site.B, site.A, site.scale)})
 
     dataset = planted_dataset(40)
-    samples = tuple(sample._replace(read=lambda a=sample.read(): untouched(a)) for sample in dataset.samples)
+    samples = tuple(sample._replace(read=lambda read=sample.read: untouched(read())) for sample in dataset.samples)
     dataset = replace(dataset, samples=samples)
     predictor = fit_predictor(dataset, "size", MODELS["kernels"](size=4))
     predictor.save(tmp_path / "p")
@@ -276,3 +276,15 @@ def test_one_sample_of_a_class_that_a_member_does_not_see():
     [said] = predictor.predict([dataset.samples[2].read()])
     assert said.value is False
     assert said.probabilities["True"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["kernels", "delta-kernel"])
+def test_one_adapter_beyond_float32_leaves_the_others_what_they_were_worth(name):
+    dataset = planted_dataset(40)
+    adapter = dataset.samples[1].read()
+    large = adapter.with_sites({site: LowRank(one.B, one.A, 1e60) for site, one in adapter.items()})
+    samples = tuple(
+        sample if i != 1 else sample._replace(read=lambda: large) for i, sample in enumerate(dataset.samples)
+    )
+    predictor = fit_predictor(replace(dataset, samples=samples), "size", MODELS[name]())
+    assert all(np.isfinite(one.value) for one in predictor.predict([sample.read() for sample in samples[:4]]))
