@@ -185,3 +185,17 @@ def test_an_impossible_configuration_of_a_kernel_predictor_is_one_clear_error(ke
     with pytest.raises(PredictorError) as caught:
         Predictor.load(kept)
     assert caught.value.file
+
+
+@pytest.mark.parametrize("part", ["coefficients", "means"])
+def test_coefficients_and_means_of_ridge_have_the_shapes_of_its_features(saved, part):
+    arrays = load_file(saved / "weights.safetensors")
+    name = f"0.model.{part}.log-norm"
+    for other in (arrays[name][:-1], arrays[name].repeat(3, axis=1)):
+        save_file({**arrays, name: np.ascontiguousarray(other)}, saved / "weights.safetensors")
+        with pytest.raises(PredictorError, match="damaged"):
+            Predictor.load(saved)
+    del arrays[name]
+    save_file(arrays, saved / "weights.safetensors")
+    with pytest.raises(PredictorError, match="damaged"):
+        Predictor.load(saved)

@@ -82,10 +82,6 @@ def save(predictor: Predictor, path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
-"""What comes of a configuration and weights that do not fit each other."""
-
-
 def check_writable(path: Path) -> None:
     """Refuse, before any work, a place that holds something other than a predictor, or cannot be written.
 
@@ -98,6 +94,13 @@ def check_writable(path: Path) -> None:
             file=path,
             expected="a new or empty folder, or an older predictor to replace",
             hint="name another folder with --out",
+        )
+    if path.is_symlink():
+        raise OutputError(
+            "the place of the predictor is a link",
+            file=path,
+            expected="a folder of its own, which is replaced as a whole",
+            hint="name the folder itself with --out",
         )
     ancestor = path.absolute().parent
     while not ancestor.exists():
@@ -144,6 +147,8 @@ def load(path: Path) -> Predictor:
         raise
     except OSError as error:
         raise PredictorError("the predictor cannot be read", file=path, found=error.strerror) from error
+    except MemoryError as error:
+        raise PredictorError("the predictor does not fit into memory", file=path) from error
     except (
         SafetensorError,
         LookupError,
