@@ -1,6 +1,7 @@
 """``bench`` and ``models`` from the command line, and damaged or missing data in ``fit`` and ``evaluate``."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -116,6 +117,26 @@ def test_a_bench_in_a_folder(run, shared, tmp_path):
     assert json.loads(out)["tables"][0]["rows"][0]["metrics"] == results["tables"][0]["rows"][0]["metrics"]
 
 
+def test_cells_that_are_no_files_are_measured_again_and_not_waited_for(run, shared, tmp_path):
+    command = ("bench", shared, "--targets", "size", "--models", "ridge", "--option", "ridge.size=4", "--seeds", "1")
+    command = (*command, "--attacks", "none", "--out", tmp_path / "out")
+    code, before, err = run(*command, "--json")
+    assert code == 0, err
+    for cell, damage in zip(sorted((tmp_path / "out" / "cells").iterdir()), ("pipe", "link", "list"), strict=False):
+        cell.unlink()
+        if damage == "pipe":
+            os.mkfifo(cell)
+        elif damage == "link":
+            cell.symlink_to("/proc/self/environ")
+        else:
+            cell.write_text("[]")
+    code, after, err = run(*command, "--json")
+    assert code == 0, err
+    assert [row["metrics"] for row in json.loads(after)["tables"][0]["rows"]] == [
+        row["metrics"] for row in json.loads(before)["tables"][0]["rows"]
+    ]
+
+
 def test_a_place_that_holds_something_else_is_left_alone(run, shared, tmp_path):
     (tmp_path / "thesis.tex").write_text("dear")
     code, _, err = run("bench", shared, *QUICK, "--out", tmp_path)
@@ -134,6 +155,8 @@ def test_mistakes_are_one_clear_error(run, shared, tmp_path):
         (("--option", "ridge.sice=4"), "did you mean 'size'"),
         (("--also", "zoo"), "NAME=ZOO"),
         (("--range-of", "rank"), "expected one of rate"),
+        (("--targets", ","), "names nothing"),
+        (("--models", ""), "names nothing"),
     ):
         code, _, err = run("bench", shared, *(() if arguments[0] == "--models" else ("--models", "ridge")), *arguments)
         assert code == 2, arguments

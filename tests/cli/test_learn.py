@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -151,6 +152,7 @@ def test_a_bad_file_among_good_ones_is_one_error_and_the_others_go_on(run, predi
 
 def test_mistakes_are_one_clear_error_with_exit_code_2(run, zoo, predictor, folder, tmp_path):
     nowhere = tmp_path / "nowhere"
+    (tmp_path / "link").symlink_to(predictor)
     for arguments, expected in (
         (("fit", zoo, "--target", "sise", "--out", nowhere), "did you mean 'size'"),
         (("fit", zoo, "--target", "size", "--out", nowhere, "--model", "rigde"), "did you mean 'ridge'"),
@@ -159,9 +161,11 @@ def test_mistakes_are_one_clear_error_with_exit_code_2(run, zoo, predictor, fold
         (("fit", zoo, "--target", "size", "--out", nowhere, "--option", "kernels=nrom"), "there is no kernel 'nrom'"),
         (("fit", zoo, "--target", "size", "--out", folder / "labels.csv"), "something else"),
         (("fit", zoo, "--target", "size", "--out", folder / "labels.csv" / "p"), "cannot be written"),
+        (("fit", zoo, "--target", "size", "--out", tmp_path / "link"), "is a link"),
         (("fit", nowhere, "--target", "size", "--out", nowhere), "is not a zoo"),
         (("evaluate", nowhere, zoo), "not a predictor"),
         (("evaluate", predictor, zoo, "--split", "tset"), "unknown split"),
+        (("evaluate", predictor, zoo, "--gauge", "1e300"), "1000000"),
         (("predict", predictor, nowhere), "no such file"),
         (("predict", predictor, tmp_path / "empty"), "no"),
     ):
@@ -260,3 +264,25 @@ def test_an_adapter_of_another_base_is_refused_with_the_reason(run, predictor, t
     assert code == 2
     assert "made for adapters of other layers" in err
     assert "hint" in err
+
+
+def test_an_update_too_large_to_compute_with_is_an_error_of_its_file(run, predictor, folder, tmp_path):
+    from lorascope.adapter import Adapter, LowRank
+
+    sites = {}
+    for site, update in lorascope.read(folder / "adapters" / "a0").items():
+        B, A, _ = update.factors()
+        sites[site] = LowRank(B, A, 1e200)
+    lorascope.write(Adapter(sites), tmp_path / "huge")
+    code, out, err = run("predict", predictor, tmp_path / "huge", folder / "adapters" / "a0", "--explain", "--force")
+    assert code == 2
+    assert "too large" in err
+    assert str(tmp_path / "huge") in err
+    assert "a0" in out
+
+
+def test_a_closed_output_is_no_traceback(predictor, folder):
+    command = [sys.executable, "-m", "lorascope", "predict", str(predictor), str(folder / "adapters" / "a0")]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""

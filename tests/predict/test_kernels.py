@@ -1,14 +1,19 @@
 """The kernels of the default model: laws over the family, leave-one-out and its gradient, the sum as a function."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from lorascope.predict import MODELS
+from lorascope.adapter import LowRank
+from lorascope.errors import PredictorError
+from lorascope.predict import MODELS, Predictor, fit_predictor
 from lorascope.predict.kernel import KERNELS, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_error
 from lorascope.predict.kernel_levels import levels_of, subset_of_groups
 from lorascope.predict.kernel_machine import Comparison, Machine
+from lorascope.predict.kernels._spectrum import log_spectrum
 from lorascope.predict.leave_one_out import blocks_of_groups
 from lorascope.predict.models.kernels import _doubt, _solved
 from lorascope.predict.tokens import sites_of
@@ -215,3 +220,80 @@ def test_doubt_grows_where_residuals_do():
     equal = _doubt(solution._replace(left_out=Y - 2.0), Y, [])  # equal residuals leave nothing to learn
     assert not equal.a.any()
     assert np.allclose(equal.left_out, np.log(2.0 + 0.1 * 2.0))  # but in the same unit as where there is something
+
+
+def test_what_never_varied_in_training_says_nothing_and_the_predictor_can_be_loaded(tmp_path):
+    """A site that no adapter changes, as of a layer that was never trained."""
+
+    def untouched(adapter):
+        site = adapter["layers.0.v"]
+        return adapter.with_sites({**adapter, "layers.0.v": LowRank(0 * site.B, site.A, site.scale)})
+
+    dataset = planted_dataset(40)
+    samples = tuple(sample._replace(read=lambda read=sample.read: untouched(read())) for sample in dataset.samples)
+    dataset = replace(dataset, samples=samples)
+    predictor = fit_predictor(dataset, "size", MODELS["kernels"](size=4))
+    predictor.save(tmp_path / "p")
+    loaded = Predictor.load(tmp_path / "p")
+    some = [sample.read() for sample in samples[:3]]
+    said = [prediction.value for prediction in predictor.predict(some)]
+    assert [prediction.value for prediction in loaded.predict(some)] == said
+    [other] = loaded.predict([planted_dataset(1).samples[0].read()])  # it does change the site: no infinite distance
+    assert np.isfinite(other.value)
+
+
+def test_adapters_that_are_all_the_same_give_the_mean():
+    dataset = planted_dataset(30)
+    one = dataset.samples[0]
+    dataset = replace(dataset, samples=tuple(sample._replace(read=one.read) for sample in dataset.samples))
+    predictor = fit_predictor(dataset, "size", MODELS["kernels"](size=4))
+    [said] = predictor.predict([one.read()])
+    assert abs(said.value - predictor.target.mean) < predictor.target.spread
+
+
+@pytest.mark.parametrize("name", ["column-space", "log-spectrum"])
+def test_kernels_that_tell_no_two_adapters_apart_are_a_clear_error(name):
+    dataset = planted_dataset(30)
+    one = dataset.samples[0]
+    dataset = replace(dataset, samples=tuple(sample._replace(read=one.read) for sample in dataset.samples))
+    with pytest.raises(PredictorError, match="alike"):
+        fit_predictor(dataset, "size", MODELS["kernels"](size=4, kernels=(name,)))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_size_of_all_updates_is_a_constant_in_the_logarithms(factor):
+    """In float32, which holds σ but not σ²."""
+    S = np.array([[3.0, 1.0, 0.5], [2.0, 2.0, 0.0]])
+    large = log_spectrum((factor * S).astype(np.float32), 4)
+    assert np.isfinite(large).all()
+    if factor > 1:  # far above the floor
+        expected = log_spectrum(S * 1e6, 4) + np.log(factor / 1e6)
+        np.testing.assert_allclose(large, expected, rtol=4 * np.finfo(np.float32).eps)
+
+
+def test_training_adapters_of_one_class_have_no_error_and_no_gradient():
+    kernels = np.eye(6)[None].astype(np.float32)
+    error, gradient = left_out_error(np.zeros(2), kernels, np.zeros((6, 1)), [])
+    assert np.isfinite(error)
+    assert (gradient == 0).all()
+
+
+def test_one_sample_of_a_class_that_a_member_does_not_see():
+    dataset = planted_dataset(40)
+    rare = [index == 1 for index in range(40)]
+    predictor = fit_predictor(replace(dataset, labels={"rare": rare}), "rare", MODELS["kernels"](size=4), seeds=(0, 1))
+    [said] = predictor.predict([dataset.samples[2].read()])
+    assert said.value is False
+    assert said.probabilities["True"] < 0.5
+
+
+@pytest.mark.parametrize("name", ["kernels", "delta-kernel"])
+def test_one_adapter_beyond_float32_leaves_the_others_what_they_were_worth(name):
+    dataset = planted_dataset(40)
+    adapter = dataset.samples[1].read()
+    large = adapter.with_sites({site: LowRank(one.B, one.A, 1e60) for site, one in adapter.items()})
+    samples = tuple(
+        sample if i != 1 else sample._replace(read=lambda: large) for i, sample in enumerate(dataset.samples)
+    )
+    predictor = fit_predictor(replace(dataset, samples=samples), "size", MODELS[name]())
+    assert all(np.isfinite(one.value) for one in predictor.predict([sample.read() for sample in samples[:4]]))

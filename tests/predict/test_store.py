@@ -115,3 +115,87 @@ def test_the_adapters_seen_in_fitting_are_counted(predictor):
     inputs = predictor.model.inputs(dataset.samples, predictor.structure)
     evaluation = predictor.evaluate(inputs, dataset.labels["size"], dataset.groups)
     assert evaluation.seen == sum(split != "test" for split in dataset.splits)
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return fit_predictor(planted_dataset(40), "size", MODELS["kernels"](size=4))
+
+
+@pytest.fixture
+def kept(kernels, tmp_path):
+    kernels.save(tmp_path / "k")
+    return tmp_path / "k"
+
+
+def test_every_array_of_a_kernel_predictor_is_needed_in_its_very_shape(kernels, kept):
+    """What is missing or of another shape is never left out in silence, nor met first on somebody's adapter."""
+    arrays = load_file(kept / "weights.safetensors")
+    for name, array in arrays.items():
+        if name == "groups":
+            continue
+        others = {
+            "missing": None,
+            "another axis": array[None],
+            "empty": array.reshape(-1)[:0],
+            "not a number": np.full_like(array, np.nan),
+        }
+        for change, other in others.items():
+            changed = {**arrays, name: other} if other is not None else {k: v for k, v in arrays.items() if k != name}
+            save_file(changed, kept / "weights.safetensors")
+            with pytest.raises(PredictorError):
+                Predictor.load(kept)
+                pytest.fail(f"{change}: {name}")
+    save_file({**arrays, "0.model.seen.slope.column-space.99": np.zeros((1, 1))}, kept / "weights.safetensors")
+    with pytest.raises(PredictorError, match="belong to no part"):
+        Predictor.load(kept)
+
+
+IMPOSSIBLE = {
+    "a spread of zero": lambda c: c["target"].update(spread=0.0),
+    "a negative spread": lambda c: c["target"].update(spread=-1.0),
+    "an infinite mean": lambda c: c["target"].update(mean=float("inf")),
+    "a mean that overflows": lambda c: c["target"].update(mean=1e308, spread=1e308),
+    "a name that is none": lambda c: c["target"].update(name=["size"]),
+    "classes that are none": lambda c: c["target"].update(classes="ab"),
+    "an unknown task": lambda c: c["target"].update(task="os.system"),
+    "a classification without classes": lambda c: c["target"].update(task="multi-class"),
+    "no rank": lambda c: c["structure"].update(rank=0),
+    "a gigantic rank": lambda c: c["structure"].update(rank=10**12),
+    "a site without rows": lambda c: c["structure"]["sites"].update({"layers.0.q": [0, 10]}),
+    "a gigantic site": lambda c: c["structure"]["sites"].update({"layers.0.q": [10**9, 10**9]}),
+    "an infinite length": lambda c: first_lengths(c).__setitem__(0, float("inf")),
+    "a length of zero": lambda c: first_lengths(c).__setitem__(0, 0.0),
+    "a length that is none": lambda c: first_lengths(c).__setitem__(0, float("nan")),
+    "a length too many": lambda c: first_lengths(c).append(9.0),
+    "a length too few": lambda c: first_lengths(c).pop(),
+    "ranks that are none": lambda c: c["members"][0]["values"].update(ranks=["a", "b"]),
+    "another projection": lambda c: c["model"]["options"].update(size=3),
+    "another choice of kernels": lambda c: c["model"]["options"].update(kernels=["delta"]),
+}
+
+
+def first_lengths(config):
+    return next(iter(config["members"][0]["values"]["seen"]["lengths"].values()))
+
+
+@pytest.mark.parametrize("name", list(IMPOSSIBLE))
+def test_an_impossible_configuration_of_a_kernel_predictor_is_one_clear_error(kept, name):
+    edit(kept, IMPOSSIBLE[name])
+    with pytest.raises(PredictorError) as caught:
+        Predictor.load(kept)
+    assert caught.value.file
+
+
+@pytest.mark.parametrize("part", ["coefficients", "means"])
+def test_coefficients_and_means_of_ridge_have_the_shapes_of_its_features(saved, part):
+    arrays = load_file(saved / "weights.safetensors")
+    name = f"0.model.{part}.log-norm"
+    for other in (arrays[name][:-1], arrays[name].repeat(3, axis=1)):
+        save_file({**arrays, name: np.ascontiguousarray(other)}, saved / "weights.safetensors")
+        with pytest.raises(PredictorError, match="damaged"):
+            Predictor.load(saved)
+    del arrays[name]
+    save_file(arrays, saved / "weights.safetensors")
+    with pytest.raises(PredictorError, match="damaged"):
+        Predictor.load(saved)

@@ -63,3 +63,14 @@ def test_a_missing_site_and_another_shape_are_named():
 def test_shapes_are_checked_under_pytest():
     with pytest.raises(jaxtyping.TypeCheckError):
         norm(np.ones((3, 2)), np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("size", [1e152, 1e200])
+def test_an_update_whose_square_is_no_number_is_refused_by_name(size):
+    good = Adapter({"q": LowRank(np.ones((4, 1)), np.ones((1, 3)))})
+    bad = Adapter({"q": LowRank(np.ones((4, 1)), np.ones((1, 3)), scale=-size)})
+    with pytest.raises(AdapterError, match="too large to compute with") as caught:
+        stack_adapters([good, bad])
+    assert caught.value.key == "q"
+    even = Adapter({"q": LowRank(np.full((4, 1), size), np.full((1, 3), 1 / size))})  # a gauge, and nothing more
+    assert np.isfinite(stack_adapters([good, even])[0].svd.S).all()

@@ -56,6 +56,9 @@ def main() -> None:
     from lorascope.cli.interruption import stop_in_order
     from lorascope.cli.output import print_error
 
+    if sys.stdout is None or sys.stderr is None:  # closed by the caller: nobody is there to read
+        nowhere = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     try:
         stop_in_order()
         app()

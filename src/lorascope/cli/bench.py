@@ -65,7 +65,7 @@ def bench(
     from lorascope.report.bench import bench_as_text, import_matplotlib, write_reports
     from lorascope.zoo import Zoo
 
-    chosen = _models(_listed(models), option or [])
+    chosen = _models(_listed(models, "--models"), option or [])
     if out is not None:
         import_matplotlib()
         check_folder(out)
@@ -78,9 +78,9 @@ def bench(
         )
     plan = Plan(
         chosen,
-        _listed(targets),
+        _listed(targets, "--targets"),
         range(seeds),
-        [] if attacks == "none" else _listed(attacks) or attack_names(),
+        [] if attacks == "none" else _listed(attacks, "--attacks") or attack_names(),
         attack_seeds,
         range_of,
         other_datasets,
@@ -102,10 +102,16 @@ def bench(
         raise typer.Exit(2)
 
 
-def _listed(text: str | None) -> list[str] | None:
+def _listed(text: str | None, option: str) -> list[str] | None:
+    """The names between commas; None where the option was not given, which means all of them."""
+    from lorascope.errors import LorascopeError
+
     if text is None:
         return None
-    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise LorascopeError("names nothing", key=option, expected="one name or more, or no such option: all of them")
+    return names
 
 
 def _models(names: list[str] | None, settings: list[str]) -> dict[str, Model]:

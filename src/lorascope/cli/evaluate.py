@@ -16,6 +16,7 @@ def evaluate(
         float | None,
         typer.Option(
             min=1.0,
+            max=1e6,  # beyond, factors in float32 are no longer the same finetune
             help="Put every adapter into a random gauge of this condition number first (the same finetunes).",
         ),
     ] = None,

@@ -58,6 +58,10 @@ class Kernel(Protocol):
 KERNELS: Family[type[Kernel]] = Family("kernel", "lorascope.predict.kernels", "KERNEL", "lorascope.kernels")
 
 
+LARGEST_SHARE = 1e-5
+"""Of the largest number of a dtype: Σ σ over any rank is one as well."""
+
+
 @dataclass(frozen=True)
 class Sites:
     """The sites of a structure in the order of its tokens, stack by stack."""
@@ -68,10 +72,11 @@ class Sites:
     def tokens(
         self, inputs: dict[str, NDArray[Any]], site: int, rows: Any = slice(None), dtype: Any = np.float64
     ) -> Tokens:
-        """The tokens of a site, of all adapters or of some rows."""
+        """The tokens of a site, of all adapters or of some rows; σ no larger than the dtype can hold the sum of."""
         stack, place = self.places[site]
-        parts = (inputs[f"{part}{stack}"][rows, place] for part in ("left", "S", "right"))
-        return Tokens(*(np.asarray(part, dtype) for part in parts))
+        left, S, right = (inputs[f"{part}{stack}"][rows, place] for part in ("left", "S", "right"))
+        S = np.minimum(S, LARGEST_SHARE * np.finfo(dtype).max)
+        return Tokens(*(np.asarray(part, dtype) for part in (left, S, right)))
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self.names)))

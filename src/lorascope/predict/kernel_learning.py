@@ -28,6 +28,9 @@ from lorascope.predict.leave_one_out import Blocks, Matrix
 CONSTANT = 10.0
 """c: the prior variance of the mean of standardised targets; large, so that the mean is hardly shrunk."""
 
+LEAST_ERROR = 1e-30
+"""Of the mean e²: where every target of the training adapters is the same there is no error, and no gradient."""
+
 LIMITS = (-10.0, 4.0)
 """Of every θ: kernels have mean diagonal 1, so that beyond these a kernel is all or nothing."""
 
@@ -61,7 +64,7 @@ def left_out_error(
     residuals, v = a / scale, np.empty_like(a)
     for block in blocks:
         residuals[block] = np.linalg.solve(inverse[np.ix_(block, block)], a[block])
-    mean = max(float((residuals**2).mean()), np.finfo(np.float64).tiny)  # zero where all targets are alike
+    mean = max(float((residuals**2).mean()), LEAST_ERROR)
     slope = 2.0 * residuals / (n * width * mean)
     v = slope / scale
     middle = inverse * (v * residuals).sum(axis=1)

@@ -6,7 +6,7 @@ training adapters and has mean diagonal 1 among them, so that weights compare.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -206,26 +206,59 @@ class Machine:
 
     @classmethod
     def restored(
-        cls, kernels: Sequence[Kernel], sites: Sites, arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]
+        cls,
+        kernels: Sequence[Kernel],
+        sites: Sites,
+        columns: Callable[[str, int], int],
+        arrays: Mapping[str, NDArray[Any]],
+        values: Mapping[str, Any],
     ) -> Machine:
-        """From ``state``."""
-        slopes = {
-            (kernel.name, site): arrays[f"slope.{kernel.name}.{site}"]
-            for kernel in kernels
-            for site in sites
-            if f"slope.{kernel.name}.{site}" in arrays
-        }
+        """From ``state``.
+
+        Args:
+            kernels, sites: of the model and its structure.
+            columns: (kernel, site) → d, the number of columns of φ.
+            arrays, values: the state.
+
+        Raises:
+            ValueError: where an array is missing, is nobody's, or has another shape than the others call for.
+        """
+        left = dict(arrays)
+
+        def taken(name: str, shape: tuple[int, ...]) -> Matrix:
+            array = left.pop(name)
+            if array.shape != shape or array.dtype != np.float64:
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, not float64 {shape}")
+            return array
+
+        width = len(arrays["intercept"])
+        intercept = taken("intercept", (width,))
+        slopes: dict[tuple[str, int], Matrix] = {}
+        means: dict[tuple[str, int], Matrix] = {}
+        for kernel in kernels:
+            for site in sites:
+                if f"slope.{kernel.name}.{site}" in arrays:
+                    place = (kernel.name, site)
+                    slopes[place] = taken(f"slope.{kernel.name}.{site}", (columns(*place), width))
+                    means[place] = taken(f"mean.{kernel.name}.{site}", (width,))
+        centres: dict[tuple[str, int], Centre] = {}
+        radial: dict[str, tuple[Matrix, Mapping[float, Matrix]]] = {}
         lengths: Mapping[str, Sequence[float]] = values["lengths"]
-        centres = {
-            (name, -1): Centre(arrays[f"radial.{name}.mean"], arrays[f"radial.{name}.scale"]) for name in lengths
-        }
-        radial = {
-            name: (
-                arrays[f"radial.{name}.features"],
-                {float(length): arrays[f"radial.{name}.{place}"] for place, length in enumerate(own)},
+        for name, own in lengths.items():
+            if not all(0 < length < np.inf for length in own) or len(set(own)) < len(own):
+                raise ValueError(f"impossible lengths of {name}: {own}")
+            whole = sum(columns(name, site) for site in sites)
+            count = len(arrays[f"radial.{name}.features"])
+            X = taken(f"radial.{name}.features", (count, whole))
+            centre = Centre(*(taken(f"radial.{name}.{part}", (whole,)) for part in Centre._fields))
+            if (centre.scale < 0).any():
+                raise ValueError(f"a negative scale of {name}")
+            centres[name, -1] = centre
+            radial[name] = (
+                X,
+                {float(one): taken(f"radial.{name}.{place}", (count, width)) for place, one in enumerate(own)},
             )
-            for name, own in lengths.items()
-        }
+        if left:
+            raise ValueError(f"arrays that belong to no part: {', '.join(list(left)[:3])}")
         comparison = Comparison({kernel.name: kernel for kernel in kernels}, sites, centres)
-        means = {(name, site): arrays[f"mean.{name}.{site}"] for name, site in slopes}
-        return cls(comparison, slopes, radial, arrays["intercept"], means)
+        return cls(comparison, slopes, radial, intercept, means)

@@ -28,6 +28,7 @@ SCHEMA_VERSION = 2
 CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"
 MAXIMUM_CONFIG = 64 << 20
 MAXIMUM_TRIED = 1 << 20
+MAXIMUM_RANK = 1 << 16
 
 
 def save(predictor: Predictor, path: Path) -> None:
@@ -81,10 +82,6 @@ def save(predictor: Predictor, path: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_DAMAGE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
-"""What comes of a configuration and weights that do not fit each other."""
-
-
 def check_writable(path: Path) -> None:
     """Refuse, before any work, a place that holds something other than a predictor, or cannot be written.
 
@@ -97,6 +94,13 @@ def check_writable(path: Path) -> None:
             file=path,
             expected="a new or empty folder, or an older predictor to replace",
             hint="name another folder with --out",
+        )
+    if path.is_symlink():
+        raise OutputError(
+            "the place of the predictor is a link",
+            file=path,
+            expected="a folder of its own, which is replaced as a whole",
+            hint="name the folder itself with --out",
         )
     ancestor = path.absolute().parent
     while not ancestor.exists():
@@ -143,6 +147,8 @@ def load(path: Path) -> Predictor:
         raise
     except OSError as error:
         raise PredictorError("the predictor cannot be read", file=path, found=error.strerror) from error
+    except MemoryError as error:
+        raise PredictorError("the predictor does not fit into memory", file=path) from error
     except (
         SafetensorError,
         LookupError,
@@ -164,35 +170,28 @@ def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise PredictorError("non-finite weights", key=bad[0])
-    fields = config["target"]
-    target = Target(
-        fields["name"],
-        fields["task"],
-        tuple(fields["classes"]),
-        float(fields["mean"]),
-        float(fields["spread"]),
-    )
-    structure = Structure(
-        {name: (int(shape[0]), int(shape[1])) for name, shape in config["structure"]["sites"].items()},
-        int(config["structure"]["rank"]),
-        tuple(config["structure"]["hyperparameters"]),
-    )
+    target = _target(config["target"])
+    structure = _structure(config["structure"])
     model = _model(config["model"]["name"], config["model"]["options"])
     members = []
     for i, member in enumerate(config["members"]):
         prefix = f"{i}.model."
         own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         calibration = Calibration(arrays[f"{i}.slope"], arrays[f"{i}.intercept"])
+        if {calibration.slope.shape, calibration.intercept.shape} != {(target.width,)}:
+            raise ValueError(f"the calibration of member {i} is not one of {target.width} scores")
         members.append(
             Member(int(member["seed"]), model.restore(own, member["values"], target, structure), calibration)
         )
     if not members:
         raise ValueError("it has no members")
+    if arrays["groups"].ndim != 1 or arrays["groups"].dtype != np.int64:
+        raise ValueError("the hashes of groups are not whole numbers")
     groups = frozenset(int(value) for value in arrays["groups"])
     intervals = None
-    if "intervals.values" in arrays:
+    if "intervals.values" in arrays or "intervals.shares" in arrays:
         intervals = Conformal(arrays["intervals.values"], arrays["intervals.shares"])
-        if intervals.values.ndim != 1 or intervals.values.shape != intervals.shares.shape:
+        if intervals.values.ndim != 1 or intervals.values.shape != intervals.shares.shape or not len(intervals.values):
             raise ValueError("values and shares of the intervals differ in number")
     familiarity = None
     if model.invariance != "blind":
@@ -202,17 +201,57 @@ def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
     return Predictor(target, model, structure, tuple(members), groups, config["facts"], intervals, familiarity)
 
 
+def _target(fields: dict[str, Any]) -> Target:
+    target = Target(
+        fields["name"],
+        fields["task"],
+        tuple(fields["classes"]),
+        float(fields["mean"]),
+        float(fields["spread"]),
+    )
+    if not isinstance(target.name, str) or target.task not in TASKS or not isinstance(fields["classes"], list):
+        raise ValueError(f"a target that cannot be: {str(target.name)[:40]}, {str(target.task)[:40]}")
+    least = 2 if target.is_classification else 0
+    if len(target.classes) < least or (target.task == "binary" and len(target.classes) > 2):
+        raise ValueError(f"{len(target.classes)} classes of a {target.task} target")
+    if not math.isfinite(target.mean) or not 0 < target.spread < math.inf:
+        raise ValueError(f"the target cannot have mean {target.mean} and spread {target.spread}")
+    return target
+
+
+def _structure(fields: dict[str, Any]) -> Structure:
+    sites = {name: (int(shape[0]), int(shape[1])) for name, shape in fields["sites"].items()}
+    structure = Structure(sites, int(fields["rank"]), tuple(fields["hyperparameters"]))
+    if not all(out > 0 and in_ > 0 for out, in_ in sites.values()) or not 0 < structure.rank <= MAXIMUM_RANK:
+        raise ValueError("a site or a rank that cannot be")
+    return structure
+
+
 def _try(predictor: Predictor) -> None:
-    """Predict for an untrained adapter: weights that do not fit each other show here, not on somebody's adapter."""
-    if predictor.target.task not in TASKS:
-        raise ValueError(f"unknown task {predictor.target.task}")
-    sites = predictor.structure.sites
+    """Predict for two adapters: weights that do not fit each other show here, not on somebody's adapter.
+
+    One is untrained, the other random and of the trained rank: what a model keeps for adapters of ranks that training
+    had is then tried as well.
+    """
+    sites, rank = predictor.structure.sites, predictor.structure.rank
     if predictor.model.invariance == "blind" or sum(map(sum, sites.values())) > MAXIMUM_TRIED:
         return
-    zero = {site: LowRank(np.zeros((out, 1)), np.zeros((1, in_))) for site, (out, in_) in sites.items()}
-    [prediction] = predictor.predict([Adapter(zero)])
-    if not predictor.target.is_classification and not math.isfinite(prediction.value):
-        raise ValueError("the weights give no finite prediction")
+    rng = np.random.default_rng(0)
+    tried: list[Adapter] = []
+    for size in (0.0, 1e-3):
+        parts = {
+            site: LowRank(
+                size * rng.standard_normal((out, min(rank, out, in_))), rng.standard_normal((min(rank, out, in_), in_))
+            )
+            for site, (out, in_) in sites.items()
+        }
+        tried.append(Adapter(parts))
+    with np.errstate(over="raise", invalid="raise", divide="raise"):
+        said = predictor.predict(tried)
+    for prediction in said:
+        numbers = [prediction.value] if prediction.probabilities is None else list(prediction.probabilities.values())
+        if not all(math.isfinite(number) for number in [*numbers, *(prediction.interval or ())]):
+            raise ValueError("the weights give no finite prediction")
 
 
 def _model(name: str, options: dict[str, Any]) -> Model:

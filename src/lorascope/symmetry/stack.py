@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.errors import AdapterError
@@ -55,7 +55,7 @@ def stack_adapters(
         dtype: the floating dtype of the arrays.
 
     Raises:
-        AdapterError: where an adapter lacks a site or has it in another shape.
+        AdapterError: where an adapter lacks a site, has it in another shape, or is too large for the dtype.
 
     >>> import numpy as np
     >>> from lorascope.adapter import Adapter, LowRank
@@ -101,9 +101,33 @@ def _stack(adapters: Sequence[Adapter], names: list[str], shape: tuple[int, int]
                     found=list(update.shape),
                 )
             factors = _factors(adapter, name, dtype)
-            B[i, j, :, : update.rank] = scaled(factors.B, factors.scale)
+            with np.errstate(over="ignore"):  # what overflows is refused below
+                B[i, j, :, : update.rank] = scaled(factors.B, factors.scale)
             A[i, j, : update.rank] = factors.A
+    _check_size(adapters, names, B, A)
     return SiteStack(tuple(names), B, A)
+
+
+def _check_size(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any], A: NDArray[Any]) -> None:
+    """Refuse an update whose norm has no square in the dtype: no result would be exact."""
+    limit = float(np.finfo(B.dtype).max) ** 0.49
+    with np.errstate(over="ignore", invalid="ignore"):
+        left, right = _largest(B), _largest(A)
+        bad = np.argwhere(~(left * right < limit))
+    if len(bad):
+        i, j = int(bad[0, 0]), int(bad[0, 1])
+        raise AdapterError(
+            "the update is too large to compute with",
+            file=adapters[i].provenance.path,
+            key=names[j],
+            expected=f"scale · max|B| · max|A| below {limit:.0e}",
+            found=f"{left[i, j]:.3g} · {right[i, j]:.3g}",
+        )
+
+
+def _largest(X: NDArray[Any]) -> NDArray[Any]:
+    """The largest absolute value of each matrix, without a copy of them all."""
+    return np.maximum(X.max(axis=(-2, -1), initial=0.0), -X.min(axis=(-2, -1), initial=0.0))
 
 
 def _factors(adapter: Adapter, name: str, dtype: DTypeLike):

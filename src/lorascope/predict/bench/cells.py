@@ -16,10 +16,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import LorascopeError, OutputError, PredictorError
+from lorascope.errors import LorascopeError, OutputError, PredictorError, ZooError
 from lorascope.predict.bench.contenders import Contender
 from lorascope.predict.bench.question import Question
 from lorascope.version import __version__
+from lorascope.zoo.regular import read_regular
 from lorascope.zoo.store import write_json
 
 SCHEMA_VERSION = 1
@@ -46,9 +47,9 @@ class Cells:
         if self._folder is None:
             return {}
         try:
-            value = json.loads((self._folder / _name(key)).read_text("utf-8"))
+            value = json.loads(read_regular(self._folder / _name(key)))
             return dict(value["measured"]) if value["key"] == json.loads(json.dumps(key)) else {}
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, ZooError, ValueError, LookupError, TypeError, RecursionError):
             return {}  # it is measured again, which costs time and nothing else
 
     def write(self, key: dict[str, Any], measured: dict[str, Result]) -> None:

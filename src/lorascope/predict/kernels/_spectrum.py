@@ -17,10 +17,12 @@ def log_spectrum(S: NDArray[Any], count: int, delta: float = 0.02) -> NDArray[An
     >>> log_spectrum(np.array([[1.0, 0.0]]), 1).round(3)
     array([[0., 0.]])
     """
-    dtype, S = S.dtype, np.asarray(S, np.float64)  # squares of large values leave the range of float32
-    energy = (S * S).sum(axis=-1, keepdims=True)
-    leading = np.zeros((len(S), count))
+    # relative to σ₁, whose square float32 may not hold
+    unit = np.maximum(S.max(axis=-1, keepdims=True, initial=0.0), FLOOR)
+    relative, floor = S / unit, (FLOOR / unit) ** 2
+    energy = (relative**2).sum(axis=-1, keepdims=True)
+    leading = np.zeros((len(S), count), S.dtype)
     kept = min(count, S.shape[1])
-    leading[:, :kept] = S[:, :kept]
-    logs = 0.5 * np.log(leading**2 + delta**2 * energy + FLOOR**2)
-    return np.concatenate([0.5 * np.log(energy + FLOOR**2), logs], axis=1).astype(dtype)
+    leading[:, :kept] = relative[:, :kept]
+    logs = 0.5 * np.log(leading**2 + delta**2 * energy + floor)
+    return np.log(unit) + np.concatenate([0.5 * np.log(energy + floor), logs], axis=1)

@@ -57,7 +57,8 @@ class DeltaKernel:
         self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int
     ) -> FittedDeltaKernel:
         """Closed form: ``validation`` and ``seed`` are not needed."""
-        anchors = {name: array.astype(np.float32) for name, array in train.inputs.items()}
+        largest = 1e-5 * np.finfo(np.float32).max  # a σ beyond is as good as this one
+        anchors = {name: np.minimum(array, largest).astype(np.float32) for name, array in train.inputs.items()}
         solution = fit_kernel_ridge(delta_kernels(anchors, anchors), train.targets, sample_groups=train.groups)
         return FittedDeltaKernel(*_sparse(solution, anchors), train.targets)
 

@@ -23,14 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
+from lorascope.errors import PredictorError
 from lorascope.predict.explanation import Contributions
-from lorascope.predict.kernel import KERNELS, Kernel, Sites
+from lorascope.predict.kernel import KERNELS, Kernel, Sites, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT
 from lorascope.predict.kernel_levels import Level, bundles_of, levels_of, subset_of_groups, weights_by_level
@@ -97,6 +99,14 @@ class Kernels:
         sites = sites_of(structure)
         members = self.compared()
         comparison = Comparison.of(members, sites, train.inputs)
+        if not comparison.centres:
+            raise PredictorError(
+                "to these kernels all training adapters are alike",
+                key="kernels",
+                expected="kernels that see a difference",
+                found=", ".join(self.kernels),
+                hint="are the adapters copies of one?",
+            )
         mean = train.targets.mean(axis=0)
         spread = np.maximum(train.targets.std(axis=0), 1e-6)
         Y = (train.targets - mean) / spread
@@ -148,7 +158,23 @@ class Kernels:
         structure: Structure,
     ) -> FittedKernels:
         """From slopes and radial coefficients."""
-        return FittedKernels.restored(self.compared(), sites_of(structure), arrays, values, target)
+        members = {kernel.name: kernel for kernel in self.compared()}
+        sites = sites_of(structure)
+
+        @cache
+        def columns(name: str, shape: tuple[int, int]) -> int:
+            out, in_ = (min(self.size, side) for side in shape)
+            zero = Tokens(np.zeros((1, out, 1)), np.zeros((1, 1)), np.zeros((1, in_, 1)))
+            return members[name](zero).shape[1]
+
+        return FittedKernels.restored(
+            list(members.values()),
+            sites,
+            lambda name, site: columns(name, structure.sites[sites.names[site]]),
+            arrays,
+            values,
+            target,
+        )
 
 
 class Spectral(NamedTuple):
@@ -308,15 +334,21 @@ class FittedKernels:
         cls,
         kernels: Sequence[Kernel],
         sites: Sites,
+        columns: Callable[[str, int], int],
         arrays: Mapping[str, NDArray[Any]],
         values: Mapping[str, Any],
         target: Target,
     ) -> FittedKernels:
-        """From ``state``."""
+        """From ``state``.
+
+        Raises:
+            ValueError: where it is not that of these kernels on these sites.
+        """
         machine, at_any_rank = (
             Machine.restored(
                 kernels,
                 sites,
+                columns,
                 {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")},
                 values[name],
             )
@@ -324,6 +356,9 @@ class FittedKernels:
         )
         weights = {Part(str(name), int(site), float(length)): float(w) for name, site, length, w in values["weights"]}
         low, high = values["ranks"]
+        for one in (machine, at_any_rank):
+            if len(one.intercept) - target.width not in ((0,) if target.is_classification else (0, 1)):
+                raise ValueError(f"{len(one.intercept)} functions for a target of {target.width}")
         nothing = np.zeros((0, target.width))
         return cls(machine, at_any_rank, (int(low), int(high)), (nothing, nothing), weights, target.width, np.zeros(0))
 

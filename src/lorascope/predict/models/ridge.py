@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
+from lorascope.errors import PredictorError
 from lorascope.features import FEATURES, featurise
 from lorascope.features.feature import Feature
 from lorascope.predict.blocks import checked
@@ -83,6 +84,8 @@ class Ridge:
     def contributions(self, fitted: FittedModel, adapter: Adapter, structure: Structure) -> Contributions:
         """Exact: each site's features times their coefficients, less the training mean of the same."""
         solution, means = cast("FittedRidge", fitted).solution, cast("FittedRidge", fitted).means
+        if not means:
+            raise PredictorError("the predictor does not hold what its explanations start from", hint="fit it again")
         whole = checked(adapter, structure)
         features = {member.name: member for member in self.members() if member.name in solution.coefficients}
         parts: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in features}
@@ -116,12 +119,24 @@ class Ridge:
         target: Target,
         structure: Structure,
     ) -> FittedRidge:
-        """From the coefficients."""
+        """From the coefficients.
+
+        Raises:
+            ValueError: where they are not those of these features at these sites.
+        """
         slopes = {name: arrays[f"coefficients.{name}"] for name in values["weights"]}
         solution = RidgeSolution(
             slopes, arrays["intercept"], values["weights"], values["penalty"], np.zeros((0, target.width))
         )
-        means = {name: arrays[f"means.{name}"] for name in slopes if f"means.{name}" in arrays}
+        has_means = any(name.startswith("means.") for name in arrays)
+        means = {name: arrays[f"means.{name}"] for name in slopes} if has_means else {}
+        for member in self.members():
+            if member.name in slopes:
+                columns = _columns(member, structure)
+                expected = (sum(columns), target.width), (len(columns), target.width)
+                found = slopes[member.name].shape, means[member.name].shape if has_means else expected[1]
+                if found != expected:
+                    raise ValueError(f"coefficients and means of {member.name} are {found}, not {expected}")
         return FittedRidge(solution, np.zeros((0, target.width)), means)
 
 
