@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lorascope.adapter import LowRank
+from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
 from lorascope.predict.kernel import KERNELS, Tokens
@@ -15,8 +15,10 @@ from lorascope.predict.kernel_levels import levels_of, subset_of_groups
 from lorascope.predict.kernel_machine import Comparison, Machine
 from lorascope.predict.kernels._spectrum import log_spectrum
 from lorascope.predict.leave_one_out import blocks_of_groups
-from lorascope.predict.models.kernels import _doubt, _solved
+from lorascope.predict.model import Sample, Structure
+from lorascope.predict.models.kernels import _doubt, _solved, ranks_of
 from lorascope.predict.tokens import sites_of
+from lorascope.symmetry import act, pad_rank, random_gauge
 from planted import planted_dataset
 
 NAMES = KERNELS.names()
@@ -47,8 +49,8 @@ def test_a_kernel_sees_what_it_declares_and_nothing_else(name):
     kernel, before = KERNELS[name](), tokens()
     assert kernel.name == name
     assert kernel.sees | kernel.blind_to == set(CHANGES)
-    for change, act in CHANGES.items():
-        difference = np.abs(kernel(act(before)) - kernel(before)).max()
+    for change, made in CHANGES.items():
+        difference = np.abs(kernel(made(before)) - kernel(before)).max()
         assert (difference > 1e-3) if change in kernel.sees else (difference < 1e3 * EPS), change
 
 
@@ -297,3 +299,15 @@ def test_one_adapter_beyond_float32_leaves_the_others_what_they_were_worth(name)
     )
     predictor = fit_predictor(replace(dataset, samples=samples), "size", MODELS[name]())
     assert all(np.isfinite(one.value) for one in predictor.predict([sample.read() for sample in samples[:4]]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_padded_rank_in_another_gauge_is_no_rank(dtype):
+    rng = np.random.default_rng(0)
+    B, A = rng.standard_normal((40, 4)), rng.standard_normal((4, 30))
+    M = random_gauge(8, condition=100.0, rng=rng)
+    B, A = act(M, *pad_rank(B, A, 8))
+    structure = Structure({"q": (40, 30)}, 8)
+    adapter = Adapter({"q": LowRank(B.astype(dtype), A.astype(dtype))})
+    inputs = MODELS["kernels"]().inputs([Sample(lambda: adapter, {})], structure)
+    assert ranks_of(inputs).tolist() == [4]

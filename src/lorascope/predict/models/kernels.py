@@ -11,7 +11,7 @@ small by what the weights fit, which a pull towards equal weights bounds (``kern
 
 Spectra tell much, and mean something else at another rank. So there are two such functions: one of all kernels, for
 adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
-alone, for the others. The rank of an adapter is the largest over its sites, of singular values above 1e-5 σ₁.
+alone, for the others. The rank of an adapter is the largest over its sites, of singular values above 3e-3 σ₁.
 
 For regressions a second function of the same kernel learns how far off the first is: intervals are in proportion.
 
@@ -54,8 +54,8 @@ DEFAULT = (
     "norms",
     "size",
 )
-SMALLEST = 1e-5
-"""Below this share of σ₁ a singular value is what a change of gauge stored in float32 leaves of a zero."""
+SMALLEST = 3e-3
+"""Below this share of σ₁ a singular value may be what rounding to float16 or int8 leaves of a zero that was padded."""
 NEGLIGIBLE = 1e-5
 """A part with less than this share of all weight is dropped."""
 NOISES = np.logspace(-2, 2, 17)
