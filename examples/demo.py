@@ -193,7 +193,7 @@ def show_next(folder: Path, seconds: float) -> None:
         f"{command} inspect YOUR_ADAPTER_FILE_OR_FOLDER",
         f"{command} predict {folder}/kernels-classes {example} --json",
         f"{command} zoo import YOUR_FOLDER --labels YOUR_LABELS.csv --out my-zoo",
-        f"{command} fit my-zoo --target YOUR_LABEL --model ridge --out my-predictor",
+        f"{command} fit my-zoo --target YOUR_LABEL --out my-predictor",
         f"{command} bench my-zoo --out my-bench",
     ):
         screen.print(f"   {line}", soft_wrap=True)
