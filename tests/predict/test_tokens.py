@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lorascope.adapter import Adapter, LowRank
-from lorascope.predict import tokens
+from lorascope.predict import MODELS, Dataset, Predictor, fit_predictor, tokens
 from lorascope.predict.familiarity import Familiarity
 from lorascope.predict.model import Sample, Structure
 from lorascope.predict.site_statistics import SEED, SIZE
@@ -99,6 +99,22 @@ def test_familiarity_with_large_layers_is_saved_and_judges_the_same():
     inputs = tokens.tokens_of(samples[:2], STRUCTURE, size=SIZE, seed=SEED)
     judged = familiarity.judge(samples[:2])
     assert judged == again.judge(samples[:2]) == familiarity.judge_tokens(inputs)
+
+
+def test_a_predictor_of_large_layers_is_saved_and_says_the_same(tmp_path):
+    adapters = [adapter(seed) for seed in range(16)]
+    dataset = Dataset(
+        tuple(Sample(lambda a=a: a, {}) for a in adapters),
+        {"size": [float(seed % 5) for seed in range(16)]},
+        tuple(f"group {seed}" for seed in range(16)),
+        ("train",) * 16,
+        tuple(f"adapter {seed}" for seed in range(16)),
+        (),
+        "made up",
+    )
+    predictor = fit_predictor(dataset, "size", MODELS["kernels"]())
+    predictor.save(tmp_path / "p")
+    assert Predictor.load(tmp_path / "p").predict(adapters[:2]) == predictor.predict(adapters[:2])
 
 
 def test_the_blocks_change_nothing(monkeypatch):

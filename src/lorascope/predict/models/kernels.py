@@ -41,7 +41,7 @@ from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
 from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
 from lorascope.predict.site_statistics import SEED, SIZE
 from lorascope.predict.targets import Target
-from lorascope.predict.tokens import sites_of, tokens_of
+from lorascope.predict.tokens import height, sites_of, tokens_of
 
 DEFAULT = (
     "column-space",
@@ -163,7 +163,7 @@ class Kernels:
 
         @cache
         def columns(name: str, shape: tuple[int, int]) -> int:
-            out, in_ = (min(self.size, side) for side in shape)
+            out, in_ = (min(height(self.size, side), side) for side in shape)
             zero = Tokens(np.zeros((1, out, 1)), np.zeros((1, 1)), np.zeros((1, in_, 1)))
             return members[name](zero).shape[1]
 
