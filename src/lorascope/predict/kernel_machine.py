@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.predict.kernel import Kernel, Sites
+from lorascope.predict.kernel import Kernel, Sites, Tokens
 from lorascope.predict.model import Inputs
 
 Matrix = NDArray[np.float64]
+
+ROOM = 1 << 18
+"""Entries of features that are there at once: 2 MB, which a cache holds."""
 
 ROUNDING = 1e-4
 """Features that vary by less, relative to their length, are constant: a gauge of condition 100 stored in float32 moves
@@ -107,7 +111,19 @@ class Comparison:
 
 def all_sites(kernel: Kernel, sites: Sites, inputs: Inputs, rows: Any = slice(None)) -> NDArray[Any]:
     """φ of every site side by side, [n, S · d]."""
-    return np.concatenate([kernel(sites.tokens(inputs, site, rows)) for site in sites], axis=1)
+    count = max(stack for stack, _ in sites.places) + 1
+    parts = [_of_stack(kernel, inputs, stack, rows) for stack in range(count)]
+    return np.concatenate(parts, axis=1).reshape(len(parts[0]), -1)
+
+
+def _of_stack(
+    kernel: Kernel, inputs: Inputs, stack: int, rows: Any = slice(None), places: Any = slice(None)
+) -> NDArray[Any]:
+    """φ of these sites of a stack in one call, [n, S, d]: a kernel takes each site of each adapter by itself."""
+    parts = [np.asarray(inputs[f"{part}{stack}"][rows][:, places], np.float64) for part in ("left", "S", "right")]
+    n, count = parts[1].shape[:2]
+    values = kernel(Tokens(*(part.reshape(n * count, *part.shape[2:]) for part in parts)))
+    return values.reshape(n, count, -1)
 
 
 def squared_distances(X: Matrix, Y: Matrix) -> Matrix:
@@ -179,12 +195,31 @@ class Machine:
             radial[name] = (X, coefficients)
         return cls(comparison, slopes, radial, intercept, means)
 
+    @cached_property
+    def _stacked(self) -> list[tuple[str, int, list[int], Matrix]]:
+        """(kernel, stack, its places, their slopes one below the other): one call instead of one for each site."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        for name, site in self.slopes:
+            groups.setdefault((name, self.comparison.sites.places[site][0]), []).append(site)
+        return [
+            (
+                name,
+                stack,
+                [self.comparison.sites.places[site][1] for site in own],
+                np.concatenate([self.slopes[name, site] for site in own]),
+            )
+            for (name, stack), own in groups.items()
+        ]
+
     def __call__(self, inputs: Inputs) -> Matrix:
         """[n, t] in float64."""
         total: Matrix = np.zeros((len(inputs["S0"]), len(self.intercept))) + self.intercept
-        sites = self.comparison.sites
-        for (name, site), slope in self.slopes.items():
-            total += self.comparison.kernels[name](sites.tokens(inputs, site)) @ slope
+        for name, stack, places, slope in self._stacked:
+            step = max(1, ROOM // len(slope))
+            for start in range(0, len(total), step):
+                rows = slice(start, start + step)
+                values = _of_stack(self.comparison.kernels[name], inputs, stack, rows, places)
+                total[rows] += values.reshape(len(values), -1) @ slope
         for name, (X, coefficients) in self.radial.items():
             distances = squared_distances(self.comparison.features(name, -1, inputs), X) / X.shape[1]
             for length, coefficient in coefficients.items():
