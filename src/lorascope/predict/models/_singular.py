@@ -6,6 +6,7 @@ the arbitrary vectors that go with σ = 0. Each member says how it does that.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -84,7 +85,7 @@ def check_width(width: int) -> None:
 
 
 @dataclass(frozen=True)
-class SingularNetwork:
+class SingularNetwork(ABC):
     """What the members share; a member adds its options and ``_network``.
 
     Training is by minibatches, so that its memory is that of the inputs, which stay in float64 and float32.
@@ -99,9 +100,9 @@ class SingularNetwork:
     def __post_init__(self) -> None:
         check_options(self)
 
+    @abstractmethod
     def _network(self, groups: Sequence[SiteGroup], outputs: int) -> torch.nn.Module:
         """The network, without storage; it has ``calibrate(batch)``, which takes statistics of training inputs."""
-        raise NotImplementedError  # members write their own
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None

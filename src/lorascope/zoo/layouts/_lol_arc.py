@@ -56,7 +56,7 @@ def read_arc(tree: Tree) -> Reading:
         if number < len(lines):
             used.add(number)
             values |= _values(lines[number])
-            group = "without " + "|".join(sorted(set(SOURCES) - set(values["sources"])))  # type: ignore[call-overload]
+            group = "without " + "|".join(sorted(set(SOURCES) - set(values["sources"])))  # type: ignore[call-overload]  # the list read above
         entries.append(Entry(path, group, values, number < len(lines), path))
     return Reading(
         variant="arc",

@@ -78,7 +78,7 @@ class Weights2Weights:
                 "the table of attributes is missing (identity_df.pt is a pickle that is not read)",
                 file=tree.root,
                 key=_TABLE,
-                hint=f"where you trust identity_df.pt, run beside it: {_COMMAND}",
+                hint=f"loading identity_df.pt can run any code; only where you trust it, run beside it: {_COMMAND}",
             )
         return _rows(tree, Table(table)) if variant == "rows" else _folders(tree, Table(table, ("file",)))
 
