@@ -26,7 +26,7 @@ class Uneven:
         self.calibration = (np.zeros_like(truth), truth)
         if tells:
             self.calibration_spreads = spreads
-            self.spreads = lambda inputs: inputs["spread"]
+            self.scores_and_spreads = lambda inputs: (self.scores(inputs), inputs["spread"])
 
     def scores(self, inputs):
         return np.zeros((len(inputs["spread"]), 1))

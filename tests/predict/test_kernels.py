@@ -18,7 +18,7 @@ from lorascope.predict.leave_one_out import blocks_of_groups
 from lorascope.predict.model import Sample, Structure
 from lorascope.predict.models.kernels import _doubt, _solved, ranks_of
 from lorascope.predict.tokens import sites_of
-from lorascope.symmetry import act, pad_rank, random_gauge
+from lorascope.symmetry import act, pad_rank, random_gauge, refactored
 from planted import planted_dataset
 
 NAMES = KERNELS.names()
@@ -175,6 +175,34 @@ def test_contributions_add_up_to_the_value(planted):
         for site in structure.sites:
             by_kernel = np.add.reduce([own[site] for own in found.features.values()])
             assert np.allclose(by_kernel, found.sites[site])
+
+
+def test_scores_and_spreads_come_from_one_pass_of_each_machine(monkeypatch):
+    dataset = planted_dataset(40)
+    fitted = fit_predictor(dataset, "size", MODELS["kernels"](size=4)).members[0].fitted
+    structure = dataset.structure(range(40))
+    rows = []
+    call = Machine.__call__
+
+    def counted(self, inputs):
+        rows.append(len(inputs["S0"]))
+        return call(self, inputs)
+
+    monkeypatch.setattr(Machine, "__call__", counted)
+    narrow = [at_rank_one(sample.read()) for sample in dataset.samples[:3]]
+    samples = [*dataset.samples[:5], *(Sample(lambda a=a: a, {}) for a in narrow)]
+    inputs = MODELS["kernels"](size=4).inputs(samples, structure)
+    scores, spreads = fitted.scores_and_spreads(inputs)
+    assert sorted(rows) == [3, 5]  # three of a rank that training never had go to the other function
+    assert scores.shape == (8, 1) and spreads.shape == (8,)
+    alone = [fitted.scores_and_spreads({name: x[i : i + 1] for name, x in inputs.items()}) for i in range(8)]
+    assert np.allclose(scores[:, 0], [one[0, 0] for one, _ in alone], rtol=1e-12)
+    assert np.allclose(spreads, [one[0] for _, one in alone], rtol=1e-12)
+    assert len(set(spreads.tolist())) > 1
+
+
+def at_rank_one(adapter):
+    return refactored(adapter, lambda B, A: (B[:, :1], A[:1]))
 
 
 def test_every_part_has_mean_zero_and_mean_diagonal_one(planted):

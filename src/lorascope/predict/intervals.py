@@ -6,7 +6,7 @@ binary, multi-class     every class with probability 1 − q or more,  q that of
 A sample is left out for a member where it set nothing of it: a training sample of a closed-form model by
 leave-one-out, and a sample held from both the training and the stopping of the member. The left-out value of a sample
 is the mean over the members that have one, so that residuals are those of the mean that is issued and not of its
-noisier members. s is the model's own spread of a prediction where it gives one (``FittedModel.spreads``), else 1.
+noisier members. s is the model's own spread of a prediction where it gives one (``FittedModel``), else 1.
 
 For one member and held samples the promise is exact. The samples of a closed-form model chose its few penalties:
 leave-one-out residuals are that much too small. Networks calibrated on the samples that stopped them would lose up to
@@ -47,11 +47,18 @@ class Trained(NamedTuple):
     held_places: NDArray[np.int64]
 
 
-def spreads_of(fitted: FittedModel, inputs: Inputs, n: int) -> Matrix:
-    """The model's own spread of its scores [n], ones where it gives none."""
-    if not hasattr(fitted, "spreads"):
-        return np.ones(n)
-    return np.asarray(fitted.spreads(inputs), np.float64).reshape(n)  # type: ignore[attr-defined]  # optional
+def gives_spreads(fitted: FittedModel) -> bool:
+    """Whether the model says how far off its scores are likely to be."""
+    return hasattr(fitted, "scores_and_spreads")
+
+
+def scores_and_spreads(fitted: FittedModel, inputs: Inputs) -> tuple[Matrix, Matrix]:
+    """Scores [n, width] and the model's own spread of each [n], ones where it gives none."""
+    if not gives_spreads(fitted):
+        scores = fitted.scores(inputs)
+        return scores, np.ones(len(scores))
+    scores, spreads = fitted.scores_and_spreads(inputs)  # type: ignore[attr-defined]  # optional
+    return scores, np.asarray(spreads, np.float64).reshape(len(scores))
 
 
 def calibrate(target: Target, members: Sequence[Trained], truth: Matrix, groups: Sequence[str]) -> Conformal | None:
@@ -113,7 +120,7 @@ def _left_out(target: Target, members: Sequence[Trained], truth: Matrix) -> tupl
             count[places] += 1
     known = np.flatnonzero(count)
     count = np.maximum(count, 1)
-    has_spreads = all(hasattr(member.fitted, "spreads") for member in members)
+    has_spreads = all(gives_spreads(member.fitted) for member in members)
     return total / count[:, None], spread / count if has_spreads else np.ones(len(truth)), known
 
 
@@ -130,7 +137,6 @@ def _left_out_of(member: Trained) -> list[tuple[NDArray[np.int64], Matrix, Matri
         own = getattr(member.fitted, "calibration_spreads", None)
         own = np.ones(len(scores)) if own is None else np.asarray(own, np.float64).reshape(len(scores))
         parts.append((member.train_places, scores, own))
-    if count := len(member.held_places):
-        inputs = member.held.inputs
-        parts.append((member.held_places, member.fitted.scores(inputs), spreads_of(member.fitted, inputs, count)))
+    if len(member.held_places):
+        parts.append((member.held_places, *scores_and_spreads(member.fitted, member.held.inputs)))
     return parts

@@ -110,8 +110,9 @@ class Split(NamedTuple):
 class FittedModel(Protocol):
     """A model after fitting: scores, and its state as plain arrays and plain values.
 
-    It may also give ``spreads(inputs)``, its own standard deviation of each score, [n]; then ``calibration_spreads``
-    holds those of the calibration samples, each left out like its score, and intervals are in proportion.
+    It may also give ``scores_and_spreads(inputs)``, in one pass the scores and its own standard deviation of each, [n];
+    then ``calibration_spreads`` holds those of the calibration samples, each left out like its score, and intervals are
+    in proportion.
     """
 
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]]

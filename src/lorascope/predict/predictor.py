@@ -21,7 +21,7 @@ from lorascope.predict.calibration import Calibration
 from lorascope.predict.conformal import Conformal, check_level
 from lorascope.predict.explanation import TOP, Contributions, Explains, Explanation, mean_of
 from lorascope.predict.familiarity import Familiarity, Judgement
-from lorascope.predict.intervals import LEVEL, is_in_set, measure_intervals, spreads_of
+from lorascope.predict.intervals import LEVEL, gives_spreads, is_in_set, measure_intervals, scores_and_spreads
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import FittedModel, Inputs, Model, Sample, Structure
 from lorascope.predict.targets import Target, is_missing
@@ -186,10 +186,9 @@ class Predictor:
 
     def _said(self, samples: Sequence[Sample], advance: Callable[[int], Any] | None, level: float) -> list[Prediction]:
         inputs, judgements = self._inputs(samples, advance)
-        by_member = np.stack([self._values(member, inputs) for member in self.members])
+        by_member, spreads = self._values_and_spreads(inputs)
         mean = by_member.mean(axis=0)
         sd = by_member.std(axis=0, ddof=1) if len(self.members) > 1 else None
-        spreads = self._spreads(inputs, len(samples))
         q = math.inf if self.intervals is None else self.intervals.quantile(level)
         said: list[Prediction] = []
         for i, judgement in enumerate(judgements):
@@ -321,11 +320,10 @@ class Predictor:
         """
         encoded = self.target.encode(values, ignore_unknown=True)
         truth = encoded * self.target.spread + self.target.mean if not self.target.is_classification else encoded
-        by_member = [self._values(member, inputs) for member in self.members]
+        by_member, spreads = self._values_and_spreads(inputs)
         measured = [measure(self.target, truth, predicted) for predicted in by_member]
         metrics = {name: _mean_and_sd([one[name] for one in measured]) for name in measured[0]}
-        spreads = self._spreads(inputs, len(values))
-        issued = measure_intervals(self.target, self.intervals, np.mean(by_member, axis=0), truth, spreads)
+        issued = measure_intervals(self.target, self.intervals, by_member.mean(axis=0), truth, spreads)
         metrics |= {name: _mean_and_sd([value]) for name, value in issued.items()}
         seen = sum(group_hash(group) in self.groups for group in groups)
         return Evaluation(self.target.name, self.target.task, self.model.name, metrics, len(values), seen)
@@ -333,12 +331,15 @@ class Predictor:
     def _values(self, member: Member, inputs: Inputs) -> NDArray[np.float64]:
         return member.calibration.predict(self.target, member.fitted.scores(inputs))
 
-    def _spreads(self, inputs: Inputs, n: int) -> NDArray[np.float64]:
-        """The mean over members of the models' own spreads [n], in the unit of the target."""
-        if not all(hasattr(member.fitted, "spreads") for member in self.members):
-            return np.ones(n)
+    def _values_and_spreads(self, inputs: Inputs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The values of every member [members, n, width]; the mean of the models' own spreads [n], in their unit."""
+        scored = [scores_and_spreads(member.fitted, inputs) for member in self.members]
+        pairs = zip(self.members, scored, strict=True)
+        values = np.stack([member.calibration.predict(self.target, scores) for member, (scores, _) in pairs])
+        if not all(gives_spreads(member.fitted) for member in self.members):
+            return values, np.ones(values.shape[1])
         unit = 1.0 if self.target.is_classification else self.target.spread
-        return unit * np.mean([spreads_of(member.fitted, inputs, n) for member in self.members], axis=0)
+        return values, unit * np.mean([spreads for _, spreads in scored], axis=0)
 
     def _prediction(
         self, mean: NDArray[np.float64], sd: float | None, q: float, spread: float, level: float

@@ -152,4 +152,6 @@ def _projection(site: str, side: str, size: int, n: int, seed: int) -> NDArray[n
 
 
 def _widened(array: NDArray[Any], rank: int) -> NDArray[Any]:
+    if array.shape[-1] == rank:
+        return array
     return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, rank - array.shape[-1])])

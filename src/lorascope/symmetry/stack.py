@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lorascope.adapter import Adapter, LowRank, Update
+from lorascope.adapter import Adapter, Factors, LowRank, Update
 from lorascope.errors import AdapterError
-from lorascope.symmetry.arrays import Array, scaled
+from lorascope.symmetry.arrays import Array
 from lorascope.symmetry.canonical import SVD, thin_svd
 
 
@@ -86,36 +86,48 @@ def site_of(adapter: Adapter, name: str) -> Update:
 
 
 def _stack(adapters: Sequence[Adapter], names: list[str], shape: tuple[int, int], dtype: DTypeLike) -> SiteStack:
-    rank = max(site_of(adapter, name).rank for adapter in adapters for name in names)
-    B = np.zeros((len(adapters), len(names), shape[0], rank), dtype)
-    A = np.zeros((len(adapters), len(names), rank, shape[1]), dtype)
-    for i, adapter in enumerate(adapters):
-        for j, name in enumerate(names):
-            update = site_of(adapter, name)
-            if update.shape != shape:
-                raise AdapterError(
-                    "a site has another shape than in the other adapters",
-                    file=adapter.provenance.path,
-                    key=name,
-                    expected=list(shape),
-                    found=list(update.shape),
-                )
-            factors = _factors(adapter, name, dtype)
-            with np.errstate(over="ignore"):  # what overflows is refused below
-                B[i, j, :, : update.rank] = scaled(factors.B, factors.scale)
-            A[i, j, : update.rank] = factors.A
-    _check_size(adapters, names, B, A)
-    return SiteStack(tuple(names), B, A)
+    """Factors that are stored alike are converted and scaled in one call: small ones cost less than a call for each."""
+    stored = [_stored(adapter, name, shape, dtype) for adapter in adapters for name in names]
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for place, one in enumerate(stored):
+        alike.setdefault((one.B.shape[1], one.B.dtype, one.A.dtype), []).append(place)
+    largest = max(rank for rank, *_ in alike)
+    B = np.zeros((len(stored), shape[0], largest), dtype)
+    A = np.zeros((len(stored), largest, shape[1]), dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not become a finite number is refused below
+        for (rank, *_), places in alike.items():
+            lefts, rights = [stored[place].B for place in places], [stored[place].A for place in places]
+            B[places, :, :rank] = np.concatenate(lefts).reshape(len(places), shape[0], rank)
+            A[places, :rank] = np.concatenate(rights).reshape(len(places), rank, shape[1])
+        np.multiply(B, np.asarray([one.scale for one in stored], dtype)[:, None, None], out=B)
+    left, right = (whole.reshape(len(adapters), len(names), *whole.shape[1:]) for whole in (B, A))
+    _check_numbers(adapters, names, left, right)
+    return SiteStack(tuple(names), left, right)
 
 
-def _check_size(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any], A: NDArray[Any]) -> None:
-    """Refuse an update whose norm has no square in the dtype: no result would be exact."""
+def _stored(adapter: Adapter, name: str, shape: tuple[int, int], dtype: DTypeLike) -> LowRank | Factors:
+    """B, A and scale of a site as they are in the file, in ``dtype`` where they first have to be worked out."""
+    update = site_of(adapter, name)
+    if update.shape != shape:
+        raise AdapterError(
+            "a site has another shape than in the other adapters",
+            file=adapter.provenance.path,
+            key=name,
+            expected=list(shape),
+            found=list(update.shape),
+        )
+    return update if isinstance(update, LowRank) else _factors(adapter, name, dtype)
+
+
+def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any], A: NDArray[Any]) -> None:
+    """Refuse what is not finite, and an update whose norm has no square in the dtype: no result would be exact."""
     limit = float(np.finfo(B.dtype).max) ** 0.49
     with np.errstate(over="ignore", invalid="ignore"):
         left, right = _largest(B), _largest(A)
         bad = np.argwhere(~(left * right < limit))
     if len(bad):
         i, j = int(bad[0, 0]), int(bad[0, 1])
+        _factors(adapters[i], names[j], B.dtype)  # names the tensor where a number in it is not finite
         raise AdapterError(
             "the update is too large to compute with",
             file=adapters[i].provenance.path,
@@ -130,7 +142,7 @@ def _largest(X: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(X.max(axis=(-2, -1), initial=0.0), -X.min(axis=(-2, -1), initial=0.0))
 
 
-def _factors(adapter: Adapter, name: str, dtype: DTypeLike):
+def _factors(adapter: Adapter, name: str, dtype: DTypeLike) -> Factors:
     try:
         return adapter[name].factors(dtype)
     except AdapterError as error:

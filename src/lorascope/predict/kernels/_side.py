@@ -17,11 +17,10 @@ def weighted_side(X: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
     array([[1., 0., 0., 0.]])
     """
     root = X * np.sqrt(w)[:, None, :]
-    across = np.swapaxes(root, -1, -2)
+    across = np.ascontiguousarray(np.swapaxes(root, -1, -2))  # small products are fast where both sides lie in order
     square = ((across @ root) ** 2).sum(axis=(-2, -1))
-    scale = np.where(square > 0, square, 1.0) ** -0.25
-    root, across = root * scale[:, None, None], across * scale[:, None, None]
-    return (root @ across).reshape(len(X), -1)
+    scale = np.where(square > 0, square, 1.0) ** -0.5
+    return ((root * scale[:, None, None]) @ across).reshape(len(X), -1)
 
 
 def directions_of_side(X: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:

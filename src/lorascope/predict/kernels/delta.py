@@ -28,7 +28,8 @@ class DeltaKernel:
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
         scaled = tokens.left * np.sqrt(shares(tokens.S))[:, None, :]
-        return (scaled @ np.swapaxes(tokens.right, -1, -2)).reshape(len(scaled), -1)
+        across = np.ascontiguousarray(np.swapaxes(tokens.right, -1, -2))  # as in ``weighted_side``
+        return (scaled @ across).reshape(len(scaled), -1)
 
     def directions(self, tokens: Tokens) -> NDArray[Any]:
         """What each singular direction adds to φ, [n, k, d]."""

@@ -291,33 +291,30 @@ class FittedKernels:
 
     def scores(self, inputs: Inputs) -> Matrix:
         """[n, width]."""
-        return self._by_rank(inputs, lambda machine, some: machine(some)[:, : self.width])
+        return self.scores_and_spreads(inputs)[0]
 
-    def spreads(self, inputs: Inputs) -> Matrix:
-        """How far off each score is likely to be, [n], up to a factor that calibration finds."""
-
-        def doubts(machine: Machine, some: Inputs) -> Matrix:
-            logs = machine(some)[:, self.width :]
-            return _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
-
-        return self._by_rank(inputs, doubts)
+    def scores_and_spreads(self, inputs: Inputs) -> tuple[Matrix, Matrix]:
+        """The scores, and how far off each is likely to be, [n], up to a factor that calibration finds."""
+        values = self._by_rank(inputs)
+        scores, logs = values[:, : self.width], values[:, self.width :]
+        return scores, _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
 
     def machine_for(self, inputs: Inputs) -> Machine:
         """That which judges the one adapter."""
         [rank] = ranks_of(inputs)
         return self.machine if self.ranks[0] <= rank <= self.ranks[1] else self.at_any_rank
 
-    def _by_rank(self, inputs: Inputs, values: Callable[[Machine, Inputs], Matrix]) -> Matrix:
+    def _by_rank(self, inputs: Inputs) -> Matrix:
         """The values of each adapter by the machine that its rank calls for."""
         ranks = ranks_of(inputs)
         is_seen = (ranks >= self.ranks[0]) & (ranks <= self.ranks[1])
         if is_seen.all():
-            return values(self.machine, inputs)
-        other = values(self.at_any_rank, {name: array[~is_seen] for name, array in inputs.items()})
-        result: Matrix = np.zeros((len(ranks), *other.shape[1:]))
+            return self.machine(inputs)
+        other = self.at_any_rank({name: array[~is_seen] for name, array in inputs.items()})
+        result: Matrix = np.zeros((len(ranks), other.shape[1]))
         result[~is_seen] = other
         if is_seen.any():
-            result[is_seen] = values(self.machine, {name: array[is_seen] for name, array in inputs.items()})
+            result[is_seen] = self.machine({name: array[is_seen] for name, array in inputs.items()})
         return result
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -359,6 +356,8 @@ class FittedKernels:
         for one in (machine, at_any_rank):
             if len(one.intercept) - target.width not in ((0,) if target.is_classification else (0, 1)):
                 raise ValueError(f"{len(one.intercept)} functions for a target of {target.width}")
+        if len(machine.intercept) != len(at_any_rank.intercept):
+            raise ValueError("one of the two functions tells how far off it is and the other does not")
         nothing = np.zeros((0, target.width))
         return cls(machine, at_any_rank, (int(low), int(high)), (nothing, nothing), weights, target.width, np.zeros(0))
 
