@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+UNMEASURED = (
+    "all adapters are of one group, so none could be held back: the network was stopped by its training loss, is not "
+    "measured, gives probabilities that are not calibrated, and no intervals"
+)
+
 
 def fit(
     zoo: Annotated[Path, typer.Argument(help="A zoo, from `forge` or `zoo import`.")],
@@ -78,7 +83,7 @@ def fit(
     )
     held = "left-out and validation samples of the first member"
     measured = "  ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items())
-    screen.print(f"  {measured}  ({held})" if measured else "  not measured: too few groups to hold any back")
+    screen.print(f"  {measured}  ({held})" if measured else f"  {UNMEASURED}", soft_wrap=True)
     for line in left_out(facts["left_out"]["unlabelled"], dataset.damaged, target):
         screen.print(f"  {line}", soft_wrap=True)
     screen.print(f"written to {out}\nnext: lorascope evaluate {out} {zoo}", soft_wrap=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
-from lorascope.predict.intervals import Trained, calibrate, is_left_out
+from lorascope.predict.intervals import Trained, calibrate, unseen_by
 from lorascope.predict.metrics import measure
 from lorascope.predict.model import Inputs, Model, Split, Structure
 from lorascope.predict.predictor import Member, Predictor, group_hash
@@ -111,9 +111,10 @@ def fit_member(
 ) -> tuple[Member, Trained]:
     """One member, and what its intervals can be made from.
 
-    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them. Where
-    too few groups leave nothing to calibrate on, the scores of a network are taken for what they are and there are no
-    intervals.
+    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them. A
+    model that needs samples to stop by gets one whole group where that would leave none. Of one group alone nothing
+    can be held: a network is then stopped by its training loss, its scores are taken for what they are, and there are
+    no metrics of it and no intervals.
 
     Args:
         model: with its options.
@@ -123,37 +124,40 @@ def fit_member(
         target, structure: what is predicted, of which adapters.
         seed: of the parting and of the initialisation.
     """
-    parts = _parts(groups, seed)
+    is_left_out = model.calibrated_on == "left-out"
+    parts = _parts(groups, seed, must_hold=not is_left_out)
     train, stop, held = (
         Split(rows_of(inputs, part), encoded[part], tuple(groups[int(i)] for i in part)) for part in parts
     )
     fitted = model.fit(train, stop, target, structure, seed=seed)
-    scores, truth = fitted.calibration
-    if not is_left_out(fitted, train) and len(held.targets):
-        scores, truth = fitted.scores(held.inputs), held.targets
-    calibration = Calibration.fit(target, scores, truth)
-    return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2])
+    calibration = Calibration.fit(target, *unseen_by(fitted, held, is_left_out=is_left_out))
+    return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2], is_left_out)
 
 
-def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
+def _validation(groups: Sequence[str], seed: int, *, must_hold: bool) -> NDArray[np.bool_]:
     """About 15 % of the groups, by a hash salted with the seed; every sixth group where that leaves a side empty.
 
-    Of fewer than six groups that may be none.
+    Of fewer than six groups that may be none; one, drawn by the seed, where some must be held and there are two.
     """
     names = [split_of(group, salt=f"member {seed}") for group in groups]
     chosen = np.asarray([name == "validation" for name in names])
     if chosen.any() and not chosen.all():
         return chosen
     order = {group: place for place, group in enumerate(sorted(set(groups)))}
+    if must_hold and 1 < len(order) < 6:
+        held = int(np.random.default_rng(seed).integers(len(order)))
+        return np.asarray([order[group] == held for group in groups])
     return np.asarray([order[group] % 6 == 5 for group in groups])
 
 
-def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _parts(
+    groups: Sequence[str], seed: int, *, must_hold: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """The places of a member's three parts: to train on, to stop by, and to calibrate on.
 
     The last two are the halves of the validation part, by groups; the same where it is of one group alone.
     """
-    is_validation = _validation(groups, seed)
+    is_validation = _validation(groups, seed, must_hold=must_hold)
     others = np.flatnonzero(is_validation)
     own = [groups[int(i)] for i in others]
     order = {group: place for place, group in enumerate(sorted(set(own)))}
@@ -164,9 +168,7 @@ def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
 
 def _own_metrics(target: Target, trained: Trained) -> dict[str, float]:
     """Metrics on the samples that calibrated a member (held, or leave-one-out); none where there are none."""
-    scores, truth = trained.fitted.calibration
-    if not is_left_out(trained.fitted, trained.train) and len(trained.held.targets):
-        scores, truth = trained.fitted.scores(trained.held.inputs), trained.held.targets
+    scores, truth = trained.unseen()
     if not len(truth):
         return {}
     predicted = trained.calibration.predict(target, scores)

@@ -9,14 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
 from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Sample, Split, Structure, check_options, stacks_of
+from lorascope.predict.model import (
+    CalibratedOn,
+    FittedModel,
+    Inputs,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+    stacks_of,
+)
 from lorascope.predict.targets import Target
 from lorascope.symmetry import stack_adapters
 
@@ -96,6 +105,7 @@ class SingularNetwork(ABC):
     batch: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    calibrated_on: ClassVar[CalibratedOn] = "validation"
 
     def __post_init__(self) -> None:
         check_options(self)

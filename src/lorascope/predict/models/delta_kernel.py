@@ -26,7 +26,16 @@ from numpy.typing import NDArray
 from lorascope.features.invariants.log_norm import FLOOR as NORM_FLOOR
 from lorascope.features.side import FLOOR
 from lorascope.predict.leave_one_out import KernelSolution, fit_kernel_ridge
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.model import (
+    CalibratedOn,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+)
 from lorascope.predict.models._singular import singular_inputs
 from lorascope.predict.targets import Target
 
@@ -43,6 +52,7 @@ class DeltaKernel:
     reference: ClassVar[str] = "the Dense model of Learning on LoRAs (arXiv 2410.04207), as an exact kernel machine"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def __post_init__(self) -> None:
         check_options(self)

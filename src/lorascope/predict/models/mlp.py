@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
 from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.model import (
+    CalibratedOn,
+    FittedModel,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+)
 from lorascope.predict.targets import Target
 from lorascope.symmetry import pad_rank, stack_adapters
 
@@ -36,6 +46,7 @@ class MLP:
     reference: ClassVar[str] = "MLP of Learning on LoRAs (arXiv 2410.04207)"
     invariance: ClassVar[Invariance] = "none"
     rank_policy: ClassVar[RankPolicy] = "up to trained"
+    calibrated_on: ClassVar[CalibratedOn] = "validation"
 
     def __post_init__(self) -> None:
         check_options(self)
