@@ -35,6 +35,7 @@ from lorascope.predict.model import (
     Split,
     Structure,
     check_options,
+    stacks_of,
 )
 from lorascope.predict.models._singular import singular_inputs
 from lorascope.predict.targets import Target
@@ -79,7 +80,14 @@ class DeltaKernel:
         target: Target,
         structure: Structure,
     ) -> FittedDeltaKernel:
-        """From the dual weights and the training factors."""
+        """From the dual weights and the training factors.
+
+        Raises:
+            ValueError: where an array is none of them.
+        """
+        known = {f"{part}{i}" for i in range(len(stacks_of(structure))) for part in "USV"} | {"dual", "intercept"}
+        if unknown := sorted(arrays.keys() - known):
+            raise ValueError(f"arrays that belong to no part: {', '.join(unknown[:3])}")
         none = np.zeros((0, target.width))
         solution = KernelSolution(arrays["dual"], arrays["intercept"], values["weights"], values["penalty"], none)
         anchors = {name: array for name, array in arrays.items() if name not in ("dual", "intercept")}
