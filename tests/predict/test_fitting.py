@@ -115,6 +115,20 @@ def test_a_label_that_only_the_validation_part_has_is_no_reason_to_fail(dataset)
         fit_predictor(with_labels(dataset, "rare", values), "rare", MODELS["ridge"](size=4), seeds=(seed,))
 
 
+@pytest.mark.parametrize("name", ["kernels", "ridge"])
+@pytest.mark.parametrize(("target", "metric", "seed"), [("noise", "kendall_tau", 0), ("coin", "auroc", 1)])
+def test_the_order_of_left_out_means_is_not_taken_for_knowledge(dataset, name, target, metric, seed):
+    """A mean without a sample lies against it: the order of such means is the reverse of the truth."""
+    noise = np.random.default_rng(3).standard_normal(len(dataset)).tolist()
+    told = with_labels(dataset, target, noise if target == "noise" else [True, False] * 30)
+    alike = replace(told, samples=dataset.samples[:1] * 30 + dataset.samples[1:2] * 30)
+    facts = fit_predictor(alike, target, MODELS[name](size=4), seeds=(seed,)).facts
+    assert math.isnan(facts["metrics"][metric])
+    assert facts["undefined"] == {metric: "the model says the mean of all adapters"}
+    facts = fit_predictor(dataset, "size", MODELS[name](size=4)).facts
+    assert facts["undefined"] == {} and facts["metrics"]["kendall_tau"] > 0.5
+
+
 def test_hyperparameters_that_do_not_vary_are_saved_and_read(dataset, tmp_path):
     samples = tuple(s._replace(hyperparameters={**s.hyperparameters, "rank": 4}) for s in dataset.samples)
     constant = replace(dataset, samples=samples, hyperparameters=("rate", "rank"), _inputs={})

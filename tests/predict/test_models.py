@@ -75,7 +75,8 @@ def worst_condition(samples):
 
 
 def all_scores(predictor, samples):
-    return predictor.scores(predictor.model.inputs(samples, predictor.structure))
+    inputs = predictor.model.inputs(samples, predictor.structure)
+    return np.stack([member.fitted.scores(inputs) for member in predictor.members])
 
 
 @pytest.mark.parametrize(("name", "target"), pairs_of(READERS))

@@ -44,7 +44,7 @@ def write(saved, config, arrays):
 def test_it_states_where_it_comes_from(saved):
     config = json.loads((saved / "predictor.json").read_text())
     assert config["facts"]["zoo"] == "planted"
-    assert set(config["facts"]) == {"zoo", "split", "samples", "left_out", "versions", "metrics"}
+    assert set(config["facts"]) == {"zoo", "split", "samples", "left_out", "versions", "metrics", "undefined"}
     assert [member["seed"] for member in config["members"]] == [0, 1]
     assert sorted(path.name for path in saved.iterdir()) == ["predictor.json", "weights.safetensors"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -14,7 +16,7 @@ from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
 from lorascope.predict.intervals import Trained, calibrate, unseen_by
-from lorascope.predict.metrics import measure
+from lorascope.predict.metrics import measure, why_undefined
 from lorascope.predict.model import Inputs, Model, Split, Structure
 from lorascope.predict.predictor import Member, Predictor, group_hash
 from lorascope.predict.targets import Target, is_missing
@@ -70,13 +72,11 @@ def fit_predictor(
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
     trained: list[Trained] = []
-    own_metrics: dict[str, float] = {}
     groups = [dataset.groups[i] for i in known]
     for seed in seeds:
         member, one = fit_member(model, own, encoded, groups, goal, structure, seed=seed)
         members.append(member)
         trained.append(one)
-        own_metrics = own_metrics or _own_metrics(goal, one)
         if done is not None:
             done()
     names = sorted(set(groups))
@@ -92,7 +92,7 @@ def fit_predictor(
             "samples": len(known),
             "left_out": {"unlabelled": len(offered) - len(known), "damaged": len(dataset.damaged)},
             "versions": _versions(),
-            "metrics": own_metrics,
+            **_own_metrics(goal, trained[0]),
         },
         intervals=calibrate(goal, trained, encoded, groups),
         familiarity=None if model.invariance == "blind" else dataset.familiarity(structure, indices),
@@ -166,14 +166,42 @@ def _parts(
     return np.flatnonzero(~is_validation), stop, held
 
 
-def _own_metrics(target: Target, trained: Trained) -> dict[str, float]:
-    """Metrics on the samples that calibrated a member (held, or leave-one-out); none where there are none."""
+def _own_metrics(target: Target, trained: Trained) -> dict[str, dict[str, Any]]:
+    """``metrics`` on the samples that calibrated a member (held, or leave-one-out), and why some are ``undefined``.
+
+    None where there are no such samples.
+    """
     scores, truth = trained.unseen()
     if not len(truth):
-        return {}
+        return {"metrics": {}, "undefined": {}}
     predicted = trained.calibration.predict(target, scores)
     actual = trained.calibration.predict(target, truth) if target.task == "regression" else truth
-    return measure(target, actual, predicted)
+    metrics = measure(target, actual, predicted)
+    if trained.is_left_out and _says_the_mean(trained):
+        metrics |= {name: math.nan for name in ("kendall_tau", "auroc") if name in metrics}
+        return {
+            "metrics": metrics,
+            "undefined": {name: MEAN_ALONE for name, value in metrics.items() if value != value},
+        }
+    return {"metrics": metrics, "undefined": why_undefined(metrics, target, actual, predicted)}
+
+
+MEAN_ALONE = "the model says the mean of all adapters"
+LOOKED_AT = 256
+"""Training samples whose scores tell whether a model says more than the mean."""
+
+
+def _says_the_mean(trained: Trained) -> bool:
+    """Whether the scores of the training samples vary by less than the mean does when samples are left out.
+
+    Without a group of m the mean of n lies against it by up to m / (n − m) of its own deviation. The order of left-out
+    scores is then that of the mean, the reverse of the truth, and says nothing of the model.
+    """
+    truth = trained.train.targets
+    largest = max(Counter(trained.train.groups).values())
+    shift = largest / max(len(truth) - largest, 1) * truth.std(axis=0).max()
+    some = rows_of(trained.train.inputs, np.arange(min(len(truth), LOOKED_AT)))
+    return bool(trained.fitted.scores(some).std(axis=0).max() <= shift)
 
 
 def _versions() -> dict[str, str]:

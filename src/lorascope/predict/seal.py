@@ -67,7 +67,7 @@ def check_seal(config: Mapping[str, Any], arrays: Arrays) -> None:
 
 def _of_array(array: NDArray[Any]) -> str:
     digest = blake2b(f"{array.dtype.str} {array.shape} ".encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
