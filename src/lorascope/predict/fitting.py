@@ -130,7 +130,15 @@ def fit_member(
         Split(rows_of(inputs, part), encoded[part], tuple(groups[int(i)] for i in part)) for part in parts
     )
     fitted = model.fit(train, stop, target, structure, seed=seed)
-    calibration = Calibration.fit(target, *unseen_by(fitted, held, is_left_out=is_left_out))
+    scores, truth = unseen_by(fitted, held, is_left_out=is_left_out)
+    if not np.isfinite(scores).all():
+        raise PredictorError(
+            "the fitted model gives numbers that are not finite",
+            key=model.name,
+            found=f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {len(scores)} samples that it never saw",
+            hint="is an adapter of the zoo many orders larger than the others, or the learning rate too high?",
+        )
+    calibration = Calibration.fit(target, scores, truth)
     return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2], is_left_out)
 
 
