@@ -145,7 +145,8 @@ def readings(dataset, seeds):
     found = bench({"minilm-text": dataset}, plan, done=lambda _: print(".", end="", flush=True))
     test = dataset.subset(usable(dataset.values("sources"), dataset.where("test")))
     predictor = fit_predictor(dataset, "sources", ridge, seeds=range(seeds))
-    scores = predictor.scores(ridge.inputs(test.samples, predictor.structure)).mean(0)
+    inputs = ridge.inputs(test.samples, predictor.structure)
+    scores = np.mean([member.fitted.scores(inputs) for member in predictor.members], axis=0)
     truth = predictor.target.encode(test.values("sources"), ignore_unknown=True)
     by_source = {
         SOURCES[int(source)][0]: round(float(mean_auroc(truth[:, [place]], scores[:, [place]])), 3)

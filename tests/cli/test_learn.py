@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -85,6 +86,33 @@ def test_the_whole_way(run, zoo, predictor):
     code, out, _ = run("evaluate", predictor, zoo, "--split", "train")
     assert code == 0
     assert "fitted on" in out
+
+
+def test_a_metric_that_is_not_defined_is_a_dash_with_the_reason(run, folder, predictor, tmp_path):
+    """Of the test part alone, where all have one value; and from how many adapters one would abstain is counted."""
+    lines = ["path,size", *(f"a{i},1.0" for i in range(24))]
+    (tmp_path / "same.csv").write_text("\n".join(lines) + "\n")
+    same = tmp_path / "same"
+    assert run("zoo", "import", folder / "adapters", "--labels", tmp_path / "same.csv", "--out", same)[0] == 0
+    code, out, _ = run("evaluate", predictor, same, "--split", "all")
+    assert code == 0 and "nan" not in out
+    assert "kendall_tau is not defined: all adapters have the same value" in out
+    value = json.loads(run("evaluate", predictor, same, "--split", "all", "--json")[1])
+    assert value["schema_version"] == 2 and value["n"] == 24 and value["abstained"] == 0
+    assert value["metrics"]["r2"]["mean"] is None
+    assert value["undefined"]["r2"] == "all adapters have the same value"
+
+
+def test_adapters_that_would_be_abstained_from_are_counted(run, folder, predictor, strange, tmp_path):
+    lines = ["path,size", *(f"a{i},{i}" for i in range(5)), "strange,1.0"]
+    every = tmp_path / "every"
+    shutil.copytree(folder / "adapters", every)
+    shutil.copytree(strange, every / "strange")
+    (tmp_path / "few.csv").write_text("\n".join(lines) + "\n")
+    assert run("zoo", "import", every, "--labels", tmp_path / "few.csv", "--out", tmp_path / "few")[0] == 0
+    code, out, _ = run("evaluate", predictor, tmp_path / "few", "--split", "all")
+    assert code == 0 and "1 of these 6 adapters are unlike those of training" in out
+    assert json.loads(run("evaluate", predictor, tmp_path / "few", "--split", "all", "--json")[1])["abstained"] == 1
 
 
 def test_the_gate_and_the_norm_of_glnet_are_options(run, zoo, tmp_path):

@@ -118,6 +118,24 @@ def test_a_folder_under_the_name_of_weights_and_a_pipe_are_told(tmp_path: Path) 
         formats.read(tmp_path / "x.safetensors")
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "loose.safetensors"])
+def test_what_is_no_file_in_the_place_of_weights_is_called_what_it_is(tmp_path: Path, name: str) -> None:
+    """It is found by its name alone and never opened."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(AdapterError, match="the weights are a named pipe") as caught:
+        formats.read(tmp_path)
+    assert caught.value.file == str(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "nothing")
+    with pytest.raises(AdapterError, match="a link to nothing"):
+        formats.read(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / "notes.pipe").symlink_to(tmp_path / "nothing")
+    with pytest.raises(AdapterError, match="without weights"):
+        formats.read(tmp_path)
+
+
 def test_equal_evidence_is_ambiguous_and_format_decides(tmp_path: Path) -> None:
     import safetensors.numpy
 

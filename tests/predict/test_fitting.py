@@ -9,7 +9,9 @@ import pytest
 from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
 from lorascope.predict.conformal import Conformal
+from lorascope.predict.fitting import fit_member
 from lorascope.predict.leave_one_out import fit_ridge
+from lorascope.predict.targets import Target
 from planted import planted_dataset
 
 
@@ -113,6 +115,20 @@ def test_a_label_that_only_the_validation_part_has_is_no_reason_to_fail(dataset)
         fit_predictor(with_labels(dataset, "rare", values), "rare", MODELS["ridge"](size=4), seeds=(seed,))
 
 
+@pytest.mark.parametrize("name", ["kernels", "ridge"])
+@pytest.mark.parametrize(("target", "metric", "seed"), [("noise", "kendall_tau", 0), ("coin", "auroc", 1)])
+def test_the_order_of_left_out_means_is_not_taken_for_knowledge(dataset, name, target, metric, seed):
+    """A mean without a sample lies against it: the order of such means is the reverse of the truth."""
+    noise = np.random.default_rng(3).standard_normal(len(dataset)).tolist()
+    told = with_labels(dataset, target, noise if target == "noise" else [True, False] * 30)
+    alike = replace(told, samples=dataset.samples[:1] * 30 + dataset.samples[1:2] * 30)
+    facts = fit_predictor(alike, target, MODELS[name](size=4), seeds=(seed,)).facts
+    assert math.isnan(facts["metrics"][metric])
+    assert facts["undefined"] == {metric: "the model says the mean of all adapters"}
+    facts = fit_predictor(dataset, "size", MODELS[name](size=4)).facts
+    assert facts["undefined"] == {} and facts["metrics"]["kendall_tau"] > 0.5
+
+
 def test_hyperparameters_that_do_not_vary_are_saved_and_read(dataset, tmp_path):
     samples = tuple(s._replace(hyperparameters={**s.hyperparameters, "rank": 4}) for s in dataset.samples)
     constant = replace(dataset, samples=samples, hyperparameters=("rate", "rank"), _inputs={})
@@ -151,10 +167,26 @@ def test_the_logarithm_of_a_label_is_a_target():
         dataset.values("log:rats")
 
 
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_few_groups_a_network_is_stopped_by_a_whole_one(dataset, count):
+    groups = [f"group {i % count}" for i in range(len(dataset))]
+    structure = dataset.structure(range(len(dataset)))
+    inputs = MODELS["svd"]().inputs(dataset.samples, structure)
+    target = Target.of("size", dataset.labels["size"])
+    truth = target.encode(dataset.labels["size"])
+    held = set()
+    for seed in range(12):
+        _, member = fit_member(MODELS["svd"](epochs=1, hidden=8), inputs, truth, groups, target, structure, seed=seed)
+        assert len(member.fitted.calibration[1])
+        assert not {*member.held.groups} & {*member.train.groups}
+        held |= {*member.held.groups}
+    assert len(held) > 1  # the seed parts them anew
+
+
 @pytest.mark.parametrize("name", ["mlp", "o-align", "svd"])
 def test_a_network_without_samples_to_calibrate_on_promises_no_interval(dataset, name):
     """Residuals of training samples are no left-out residuals."""
-    few = replace(dataset, groups=tuple(f"group {i % 3}" for i in range(len(dataset))), _inputs={})
+    few = replace(dataset, groups=("one",) * len(dataset), _inputs={})
     predictor = fit_predictor(few, "size", MODELS[name](epochs=2, hidden=8))
     [member] = predictor.members
     assert not len(member.fitted.calibration[1])

@@ -39,7 +39,7 @@ def predictors(dataset):
 
 
 def scores(predictor, samples):
-    return predictor.scores(predictor.model.inputs(samples, predictor.structure))[0]
+    return predictor.members[0].fitted.scores(predictor.model.inputs(samples, predictor.structure))
 
 
 @pytest.mark.parametrize("target", ["classes", "test_accuracy"])

@@ -9,6 +9,7 @@ from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, fit_predictor
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import rows_of
+from lorascope.predict.fitting import fit_member
 from lorascope.predict.intervals import Trained, calibrate, is_in_set, measure_intervals
 from lorascope.predict.leave_one_out import fit_ridge
 from lorascope.predict.model import Split
@@ -32,14 +33,14 @@ class Uneven:
         return np.zeros((len(inputs["spread"]), 1))
 
 
-def trained(fitted, inputs, truth, held=0):
+def trained(fitted, inputs, truth, held=0, *, is_left_out=True):
     calibration = Calibration.fit(REGRESSION, *fitted.calibration)
     train, validation = (
         Split({name: x[part] for name, x in inputs.items()}, truth[part], ("",) * len(truth[part]))
         for part in (slice(0, len(truth) - held), slice(len(truth) - held, None))
     )
-    places = np.arange(len(truth))
-    return Trained(fitted, calibration, train, validation, places[: len(truth) - held], places[len(truth) - held :])
+    taught, rest = np.split(np.arange(len(truth)), [len(truth) - held])
+    return Trained(fitted, calibration, train, validation, taught, rest, is_left_out)
 
 
 def test_intervals_are_in_proportion_to_the_spread_that_a_model_knows():
@@ -74,7 +75,8 @@ def test_intervals_of_ridges_hold_for_the_mean_of_the_members(members):
             solution = fit_ridge({"x": X[inside]}, truth[inside])
             fitted = FittedRidge(solution, truth[inside])
             splits = [Split({"x": X[part]}, truth[part], ("",) * len(part)) for part in (inside, outside)]
-            parts.append(Trained(fitted, Calibration.fit(REGRESSION, *fitted.calibration), *splits, inside, outside))
+            calibration = Calibration.fit(REGRESSION, *fitted.calibration)
+            parts.append(Trained(fitted, calibration, *splits, inside, outside, is_left_out=True))
         half = calibrate(REGRESSION, parts, truth[:60], range(60)).quantile(0.9)
         values = np.mean([part.fitted.scores({"x": X[60:]}) for part in parts], axis=0)
         shares.append(np.mean(np.abs(values - truth[60:]) <= half))
@@ -86,9 +88,9 @@ def test_held_samples_count_and_those_that_steered_do_not():
     left_out = Uneven(np.ones(12), truth[:12], tells=False)
     conformal = calibrate(REGRESSION, [trained(left_out, {"spread": np.ones(20)}, truth, held=8)], truth, range(20))
     assert conformal.values.tolist() == truth[:, 0].tolist()
-    steered = Uneven(np.ones(4), 100 + truth[:4], tells=False)
-    conformal = calibrate(REGRESSION, [trained(steered, {"spread": np.ones(20)}, truth, held=8)], truth, range(20))
-    assert conformal.values.tolist() == truth[12:, 0].tolist()
+    steered = Uneven(np.ones(12), truth[:12], tells=False)  # by samples whose targets happen to be those of training
+    member = trained(steered, {"spread": np.ones(20)}, truth, held=8, is_left_out=False)
+    assert calibrate(REGRESSION, [member], truth, range(20)).values.tolist() == truth[12:, 0].tolist()
 
 
 def test_networks_calibrate_on_samples_that_neither_trained_nor_stopped_them(monkeypatch):
@@ -106,6 +108,17 @@ def test_networks_calibrate_on_samples_that_neither_trained_nor_stopped_them(mon
     unseen = [everything - groups for groups in seen]
     assert all(unseen)
     assert len(predictor.intervals.values) == len(set.union(*unseen))
+
+
+def test_samples_that_stopped_a_network_are_not_taken_for_left_out_ones_where_their_targets_are_alike():
+    dataset = planted_dataset(40)
+    inputs = MODELS["svd"]().inputs(dataset.samples, dataset.structure(range(40)))
+    truth = np.tile([[0.0], [1.0]], (20, 1))
+    groups = ["one"] * 20 + ["two"] * 20
+    target, structure = Target("t", "binary", ("no", "yes")), dataset.structure(range(40))
+    _, member = fit_member(MODELS["svd"](epochs=1, hidden=8), inputs, truth, groups, target, structure, seed=0)
+    assert np.array_equal(member.fitted.calibration[1], member.train.targets)
+    assert len(calibrate(target, [member], truth, groups).values) == len(member.held_places) == 20
 
 
 def test_a_set_holds_the_class_and_is_never_empty():
@@ -138,7 +151,7 @@ def test_sets_hold_their_share_of_classes(classes):
         Known.calibration = (scores, truth[:200])
         everything = Split({}, truth[:200], ())
         nothing = Split({}, truth[:0], ())
-        member = Trained(Known(), plain, everything, nothing, np.arange(200), np.arange(0))
+        member = Trained(Known(), plain, everything, nothing, np.arange(200), np.arange(0), is_left_out=True)
         conformal = calibrate(target, [member], truth[:200], range(200))
         values = plain.predict(target, np.log(p[200:] / (1 - p[200:])))
         measured = measure_intervals(target, conformal, values, truth[200:], np.ones(200))

@@ -9,6 +9,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
 from lorascope.predict.dataset import rows_of
+from lorascope.predict.model import Split
 from lorascope.symmetry import gauged, pad_rank, random_gauge
 from lorascope.testing import product_condition
 from planted import SITES, planted_adapter, planted_dataset
@@ -74,7 +75,8 @@ def worst_condition(samples):
 
 
 def all_scores(predictor, samples):
-    return predictor.scores(predictor.model.inputs(samples, predictor.structure))
+    inputs = predictor.model.inputs(samples, predictor.structure)
+    return np.stack([member.fitted.scores(inputs) for member in predictor.members])
 
 
 @pytest.mark.parametrize(("name", "target"), pairs_of(READERS))
@@ -122,6 +124,27 @@ def test_padding_the_rank(predictors, dataset, name):
     else:
         with pytest.raises(PredictorError, match="rank"):
             all_scores(predictor, [wider])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_calibrated_on_what_it_declares(predictors, dataset, name):
+    """On the training samples in order, and never with the scores that they themselves have set; or on others."""
+    predictor = predictors[name, "classes"]
+    structure, target = predictor.structure, predictor.target
+    inputs = predictor.model.inputs(dataset.samples[:60], structure)
+    truth = target.encode(dataset.labels["classes"][:60])
+    train, stop = (
+        Split(rows_of(inputs, part), truth[part], tuple(map(str, part))) for part in (np.arange(45), np.arange(45, 60))
+    )
+    model = dataclasses.replace(predictor.model, epochs=1) if hasattr(predictor.model, "epochs") else predictor.model
+    fitted = model.fit(train, stop, target, structure, seed=0)
+    scores, found = fitted.calibration
+    if model.calibrated_on == "left-out":
+        assert np.array_equal(found, train.targets)
+        assert (np.abs(scores - fitted.scores(train.inputs)).max(axis=1) > 0).all()
+    else:
+        assert np.array_equal(found, stop.targets)
+        assert np.array_equal(scores, fitted.scores(stop.inputs))
 
 
 @pytest.mark.parametrize("name", INVARIANT)

@@ -9,6 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from lorascope.errors import LorascopeError, OutputError, PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
+from lorascope.predict.seal import sealed
 from planted import planted_dataset
 
 
@@ -24,15 +25,26 @@ def saved(predictor, tmp_path):
 
 
 def edit(saved, change):
+    """Change the configuration as an author would, with the digests that belong to it."""
     config = json.loads((saved / "predictor.json").read_text())
     change(config)
-    (saved / "predictor.json").write_text(json.dumps(config))
+    write(saved, config, load_file(saved / "weights.safetensors"))
+
+
+def replace_arrays(saved, arrays):
+    """Change the arrays as an author would."""
+    write(saved, json.loads((saved / "predictor.json").read_text()), arrays)
+
+
+def write(saved, config, arrays):
+    (saved / "predictor.json").write_text(json.dumps(sealed(config, arrays)))
+    save_file(arrays, saved / "weights.safetensors")
 
 
 def test_it_states_where_it_comes_from(saved):
     config = json.loads((saved / "predictor.json").read_text())
     assert config["facts"]["zoo"] == "planted"
-    assert set(config["facts"]) == {"zoo", "split", "samples", "left_out", "versions", "metrics"}
+    assert set(config["facts"]) == {"zoo", "split", "samples", "left_out", "versions", "metrics", "undefined"}
     assert [member["seed"] for member in config["members"]] == [0, 1]
     assert sorted(path.name for path in saved.iterdir()) == ["predictor.json", "weights.safetensors"]
 
@@ -57,8 +69,8 @@ def test_a_place_that_cannot_be_written_leaves_nothing(predictor, tmp_path):
 
 
 CHANGES = {
-    "older schema": lambda c: c.update(schema_version=1),
-    "newer schema": lambda c: c.update(schema_version=3),
+    "older schema": lambda c: c.update(schema_version=2),
+    "newer schema": lambda c: c.update(schema_version=4),
     "no schema": lambda c: c.pop("schema_version"),
     "unknown model": lambda c: c["model"].update(name="os.system"),
     "unknown option": lambda c: c["model"]["options"].update(evil=1),
@@ -97,9 +109,51 @@ def test_cut_weights_are_one_clear_error(saved, cut):
 def test_weights_that_are_not_numbers_are_refused(saved):
     arrays = load_file(saved / "weights.safetensors")
     arrays["0.model.intercept"] = np.full_like(arrays["0.model.intercept"], np.nan)
-    save_file(arrays, saved / "weights.safetensors")
+    replace_arrays(saved, arrays)
     with pytest.raises(PredictorError, match="non-finite"):
         Predictor.load(saved)
+
+
+DAMAGES = {
+    "intervals gone": lambda arrays: [arrays.pop(name) for name in ("intervals.values", "intervals.shares")],
+    "an array more": lambda arrays: arrays.update({"0.model.other": np.zeros(3)}),
+    "a bit flipped": lambda arrays: arrays["0.model.intercept"].view(np.uint8).__setitem__(0, 7),
+    "another dtype": lambda arrays: arrays.update(groups=arrays["groups"].view(np.uint64)),
+    "another shape": lambda arrays: arrays.update({"0.slope": arrays["0.slope"].reshape(1, -1)}),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGES))
+def test_damage_is_noticed_and_the_array_is_named(saved, name):
+    arrays = load_file(saved / "weights.safetensors")
+    before = dict(arrays)
+    DAMAGES[name](arrays)
+    save_file(arrays, saved / "weights.safetensors")
+    with pytest.raises(PredictorError) as caught:
+        Predictor.load(saved)
+    assert caught.value.key in {*before, *arrays}
+    assert "fit anew" in caught.value.hint
+
+
+def test_a_value_that_was_altered_is_noticed(saved):
+    text = (saved / "predictor.json").read_text()
+    assert '"seed": 1' in text
+    (saved / "predictor.json").write_text(text.replace('"seed": 1', '"seed": 2', 1))
+    with pytest.raises(PredictorError, match="not what was written"):
+        Predictor.load(saved)
+
+
+@pytest.mark.parametrize("name", MODELS.names())
+def test_an_array_that_a_model_does_not_know_is_refused_by_name(tmp_path, name):
+    """Also where the digests are right: what is not understood is not carried along."""
+    model = MODELS[name]
+    options = {"epochs": 1} if "epochs" in model.__dataclass_fields__ else {}
+    fit_predictor(planted_dataset(30), "first", model(**options)).save(tmp_path / "p")
+    arrays = load_file(tmp_path / "p" / "weights.safetensors")
+    for extra in ("0.model.strange", "strange", "familiarity.strange", "1.slope"):
+        replace_arrays(tmp_path / "p", {**arrays, extra: np.zeros(3)})
+        with pytest.raises(PredictorError, match=r"strange|1\.slope"):
+            Predictor.load(tmp_path / "p")
 
 
 def test_what_is_no_predictor(tmp_path, saved):
@@ -142,11 +196,11 @@ def test_every_array_of_a_kernel_predictor_is_needed_in_its_very_shape(kernels, 
         }
         for change, other in others.items():
             changed = {**arrays, name: other} if other is not None else {k: v for k, v in arrays.items() if k != name}
-            save_file(changed, kept / "weights.safetensors")
+            replace_arrays(kept, changed)
             with pytest.raises(PredictorError):
                 Predictor.load(kept)
                 pytest.fail(f"{change}: {name}")
-    save_file({**arrays, "0.model.seen.slope.column-space.99": np.zeros((1, 1))}, kept / "weights.safetensors")
+    replace_arrays(kept, {**arrays, "0.model.seen.slope.column-space.99": np.zeros((1, 1))})
     with pytest.raises(PredictorError, match="belong to no part"):
         Predictor.load(kept)
 
@@ -192,10 +246,10 @@ def test_coefficients_and_means_of_ridge_have_the_shapes_of_its_features(saved, 
     arrays = load_file(saved / "weights.safetensors")
     name = f"0.model.{part}.log-norm"
     for other in (arrays[name][:-1], arrays[name].repeat(3, axis=1)):
-        save_file({**arrays, name: np.ascontiguousarray(other)}, saved / "weights.safetensors")
+        replace_arrays(saved, {**arrays, name: np.ascontiguousarray(other)})
         with pytest.raises(PredictorError, match="damaged"):
             Predictor.load(saved)
     del arrays[name]
-    save_file(arrays, saved / "weights.safetensors")
+    replace_arrays(saved, arrays)
     with pytest.raises(PredictorError, match="damaged"):
         Predictor.load(saved)

@@ -48,6 +48,7 @@ def test_adapters(make_zoo, lorascope, tmp_path):
     os.mkfifo(zoo / "adapters/a1" / WEIGHTS)
     found = verify_zoo(zoo)
     assert found.ids() == {"a1"}
+    assert [one.what for one in found.defects] == ["the weights are a named pipe, not a regular file"]
     code, _, _ = lorascope("zoo", "pack", zoo)
     assert code == 0 and (zoo / "adapters/a1").exists()
 

@@ -39,6 +39,7 @@ def evaluate(
     from lorascope.predict.predictor import usable
     from lorascope.predict.soundness import open_dataset
     from lorascope.report.damaged import left_out
+    from lorascope.report.numbers import number_as_text
     from lorascope.zoo import Zoo
 
     names = {"all": ("train", "validation", "test")}.get(split, (split,))
@@ -54,8 +55,7 @@ def evaluate(
     if gauge is not None:
         chosen = chosen.in_random_gauge(condition=gauge)
     with progress("reading adapters", len(chosen)) as read:
-        inputs = loaded.model.inputs(chosen.samples, loaded.structure, read)
-    result = loaded.evaluate(inputs, chosen.values(loaded.target.name), chosen.groups)
+        result = loaded.evaluate_adapters(chosen.samples, chosen.values(loaded.target.name), chosen.groups, read)
     if as_json:
         counted = {"unlabelled": unlabelled, "damaged": len(dataset.damaged)}
         paths = [defect.path for defect in dataset.damaged]
@@ -68,11 +68,15 @@ def evaluate(
     table.add_column("mean", justify="right")
     table.add_column("sd over seeds", justify="right")
     for name, value in result.metrics.items():
-        sd = value["sd"]
-        table.add_row(name, f"{value['mean']:.4f}", "–" if sd != sd else f"{sd:.4f}")
+        table.add_row(name, *(number_as_text(value[part], 4) for part in ("mean", "sd")))
     screen = console()
     screen.print(table)
+    for name, reason in result.undefined.items():
+        screen.print(f"{name} is not defined: {reason}.")
     if result.seen:
         screen.print(f"{result.seen} of these {result.n} adapters are of groups that the predictor was fitted on.")
+    if result.abstained:
+        unlike = f"{result.abstained} of these {result.n} adapters are unlike those of training"
+        screen.print(f"{unlike}: `lorascope predict` abstains from them, here they are measured like all others.")
     for line in left_out(unlabelled, dataset.damaged, result.target):
         screen.print(line, soft_wrap=True)

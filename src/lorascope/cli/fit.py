@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+UNMEASURED = (
+    "all adapters are of one group, so none could be held back: the network was stopped by its training loss, is not "
+    "measured, gives probabilities that are not calibrated, and no intervals"
+)
+
 
 def fit(
     zoo: Annotated[Path, typer.Argument(help="A zoo, from `forge` or `zoo import`.")],
@@ -43,6 +48,7 @@ def fit(
     from lorascope.predict.soundness import open_dataset
     from lorascope.predict.store import check_writable
     from lorascope.report.damaged import left_out
+    from lorascope.report.numbers import number_as_text
     from lorascope.zoo import Zoo
 
     name = model or DEFAULT_MODEL
@@ -59,7 +65,7 @@ def fit(
     if as_json:
         print_json(
             {
-                "schema_version": 1,
+                "schema_version": 2,
                 "path": str(out),
                 "target": target,
                 "task": predictor.target.task,
@@ -69,6 +75,7 @@ def fit(
                 "damaged": [defect.path for defect in dataset.damaged],
                 "seeds": seeds,
                 "metrics": facts["metrics"],
+                "undefined": facts["undefined"],
             }
         )
         return
@@ -77,8 +84,10 @@ def fit(
         f"{name} predicts {target} ({predictor.target.task}), fitted on {facts['samples']} adapters, {seeds} seeds"
     )
     held = "left-out and validation samples of the first member"
-    measured = "  ".join(f"{name} {value:.3f}" for name, value in facts["metrics"].items())
-    screen.print(f"  {measured}  ({held})" if measured else "  not measured: too few groups to hold any back")
+    measured = "  ".join(f"{name} {number_as_text(value, 3)}" for name, value in facts["metrics"].items())
+    screen.print(f"  {measured}  ({held})" if measured else f"  {UNMEASURED}", soft_wrap=True)
+    for name, reason in facts["undefined"].items():
+        screen.print(f"  {name} is not defined: {reason}", soft_wrap=True)
     for line in left_out(facts["left_out"]["unlabelled"], dataset.damaged, target):
         screen.print(f"  {line}", soft_wrap=True)
     screen.print(f"written to {out}\nnext: lorascope evaluate {out} {zoo}", soft_wrap=True)

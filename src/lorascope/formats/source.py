@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -217,6 +218,26 @@ def natural(text: str) -> tuple[tuple[str, int, str], ...]:
     return tuple((word, int(digits[:4000]) if digits else -1, digits) for word, digits in parts)
 
 
+def _check_irregular(folder: Path, names: Sequence[str]) -> None:
+    """Say what stands in the place of weights, if it is no file: reading a pipe or a device would never end."""
+    others = sorted({entry.name for entry in os.scandir(folder) if not entry.is_dir()} - set(names))
+    name = chosen_name(others) or next(iter(loose_names(others)), None)
+    if name is not None:
+        raise AdapterError(
+            f"the weights are {_kind_of((folder / name).lstat().st_mode)}, not a regular file",
+            file=folder / name,
+            code="weights-missing",
+        )
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISLNK(mode):
+        return "a link to nothing"
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
 def _file_names(folder: Path) -> list[str]:
     try:
         return [entry.name for entry in os.scandir(folder) if entry.is_file()]
@@ -230,6 +251,8 @@ def _weights_in(folder: Path) -> Path:
     if name is not None:
         return folder / name
     loose = loose_names(names)
+    if not loose:
+        _check_irregular(folder, names)
     if loose:
         raise AdapterError(
             "the folder holds several adapters",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -10,8 +10,13 @@ import numpy as np
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import PredictorError
 from lorascope.predict.model import Sample, Structure
+from lorascope.symmetry import SiteStack, stack_adapters
+from lorascope.symmetry.stack import largest_entries
 
 BLOCK = 64
+
+LARGEST = 1e12
+"""Of scale · max|B| · max|A| for a network: float32 holds the sum of its squares over millions of entries."""
 
 
 def blocks_of(samples: Iterable[Sample], structure: Structure) -> Iterator[list[Adapter]]:
@@ -19,6 +24,27 @@ def blocks_of(samples: Iterable[Sample], structure: Structure) -> Iterator[list[
     iterator = iter(samples)
     while block := [checked(sample.read(), structure) for sample in islice(iterator, BLOCK)]:
         yield block
+
+
+def network_stacks(block: Sequence[Adapter], structure: Structure) -> list[SiteStack]:
+    """The stacks of a block for a model that is trained in float32.
+
+    Raises:
+        PredictorError: where an update is so large that a network overflows, naming the adapter and the site.
+    """
+    stacks = stack_adapters(block, sites=list(structure.sites))
+    for stack in stacks:
+        sizes = largest_entries(stack.B) * largest_entries(stack.A)
+        for place, site in np.argwhere(sizes >= LARGEST).tolist():
+            raise PredictorError(
+                "the update is too large for a network, which is trained in float32",
+                file=block[place].provenance.path,
+                key=stack.names[site],
+                expected=f"scale · max|B| · max|A| below {LARGEST:.0e}",
+                found=f"{sizes[place, site]:.3g}",
+                hint="leave the adapter out, or use a model without a network, such as kernels or ridge",
+            )
+    return stacks
 
 
 def checked(adapter: Adapter, structure: Structure) -> Adapter:

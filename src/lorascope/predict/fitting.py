@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -13,8 +15,8 @@ from numpy.typing import NDArray
 from lorascope.errors import PredictorError
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.dataset import Dataset, rows_of
-from lorascope.predict.intervals import Trained, calibrate, is_left_out
-from lorascope.predict.metrics import measure
+from lorascope.predict.intervals import Trained, calibrate, unseen_by
+from lorascope.predict.metrics import measure, why_undefined
 from lorascope.predict.model import Inputs, Model, Split, Structure
 from lorascope.predict.predictor import Member, Predictor, group_hash
 from lorascope.predict.targets import Target, is_missing
@@ -70,13 +72,11 @@ def fit_predictor(
     encoded = goal.encode([values[i] for i in known])
     members: list[Member] = []
     trained: list[Trained] = []
-    own_metrics: dict[str, float] = {}
     groups = [dataset.groups[i] for i in known]
     for seed in seeds:
         member, one = fit_member(model, own, encoded, groups, goal, structure, seed=seed)
         members.append(member)
         trained.append(one)
-        own_metrics = own_metrics or _own_metrics(goal, one)
         if done is not None:
             done()
     names = sorted(set(groups))
@@ -92,7 +92,7 @@ def fit_predictor(
             "samples": len(known),
             "left_out": {"unlabelled": len(offered) - len(known), "damaged": len(dataset.damaged)},
             "versions": _versions(),
-            "metrics": own_metrics,
+            **_own_metrics(goal, trained[0]),
         },
         intervals=calibrate(goal, trained, encoded, groups),
         familiarity=None if model.invariance == "blind" else dataset.familiarity(structure, indices),
@@ -111,9 +111,10 @@ def fit_member(
 ) -> tuple[Member, Trained]:
     """One member, and what its intervals can be made from.
 
-    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them. Where
-    too few groups leave nothing to calibrate on, the scores of a network are taken for what they are and there are no
-    intervals.
+    85 % of the groups are for training; of the rest, halves to stop by and to calibrate on. The seed parts them. A
+    model that needs samples to stop by gets one whole group where that would leave none. Of one group alone nothing
+    can be held: a network is then stopped by its training loss, its scores are taken for what they are, and there are
+    no metrics of it and no intervals.
 
     Args:
         model: with its options.
@@ -123,37 +124,48 @@ def fit_member(
         target, structure: what is predicted, of which adapters.
         seed: of the parting and of the initialisation.
     """
-    parts = _parts(groups, seed)
+    is_left_out = model.calibrated_on == "left-out"
+    parts = _parts(groups, seed, must_hold=not is_left_out)
     train, stop, held = (
         Split(rows_of(inputs, part), encoded[part], tuple(groups[int(i)] for i in part)) for part in parts
     )
     fitted = model.fit(train, stop, target, structure, seed=seed)
-    scores, truth = fitted.calibration
-    if not is_left_out(fitted, train) and len(held.targets):
-        scores, truth = fitted.scores(held.inputs), held.targets
+    scores, truth = unseen_by(fitted, held, is_left_out=is_left_out)
+    if not np.isfinite(scores).all():
+        raise PredictorError(
+            "the fitted model gives numbers that are not finite",
+            key=model.name,
+            found=f"{int((~np.isfinite(scores)).any(axis=1).sum())} of {len(scores)} samples that it never saw",
+            hint="is an adapter of the zoo many orders larger than the others, or the learning rate too high?",
+        )
     calibration = Calibration.fit(target, scores, truth)
-    return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2])
+    return Member(seed, fitted, calibration), Trained(fitted, calibration, train, held, parts[0], parts[2], is_left_out)
 
 
-def _validation(groups: Sequence[str], seed: int) -> NDArray[np.bool_]:
+def _validation(groups: Sequence[str], seed: int, *, must_hold: bool) -> NDArray[np.bool_]:
     """About 15 % of the groups, by a hash salted with the seed; every sixth group where that leaves a side empty.
 
-    Of fewer than six groups that may be none.
+    Of fewer than six groups that may be none; one, drawn by the seed, where some must be held and there are two.
     """
     names = [split_of(group, salt=f"member {seed}") for group in groups]
     chosen = np.asarray([name == "validation" for name in names])
     if chosen.any() and not chosen.all():
         return chosen
     order = {group: place for place, group in enumerate(sorted(set(groups)))}
+    if must_hold and 1 < len(order) < 6:
+        held = int(np.random.default_rng(seed).integers(len(order)))
+        return np.asarray([order[group] == held for group in groups])
     return np.asarray([order[group] % 6 == 5 for group in groups])
 
 
-def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _parts(
+    groups: Sequence[str], seed: int, *, must_hold: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """The places of a member's three parts: to train on, to stop by, and to calibrate on.
 
     The last two are the halves of the validation part, by groups; the same where it is of one group alone.
     """
-    is_validation = _validation(groups, seed)
+    is_validation = _validation(groups, seed, must_hold=must_hold)
     others = np.flatnonzero(is_validation)
     own = [groups[int(i)] for i in others]
     order = {group: place for place, group in enumerate(sorted(set(own)))}
@@ -162,16 +174,42 @@ def _parts(groups: Sequence[str], seed: int) -> tuple[NDArray[np.int64], NDArray
     return np.flatnonzero(~is_validation), stop, held
 
 
-def _own_metrics(target: Target, trained: Trained) -> dict[str, float]:
-    """Metrics on the samples that calibrated a member (held, or leave-one-out); none where there are none."""
-    scores, truth = trained.fitted.calibration
-    if not is_left_out(trained.fitted, trained.train) and len(trained.held.targets):
-        scores, truth = trained.fitted.scores(trained.held.inputs), trained.held.targets
+def _own_metrics(target: Target, trained: Trained) -> dict[str, dict[str, Any]]:
+    """``metrics`` on the samples that calibrated a member (held, or leave-one-out), and why some are ``undefined``.
+
+    None where there are no such samples.
+    """
+    scores, truth = trained.unseen()
     if not len(truth):
-        return {}
+        return {"metrics": {}, "undefined": {}}
     predicted = trained.calibration.predict(target, scores)
     actual = trained.calibration.predict(target, truth) if target.task == "regression" else truth
-    return measure(target, actual, predicted)
+    metrics = measure(target, actual, predicted)
+    if trained.is_left_out and _says_the_mean(trained):
+        metrics |= {name: math.nan for name in ("kendall_tau", "auroc") if name in metrics}
+        return {
+            "metrics": metrics,
+            "undefined": {name: MEAN_ALONE for name, value in metrics.items() if value != value},
+        }
+    return {"metrics": metrics, "undefined": why_undefined(metrics, target, actual, predicted)}
+
+
+MEAN_ALONE = "the model says the mean of all adapters"
+LOOKED_AT = 256
+"""Training samples whose scores tell whether a model says more than the mean."""
+
+
+def _says_the_mean(trained: Trained) -> bool:
+    """Whether the scores of the training samples vary by less than the mean does when samples are left out.
+
+    Without a group of m the mean of n lies against it by up to m / (n − m) of its own deviation. The order of left-out
+    scores is then that of the mean, the reverse of the truth, and says nothing of the model.
+    """
+    truth = trained.train.targets
+    largest = max(Counter(trained.train.groups).values())
+    shift = largest / max(len(truth) - largest, 1) * truth.std(axis=0).max()
+    some = rows_of(trained.train.inputs, np.arange(min(len(truth), LOOKED_AT)))
+    return bool(trained.fitted.scores(some).std(axis=0).max() <= shift)
 
 
 def _versions() -> dict[str, str]:

@@ -37,7 +37,10 @@ Matrix = NDArray[np.float64]
 
 
 class Trained(NamedTuple):
-    """A member, what it was trained on and what it never saw, and the places [n] of both among all samples."""
+    """A member, what it was trained on and what it never saw, and the places [n] of both among all samples.
+
+    ``is_left_out``: whether the scores of ``fitted.calibration`` are those of ``train``, each left out with its group.
+    """
 
     fitted: FittedModel
     calibration: Calibration
@@ -45,6 +48,18 @@ class Trained(NamedTuple):
     held: Split
     train_places: NDArray[np.int64]
     held_places: NDArray[np.int64]
+    is_left_out: bool
+
+    def unseen(self) -> tuple[Matrix, Matrix]:
+        """Scores and truth [n, width] of the samples that calibrate the member; none where there are none."""
+        return unseen_by(self.fitted, self.held, is_left_out=self.is_left_out)
+
+
+def unseen_by(fitted: FittedModel, held: Split, *, is_left_out: bool) -> tuple[Matrix, Matrix]:
+    """Scores and truth of the training samples by leave-one-out, else of the held ones, as far as there are any."""
+    if is_left_out or not len(held.targets):
+        return fitted.calibration
+    return fitted.scores(held.inputs), held.targets
 
 
 def gives_spreads(fitted: FittedModel) -> bool:
@@ -124,15 +139,10 @@ def _left_out(target: Target, members: Sequence[Trained], truth: Matrix) -> tupl
     return total / count[:, None], spread / count if has_spreads else np.ones(len(truth)), known
 
 
-def is_left_out(fitted: FittedModel, train: Split) -> bool:
-    """Whether a model's calibration is of its training samples, each left out."""
-    return np.array_equal(fitted.calibration[1], train.targets)
-
-
 def _left_out_of(member: Trained) -> list[tuple[NDArray[np.int64], Matrix, Matrix]]:
     """(places, scores, spreads) of samples that set nothing of the member."""
     parts: list[tuple[NDArray[np.int64], Matrix, Matrix]] = []
-    if is_left_out(member.fitted, member.train):
+    if member.is_left_out:
         scores = member.fitted.calibration[0]
         own = getattr(member.fitted, "calibration_spreads", None)
         own = np.ones(len(scores)) if own is None else np.asarray(own, np.float64).reshape(len(scores))

@@ -10,6 +10,7 @@ What the intervals of a whole predictor hold is measured by ``intervals``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,28 @@ def measure(
         "brier": float(((predicted - truth) ** 2).mean()),
         "ece": calibration_error(truth, predicted),
     }
+
+
+def why_undefined(
+    metrics: Mapping[str, float], target: Target, truth: NDArray[np.float64], predicted: NDArray[np.float64]
+) -> dict[str, str]:
+    """For each of these metrics that is NaN, why that is so.
+
+    >>> import numpy as np
+    >>> truth = np.ones((3, 1))
+    >>> target = Target("t", "binary", (False, True))
+    >>> why_undefined(measure(target, truth, truth / 2), target, truth, truth / 2)
+    {'auroc': 'all adapters are of one class'}
+    """
+    if target.is_classification:
+        reason = "all adapters are of one class"
+    elif len(truth) < 2:
+        reason = "there is one adapter alone" if len(truth) else "there are no adapters"
+    elif not np.ptp(truth) > 0:
+        reason = "all adapters have the same value"
+    else:
+        reason = "the same is predicted of all adapters"
+    return {name: reason for name, value in metrics.items() if np.isnan(value)}
 
 
 BINS = 10

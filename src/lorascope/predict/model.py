@@ -25,6 +25,10 @@ Invariance = Literal["GL(r)", "none", "blind"]
 
 RankPolicy = Literal["any", "up to trained"]
 
+CalibratedOn = Literal["left-out", "validation"]
+"""Whose scores a fitted model offers for uncertainty: the training samples', each left out with its group, or those of
+the samples that stopped the training, which then are replaced by others, as these have steered."""
+
 GATES = Literal["hard", "smooth"]
 """The gates of GL-ReLU."""
 
@@ -116,10 +120,8 @@ class FittedModel(Protocol):
     """
 
     calibration: tuple[NDArray[np.float64], NDArray[np.float64]]
-    """Scores and encoded targets of samples that did not set the weights: for uncertainty.
-
-    Of all training samples in order, each left out with its group; or of validation samples, which then are replaced
-    by others, as these have steered.
+    """Scores and encoded targets of samples that did not set the weights, for uncertainty: of all training samples in
+    order, or of the validation samples, as the model's ``calibrated_on`` says.
     """
 
     def scores(self, inputs: Inputs) -> NDArray[np.float64]:
@@ -144,6 +146,7 @@ class Model(Protocol):
     reference: ClassVar[str]
     invariance: ClassVar[Invariance]
     rank_policy: ClassVar[RankPolicy]
+    calibrated_on: ClassVar[CalibratedOn]
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None

@@ -76,7 +76,17 @@ def fit_network(
 
 
 def restore_network(network: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], target: Target) -> FittedNetwork:
-    """A network with saved parameters; on the meta device, wrong sizes fail before they are allocated."""
+    """A network with saved parameters; on the meta device, wrong sizes fail before they are allocated.
+
+    Raises:
+        ValueError: where they are not those of the network, by name.
+    """
+    for what, names in (
+        ("missing", network.state_dict().keys() - arrays.keys()),
+        ("of no part of the network", arrays.keys() - network.state_dict().keys()),
+    ):
+        if names:
+            raise ValueError(f"arrays that are {what}: {', '.join(sorted(names)[:3])}")
     parameters = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
     network.load_state_dict(parameters, assign=True)
     return FittedNetwork(network, (np.zeros((0, target.width)), np.zeros((0, target.width))))

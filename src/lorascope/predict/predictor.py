@@ -19,10 +19,11 @@ from lorascope.features import featurise
 from lorascope.predict.blocks import checked
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.conformal import Conformal, check_level
+from lorascope.predict.evaluation import Evaluation, mean_and_sd
 from lorascope.predict.explanation import TOP, Contributions, Explains, Explanation, mean_of
 from lorascope.predict.familiarity import Familiarity, Judgement
 from lorascope.predict.intervals import LEVEL, gives_spreads, is_in_set, measure_intervals, scores_and_spreads
-from lorascope.predict.metrics import measure
+from lorascope.predict.metrics import measure, why_undefined
 from lorascope.predict.model import FittedModel, Inputs, Model, Sample, Structure
 from lorascope.predict.targets import Target, is_missing
 from lorascope.symmetry import thin_svd
@@ -97,34 +98,6 @@ class Prediction:
             "p_value": self.p_value,
             "abstained": self.abstained,
             "reason": self.reason,
-        }
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics: name → {mean, sd} over members; ``n`` samples, ``seen`` of them in the groups of training.
-
-    ``coverage_90`` and the mean ``width_90`` (``set_size_90``) are of the intervals (sets) that the predictor issues,
-    which are those of all members together: they have no spread over members.
-    """
-
-    target: str
-    task: str
-    model: str
-    metrics: Mapping[str, Mapping[str, float]]
-    n: int
-    seen: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """The evaluation as a JSON object."""
-        return {
-            "schema_version": 1,
-            "target": self.target,
-            "task": self.task,
-            "model": self.model,
-            "metrics": {name: dict(value) for name, value in self.metrics.items()},
-            "n": self.n,
-            "seen": self.seen,
         }
 
 
@@ -309,10 +282,6 @@ class Predictor:
         column = int(np.argmax(values)) if label is None else classes.index(label)
         return column, classes[column]
 
-    def scores(self, inputs: Inputs) -> NDArray[np.float64]:
-        """Uncalibrated scores of every member, [members, n, width]."""
-        return np.stack([member.fitted.scores(inputs) for member in self.members])
-
     def evaluate(self, inputs: Inputs, values: Sequence[Any], groups: Sequence[str] = ()) -> Evaluation:
         """Metrics of every member on samples with known values; mean and spread over the members.
 
@@ -322,11 +291,33 @@ class Predictor:
         truth = encoded * self.target.spread + self.target.mean if not self.target.is_classification else encoded
         by_member, spreads = self._values_and_spreads(inputs)
         measured = [measure(self.target, truth, predicted) for predicted in by_member]
-        metrics = {name: _mean_and_sd([one[name] for one in measured]) for name in measured[0]}
+        metrics = {name: mean_and_sd([one[name] for one in measured]) for name in measured[0]}
+        undefined = {
+            name: reason
+            for one, predicted in zip(measured, by_member, strict=True)
+            for name, reason in why_undefined(one, self.target, truth, predicted).items()
+        }
         issued = measure_intervals(self.target, self.intervals, by_member.mean(axis=0), truth, spreads)
-        metrics |= {name: _mean_and_sd([value]) for name, value in issued.items()}
+        metrics |= {name: mean_and_sd([value]) for name, value in issued.items()}
         seen = sum(group_hash(group) in self.groups for group in groups)
-        return Evaluation(self.target.name, self.target.task, self.model.name, metrics, len(values), seen)
+        return Evaluation(self.target.name, self.target.task, self.model.name, metrics, len(values), seen, undefined)
+
+    def evaluate_adapters(
+        self,
+        samples: Sequence[Sample],
+        values: Sequence[Any],
+        groups: Sequence[str] = (),
+        advance: Callable[[int], Any] | None = None,
+    ) -> Evaluation:
+        """As ``evaluate``, from the adapters themselves: from how many it would abstain is then known as well.
+
+        Raises:
+            PredictorError: for an adapter of another structure.
+        """
+        inputs, judgements = self._inputs(samples, advance)
+        abstained = sum(judgement is not None and judgement.is_strange for judgement in judgements)
+        found = self.evaluate(inputs, values, groups)
+        return replace(found, abstained=None if self.familiarity is None else abstained)
 
     def _values(self, member: Member, inputs: Inputs) -> NDArray[np.float64]:
         return member.calibration.predict(self.target, member.fitted.scores(inputs))
@@ -370,11 +361,6 @@ class Predictor:
 
 def _sample(adapter: Adapter) -> Sample:
     return Sample(lambda: adapter, {})
-
-
-def _mean_and_sd(values: Sequence[float]) -> dict[str, float]:
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    return {"mean": float(np.mean(values)), "sd": sd}
 
 
 def group_hash(group: str) -> int:

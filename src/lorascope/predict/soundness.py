@@ -1,9 +1,9 @@
 """Looking at every adapter of a zoo before anything is learnt from it, so that a damaged one is never met halfway.
 
-An adapter is damaged where its files are missing or not what the zoo recorded, where they cannot be read, or where a
-factor holds NaN or infinity. ``fit``, ``evaluate`` and ``bench`` treat it alike: by default it is an error that names
-it; asked to, they leave it out, name it and count it. Adapters that the zoo's own records call diverged or unreadable
-were never part of the data.
+An adapter is damaged where its files are missing or not what the zoo recorded, where they cannot be read, where a
+factor holds NaN or infinity, or where an update is so large that float64 cannot hold the square of its norm.
+``fit``, ``evaluate`` and ``bench`` treat it alike: by default it is an error that names it; asked to, they leave it
+out, name it and count it. Adapters that the zoo's own records call diverged or unreadable were never part of the data.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from lorascope.adapter import LowRank
 from lorascope.errors import LorascopeError, PredictorError
 from lorascope.predict.dataset import Dataset
+from lorascope.symmetry.stack import largest_entries, largest_product
 from lorascope.zoo import Zoo
 from lorascope.zoo.schema import SPLITS
 from lorascope.zoo.verification import Defect, defect_of
@@ -74,14 +76,22 @@ def open_dataset(
 
 
 def _unreadable(dataset: Dataset, index: int, path: str) -> Defect | None:
-    """What reading an adapter says against it: an error of its file, or a number in it that is none."""
+    """What reading an adapter says against it: an error of its file, or a number in it that none can compute with."""
     try:
-        for update in dataset.samples[index].read().values():
+        for site, update in dataset.samples[index].read().items():
             for array in update.stored.values():
                 if array.dtype.kind not in "biu" and not np.isfinite(array.astype(np.float64)).all():
                     return Defect("damaged", path, "holds a number that is not finite", dataset.ids[index])
+            if isinstance(update, LowRank) and not _is_computable(update):
+                return Defect("damaged", path, f"{site}: the update is too large to compute with", dataset.ids[index])
     except LorascopeError as error:
         return Defect("damaged", path, error.what, dataset.ids[index])
     except OSError as error:
         return Defect("damaged", path, error.strerror or "cannot be read", dataset.ids[index])
     return None
+
+
+def _is_computable(update: LowRank) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
+        left, right = (float(largest_entries(X[None].astype(np.float64))[0]) for X in (update.B, update.A))
+    return abs(update.scale) * left * right < largest_product(np.float64)

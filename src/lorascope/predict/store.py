@@ -20,10 +20,11 @@ from lorascope.predict.conformal import Conformal
 from lorascope.predict.familiarity import Familiarity
 from lorascope.predict.model import MODELS, Model, Structure
 from lorascope.predict.predictor import Member, Predictor
+from lorascope.predict.seal import check_seal, sealed
 from lorascope.predict.targets import TASKS, Target
 
-SCHEMA_VERSION = 2
-"""Version 1 knew neither the residuals of intervals of any level nor what training adapters look like."""
+SCHEMA_VERSION = 3
+"""Version 1 knew neither the residuals of intervals of any level nor what training adapters look like; 2 no digests."""
 
 CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"
 MAXIMUM_CONFIG = 64 << 20
@@ -40,20 +41,7 @@ def save(predictor: Predictor, path: Path) -> None:
     from safetensors.numpy import save_file
 
     check_writable(path)
-    arrays: dict[str, Any] = {"groups": np.asarray(sorted(predictor.groups), np.int64)}
-    members: list[dict[str, Any]] = []
-    for i, member in enumerate(predictor.members):
-        own, values = member.fitted.state()
-        arrays.update({f"{i}.model.{name}": np.ascontiguousarray(array) for name, array in own.items()})
-        arrays[f"{i}.slope"], arrays[f"{i}.intercept"] = (
-            member.calibration.slope,
-            member.calibration.intercept,
-        )
-        members.append({"seed": member.seed, "values": values})
-    if predictor.intervals is not None:
-        arrays["intervals.values"], arrays["intervals.shares"] = predictor.intervals.values, predictor.intervals.shares
-    if predictor.familiarity is not None:
-        arrays.update({f"familiarity.{name}": array for name, array in predictor.familiarity.state().items()})
+    arrays, members = _state(predictor)
     config = {
         "schema_version": SCHEMA_VERSION,
         "target": dataclasses.asdict(predictor.target),
@@ -68,7 +56,8 @@ def save(predictor: Predictor, path: Path) -> None:
     except OSError as error:
         raise OutputError("the predictor cannot be written", file=path, found=error.strerror) from error
     try:
-        (temporary / CONFIG).write_text(json.dumps(finite(config), indent=1, allow_nan=False) + "\n", "utf-8")
+        text = json.dumps(sealed(finite(config), arrays), indent=1, allow_nan=False)
+        (temporary / CONFIG).write_text(text + "\n", "utf-8")
         save_file(arrays, temporary / WEIGHTS)
         for file in temporary.iterdir():
             file.chmod(0o644)
@@ -80,6 +69,22 @@ def save(predictor: Predictor, path: Path) -> None:
         raise OutputError("the predictor cannot be written", file=path, found=error.strerror) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _state(predictor: Predictor) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All arrays by name, and what is to be said of each member."""
+    arrays: dict[str, Any] = {"groups": np.asarray(sorted(predictor.groups), np.int64)}
+    members: list[dict[str, Any]] = []
+    for i, member in enumerate(predictor.members):
+        own, values = member.fitted.state()
+        arrays.update({f"{i}.model.{name}": np.ascontiguousarray(array) for name, array in own.items()})
+        arrays[f"{i}.slope"], arrays[f"{i}.intercept"] = member.calibration.slope, member.calibration.intercept
+        members.append({"seed": member.seed, "values": values})
+    if predictor.intervals is not None:
+        arrays["intervals.values"], arrays["intervals.shares"] = predictor.intervals.values, predictor.intervals.shares
+    if predictor.familiarity is not None:
+        arrays.update({f"familiarity.{name}": array for name, array in predictor.familiarity.state().items()})
+    return arrays, members
 
 
 def check_writable(path: Path) -> None:
@@ -113,7 +118,7 @@ def load(path: Path) -> Predictor:
     """Read a predictor.
 
     Raises:
-        PredictorError: where the folder is not a predictor that this version reads.
+        PredictorError: where the folder is not a predictor that this version reads, or not what was written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -139,7 +144,12 @@ def load(path: Path) -> Predictor:
             )
         if not (path / WEIGHTS).is_file():
             raise PredictorError("the weights are missing", file=path / WEIGHTS)
-        predictor = _restored(config, load_file(path / WEIGHTS))
+        arrays = load_file(path / WEIGHTS)
+        check_seal(config, arrays)
+        predictor = _restored(config, arrays)
+        unknown = sorted(arrays.keys() - _state(predictor)[0].keys())
+        if unknown:
+            raise ValueError(f"arrays that belong to no part: {', '.join(unknown[:3])}")
         _try(predictor)
         return predictor
     except LorascopeError as error:

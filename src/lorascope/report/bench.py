@@ -17,10 +17,10 @@ from lorascope.predict.bench.paired import chance
 from lorascope.predict.bench.record import file_name
 from lorascope.predict.bench.run import ZooFacts
 from lorascope.predict.bench.tables import Spread
+from lorascope.report.numbers import DASH, number_as_text
 from lorascope.report.tables import safe
 from lorascope.zoo.store import write_atomically
 
-DASH = "–"
 NOTICEABLE = 0.005
 """Shares of a score below half a percent are not said to be lost."""
 
@@ -205,9 +205,7 @@ def spread(value: Spread) -> str:
     >>> spread(Spread(0.5, 0.01)), spread(Spread(0.5, float("nan"))), spread(Spread(float("nan"), 0.0))
     ('0.500 ± 0.010', '0.500', '–')
     """
-    if not math.isfinite(value.mean):
-        return DASH
-    return f"{value.mean:.3f}" + (f" ± {value.sd:.3f}" if math.isfinite(value.sd) else "")
+    return number_as_text(value.mean, 3) + (f" ± {value.sd:.3f}" if math.isfinite(value.mean + value.sd) else "")
 
 
 class _Notes:

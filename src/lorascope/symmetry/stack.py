@@ -121,9 +121,9 @@ def _stored(adapter: Adapter, name: str, shape: tuple[int, int], dtype: DTypeLik
 
 def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any], A: NDArray[Any]) -> None:
     """Refuse what is not finite, and an update whose norm has no square in the dtype: no result would be exact."""
-    limit = float(np.finfo(B.dtype).max) ** 0.49
+    limit = largest_product(B.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        left, right = _largest(B), _largest(A)
+        left, right = largest_entries(B), largest_entries(A)
         bad = np.argwhere(~(left * right < limit))
     if len(bad):
         i, j = int(bad[0, 0]), int(bad[0, 1])
@@ -137,7 +137,12 @@ def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any
         )
 
 
-def _largest(X: NDArray[Any]) -> NDArray[Any]:
+def largest_product(dtype: DTypeLike) -> float:
+    """What scale · max|B| · max|A| has to be below, so that the norm of an update has a square in the dtype."""
+    return float(np.finfo(dtype).max) ** 0.49
+
+
+def largest_entries(X: NDArray[Any]) -> NDArray[Any]:
     """The largest absolute value of each matrix, without a copy of them all."""
     return np.maximum(X.max(axis=(-2, -1), initial=0.0), -X.min(axis=(-2, -1), initial=0.0))
 

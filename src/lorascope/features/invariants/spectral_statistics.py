@@ -37,8 +37,9 @@ class SpectralStatistics:
     blind_to: ClassVar[frozenset[Change]] = frozenset({"sign", "rotate out", "rotate in"})
 
     def __call__(self, stack: SiteStack) -> Any:
-        S = stack.svd.S
-        xp = namespace(S)
+        xp = namespace(stack.svd.S)
+        most = float(xp.finfo(stack.svd.S.dtype).max) ** 0.24  # σ⁴ is summed: a σ beyond is as good as this one
+        S = xp.where(stack.svd.S > most, xp.full_like(stack.svd.S, most), stack.svd.S)
 
         def total(values: Any) -> Any:
             return xp.sum(values, axis=-1, keepdims=True)

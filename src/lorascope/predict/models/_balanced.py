@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.predict.blocks import blocks_of
+from lorascope.predict.blocks import blocks_of, network_stacks
 from lorascope.predict.model import Inputs, Sample, Structure
-from lorascope.symmetry import balance, pad_rank, stack_adapters
+from lorascope.symmetry import balance, pad_rank
 
 Change = Callable[[tuple[str, ...], Any, Any], tuple[Any, Any]]
 """(names of the sites, B, A) → (B, A), for the sites of one shape of a block of adapters."""
@@ -29,7 +29,7 @@ def balanced_inputs(
     """
     parts: dict[str, list[NDArray[Any]]] = {}
     for block in blocks_of(samples, structure):
-        for i, stack in enumerate(stack_adapters(block, sites=list(structure.sites))):
+        for i, stack in enumerate(network_stacks(block, structure)):
             B, A = balance(stack.B, stack.A)
             if change is not None:
                 B, A = change(stack.names, B, A)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure
+from lorascope.predict.model import CalibratedOn, Inputs, Invariance, RankPolicy, Sample, Split, Structure
 from lorascope.predict.models.ridge import FittedRidge, Ridge
 from lorascope.predict.targets import Target
 
@@ -18,6 +18,7 @@ class FixedRidge:
     ridge: ClassVar[Ridge]
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None

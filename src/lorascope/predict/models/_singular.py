@@ -9,16 +9,26 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
-from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Sample, Split, Structure, check_options, stacks_of
+from lorascope.predict.blocks import blocks_of, network_stacks
+from lorascope.predict.model import (
+    CalibratedOn,
+    FittedModel,
+    Inputs,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+    stacks_of,
+)
 from lorascope.predict.targets import Target
-from lorascope.symmetry import stack_adapters
+from lorascope.symmetry import SiteStack
 
 if TYPE_CHECKING:
     import torch
@@ -46,16 +56,20 @@ def site_groups(structure: Structure) -> list[SiteGroup]:
 
 
 def singular_inputs(
-    samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
+    samples: Iterable[Sample],
+    structure: Structure,
+    advance: Callable[[int], Any] | None = None,
+    *,
+    stacks: Callable[[Sequence[Adapter], Structure], list[SiteStack]] = network_stacks,
 ) -> Inputs:
     """``U0`` [n, S, out, k], ``S0`` [n, S, k] and ``V0`` [n, S, in, k] for the first shape, and so on; float64.
 
     k is the largest rank, with zeros where an adapter has less. All of it is in memory: 8 · k · (out + in + 1) bytes
-    per site and adapter.
+    per site and adapter. ``stacks`` makes stacks of a block, by default as a network needs them.
     """
     parts: dict[str, list[NDArray[Any]]] = {}
     for block in blocks_of(samples, structure):
-        for i, stack in enumerate(stack_adapters(block, sites=list(structure.sites))):
+        for i, stack in enumerate(stacks(block, structure)):
             U, S, Vh = stack.svd
             for name, array in ((f"U{i}", U), (f"S{i}", S), (f"V{i}", np.swapaxes(Vh, -1, -2))):
                 parts.setdefault(name, []).append(array)
@@ -96,6 +110,7 @@ class SingularNetwork(ABC):
     batch: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
+    calibrated_on: ClassVar[CalibratedOn] = "validation"
 
     def __post_init__(self) -> None:
         check_options(self)

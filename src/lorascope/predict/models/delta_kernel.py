@@ -16,19 +16,31 @@ no such limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lorascope.adapter import Adapter
 from lorascope.features.invariants.log_norm import FLOOR as NORM_FLOOR
 from lorascope.features.side import FLOOR
 from lorascope.predict.leave_one_out import KernelSolution, fit_kernel_ridge
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.model import (
+    CalibratedOn,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+    stacks_of,
+)
 from lorascope.predict.models._singular import singular_inputs
 from lorascope.predict.targets import Target
+from lorascope.symmetry import SiteStack, stack_adapters
 
 BLOCK_NUMBERS = 4_000_000
 """How many entries a product of a block of adapters with all others may have: 32 MB."""
@@ -43,6 +55,7 @@ class DeltaKernel:
     reference: ClassVar[str] = "the Dense model of Learning on LoRAs (arXiv 2410.04207), as an exact kernel machine"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -51,7 +64,7 @@ class DeltaKernel:
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
     ) -> Inputs:
         """The thin SVD of every site, as ``singular_inputs`` gives it."""
-        return singular_inputs(samples, structure, advance)
+        return singular_inputs(samples, structure, advance, stacks=_stacks)
 
     def fit(
         self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int
@@ -69,11 +82,23 @@ class DeltaKernel:
         target: Target,
         structure: Structure,
     ) -> FittedDeltaKernel:
-        """From the dual weights and the training factors."""
+        """From the dual weights and the training factors.
+
+        Raises:
+            ValueError: where an array is none of them.
+        """
+        known = {f"{part}{i}" for i in range(len(stacks_of(structure))) for part in "USV"} | {"dual", "intercept"}
+        if unknown := sorted(arrays.keys() - known):
+            raise ValueError(f"arrays that belong to no part: {', '.join(unknown[:3])}")
         none = np.zeros((0, target.width))
         solution = KernelSolution(arrays["dual"], arrays["intercept"], values["weights"], values["penalty"], none)
         anchors = {name: array for name, array in arrays.items() if name not in ("dual", "intercept")}
         return FittedDeltaKernel(solution, anchors, none)
+
+
+def _stacks(block: Sequence[Adapter], structure: Structure) -> list[SiteStack]:
+    """In float64, where updates may be as large as that can hold."""
+    return stack_adapters(block, sites=list(structure.sites))
 
 
 def delta_kernels(one: Inputs, other: Inputs) -> dict[str, NDArray[np.float64]]:

@@ -17,6 +17,7 @@ from lorascope.adapter import Adapter
 from lorascope.predict.explanation import Contributions
 from lorascope.predict.model import (
     GATES,
+    CalibratedOn,
     FittedModel,
     Inputs,
     Invariance,
@@ -59,6 +60,7 @@ class GLNetModel:
     reference: ClassVar[str] = "Learning on LoRAs (arXiv 2410.04207)"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "validation"
 
     def __post_init__(self) -> None:
         check_options(self)

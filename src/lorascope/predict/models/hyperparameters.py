@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
 from lorascope.predict.leave_one_out import fit_ridge
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure
+from lorascope.predict.model import CalibratedOn, Inputs, Invariance, RankPolicy, Sample, Split, Structure
 from lorascope.predict.models.ridge import FittedRidge, Ridge
 from lorascope.predict.targets import Target
 
@@ -30,6 +30,7 @@ class Hyperparameters:
     reference: ClassVar[str] = "the honest baseline of any weight-space result"
     invariance: ClassVar[Invariance] = "blind"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None

@@ -38,7 +38,17 @@ from lorascope.predict.kernel_learning import CONSTANT
 from lorascope.predict.kernel_levels import Level, bundles_of, levels_of, subset_of_groups, weights_by_level
 from lorascope.predict.kernel_machine import Comparison, Machine, Part
 from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
-from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.model import (
+    CalibratedOn,
+    FittedModel,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+)
 from lorascope.predict.site_statistics import SEED, SIZE
 from lorascope.predict.targets import Target
 from lorascope.predict.tokens import height, sites_of, tokens_of
@@ -75,6 +85,7 @@ class Kernels:
     reference: ClassVar[str] = "lorascope; multiple-kernel learning on invariants of ΔW"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -17,7 +17,16 @@ from numpy.typing import NDArray
 
 from lorascope.errors import MissingExtraError, PredictorError
 from lorascope.predict.leave_one_out import RidgeSolution, blocks_of_groups, kernels_of, primal, search_weights
-from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.model import (
+    CalibratedOn,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+)
 from lorascope.predict.models.ridge import DEFAULT, FittedRidge, Ridge
 from lorascope.predict.targets import Target
 
@@ -41,6 +50,7 @@ class Logistic:
     reference: ClassVar[str] = "lorascope; L2 logistic regression on invariants"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def __post_init__(self) -> None:
         check_options(self)

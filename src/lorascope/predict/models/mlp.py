@@ -13,10 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
-from lorascope.predict.blocks import blocks_of
-from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure, check_options
+from lorascope.predict.blocks import blocks_of, network_stacks
+from lorascope.predict.model import (
+    CalibratedOn,
+    FittedModel,
+    Inputs,
+    Invariance,
+    RankPolicy,
+    Sample,
+    Split,
+    Structure,
+    check_options,
+)
 from lorascope.predict.targets import Target
-from lorascope.symmetry import pad_rank, stack_adapters
+from lorascope.symmetry import pad_rank
 
 if TYPE_CHECKING:
     from lorascope.predict.training import Schedule
@@ -36,6 +46,7 @@ class MLP:
     reference: ClassVar[str] = "MLP of Learning on LoRAs (arXiv 2410.04207)"
     invariance: ClassVar[Invariance] = "none"
     rank_policy: ClassVar[RankPolicy] = "up to trained"
+    calibrated_on: ClassVar[CalibratedOn] = "validation"
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -67,7 +78,7 @@ class MLP:
                         hint="fit an invariant model such as ridge or glnet",
                     )
             parts: list[NDArray[Any]] = []
-            for stack in stack_adapters(block, sites=list(structure.sites)):
+            for stack in network_stacks(block, structure):
                 B, A = pad_rank(stack.B, stack.A, structure.rank)
                 parts += [B.reshape(len(block), -1), A.reshape(len(block), -1)]
             rows.append(np.concatenate(parts, axis=1))

@@ -22,6 +22,7 @@ from lorascope.predict.blocks import checked
 from lorascope.predict.explanation import Contributions
 from lorascope.predict.leave_one_out import RidgeSolution, fit_ridge
 from lorascope.predict.model import (
+    CalibratedOn,
     FittedModel,
     Inputs,
     Invariance,
@@ -50,6 +51,7 @@ class Ridge:
     reference: ClassVar[str] = "lorascope; ridge regression on invariants"
     invariance: ClassVar[Invariance] = "GL(r)"
     rank_policy: ClassVar[RankPolicy] = "any"
+    calibrated_on: ClassVar[CalibratedOn] = "left-out"
 
     def __post_init__(self) -> None:
         check_options(self)

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
-from lorascope.predict.blocks import blocks_of
+from lorascope.predict.blocks import blocks_of, network_stacks
 from lorascope.predict.explanation import Contributions
 from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Structure, ordered_sites
 from lorascope.predict.models.mlp import MLP
-from lorascope.symmetry import stack_adapters
 
 if TYPE_CHECKING:
     from lorascope.predict.neural import FittedNetwork
@@ -40,7 +39,7 @@ class SingularValues(MLP):
         rows: list[NDArray[Any]] = []
         for block in blocks_of(samples, structure):
             parts: list[NDArray[Any]] = []
-            for stack in stack_adapters(block, sites=list(structure.sites)):
+            for stack in network_stacks(block, structure):
                 S = stack.svd.S[..., : structure.rank]
                 missing = structure.rank - S.shape[-1]
                 parts.append(np.pad(S, [(0, 0), (0, 0), (0, missing)]).reshape(len(block), -1))
