@@ -224,7 +224,7 @@ IMPOSSIBLE = {
     "a length too many": lambda c: first_lengths(c).append(9.0),
     "a length too few": lambda c: first_lengths(c).pop(),
     "ranks that are none": lambda c: c["members"][0]["values"].update(ranks=["a", "b"]),
-    "another projection": lambda c: c["model"]["options"].update(size=3),
+    "other principal directions": lambda c: c["model"]["options"].update(principal=3),
     "another choice of kernels": lambda c: c["model"]["options"].update(kernels=["delta"]),
 }
 

@@ -34,7 +34,7 @@ from lorascope.predict.blocks import BLOCK
 from lorascope.predict.conformal import Conformal
 from lorascope.predict.model import Inputs, Sample, Structure, ordered_sites, stacks_of
 from lorascope.predict.site_statistics import SEED, SIZE, STATISTICS, Reduced, SiteStatistics, reduced_of
-from lorascope.predict.tokens import height, tokens_of
+from lorascope.predict.tokens import height, sketched, tokens_of
 
 Matrix = NDArray[np.float64]
 
@@ -168,7 +168,8 @@ class Familiarity:
         return self.judge_tokens(tokens_of(samples, self.structure, size=SIZE, seed=SEED))
 
     def judge_tokens(self, inputs: Inputs) -> list[Judgement]:
-        """From the tokens of size ``SIZE`` and seed ``SEED``."""
+        """From the tokens of size ``SIZE`` and seed ``SEED``, sides exact or not."""
+        inputs = sketched(inputs, self.structure, size=SIZE, seed=SEED)
         stacks = list(stacks_of(self.structure).values())
         values = [self.statistics.of(reduced) for reduced in reduced_of(inputs, stacks)]
         joined = np.concatenate(values, axis=1)

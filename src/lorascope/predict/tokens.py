@@ -47,17 +47,18 @@ def tokens_of(
     *,
     size: int,
     seed: int,
+    exact: int = 0,
     advance: Callable[[int], Any] | None = None,
 ) -> Inputs:
     """``left0`` [n, S, h, k] = P U, ``S0`` [n, S, k], ``right0`` [n, S, h′, k] = Q V for the first shape, and so on.
 
-    k is the largest rank among the samples; absent directions are zero. h = min(size, out), exact where ``size``
-    reaches the shape; half of ``size`` on sides of ``LARGE`` or more.
+    k is the largest rank among the samples; absent directions are zero. h = min(size, out), and ``out`` itself, with
+    nothing projected, where that is no more than ``exact``; half of ``size`` on sides of ``LARGE`` or more.
     """
     parts: dict[str, list[NDArray[Any]]] = {}
     for block in _blocks(samples, structure):
         for number, (shape, names) in enumerate(stacks_of(structure).items()):
-            chunks = [_tokens(block, chunk, shape, size, seed) for chunk in _chunks(block, names, shape)]
+            chunks = [_tokens(block, chunk, shape, size, seed, exact) for chunk in _chunks(block, names, shape)]
             rank = max(chunk.S.shape[-1] for chunk in chunks)
             for name, arrays in zip(("left", "S", "right"), zip(*chunks, strict=True), strict=True):
                 joined = np.concatenate([_widened(array, rank) for array in arrays], axis=1)
@@ -84,16 +85,18 @@ def _chunks(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, in
     yield from (names[start : start + step] for start in range(0, len(names), step))
 
 
-def _tokens(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int) -> Tokens:
+def _tokens(
+    block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
+) -> Tokens:
     if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
-        return _by_qr(block, names, size, seed)
+        return _by_qr(block, names, size, seed, exact)
     found, scales = _by_gram(block, names, size, seed, np.float32)
     _mend(found, LIMIT, lambda places: _by_gram(block, [names[i] for i in places], size, seed, np.float64)[0])
     signs = np.where(scales < 0, -1.0, 1.0)[..., None, None]
     tokens = Tokens(signs * found.left, np.abs(scales)[..., None] * found.S, found.right)
     for place in np.flatnonzero((found.condition > WIDE_LIMIT).any(axis=0)).tolist():
-        exact = _by_qr(block, [names[place]], size, seed)
-        for whole, one in zip(tokens, exact, strict=True):
+        by_qr = _by_qr(block, [names[place]], size, seed, exact)
+        for whole, one in zip(tokens, by_qr, strict=True):
             whole[:, place] = _widened(one, found.S.shape[-1])[:, 0]
     return tokens
 
@@ -128,15 +131,28 @@ def _products(update: Update, name: str, rank: int, size: int, seed: int, gram: 
     return products, scale
 
 
-def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int) -> Tokens:
+def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int, exact: int) -> Tokens:
     [stack] = stack_adapters(block, sites=names)
-    out, in_ = (height(size, n) for n in stack.shape)
+    out, in_ = (height(size, n, exact) for n in stack.shape)
     return Tokens(projected(stack, "out", out, seed), stack.svd.S, projected(stack, "in", in_, seed))
 
 
-def height(size: int, n: int) -> int:
+def height(size: int, n: int, exact: int = 0) -> int:
     """h of a side of n rows, if that is less than n."""
+    if n <= exact:
+        return n
     return size if n < LARGE else max(1, size // 2)
+
+
+def sketched(inputs: Inputs, structure: Structure, *, size: int, seed: int) -> Inputs:
+    """What ``tokens_of`` gives for no ``exact``, of tokens with exact sides."""
+    reduced = dict(inputs)
+    for number, (shape, names) in enumerate(stacks_of(structure).items()):
+        for part, side, n in zip(("left", "right"), ("out", "in"), shape, strict=True):
+            if inputs[f"{part}{number}"].shape[2] > height(size, n):
+                P = projections(names, side, height(size, n), n, seed=seed)
+                reduced[f"{part}{number}"] = P @ inputs[f"{part}{number}"]
+    return reduced
 
 
 def _is_narrow(adapter: Adapter, name: str) -> bool:

@@ -13,6 +13,10 @@ Spectra tell much, and mean something else at another rank. So there are two suc
 adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
 alone, for the others. The rank of an adapter is the largest over its sites, of singular values above 3e-3 σ₁.
 
+Sides of up to ``EXACT`` dimensions are taken whole, longer ones through seeded projections, and both are reduced to the
+``principal`` directions in which the adapters of training write and read most (``predict.principal``): what many share
+tells more than what is peculiar to one.
+
 For regressions a second function of the same kernel learns how far off the first is: intervals are in proportion.
 
 GL-net with few channels sees P ΔW Qᵀ, linear in ΔW, which carries the noise that A started from; the column space
@@ -32,7 +36,8 @@ from numpy.typing import NDArray
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
 from lorascope.predict.explanation import Contributions
-from lorascope.predict.kernel import KERNELS, Kernel, Sites, Tokens
+from lorascope.predict.fitted_kernels import FittedKernels, bounded, ranks_of
+from lorascope.predict.kernel import KERNELS, Kernel, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT
 from lorascope.predict.kernel_levels import Level, bundles_of, levels_of, subset_of_groups, weights_by_level
@@ -48,7 +53,9 @@ from lorascope.predict.model import (
     Split,
     Structure,
     check_options,
+    stacks_of,
 )
+from lorascope.predict.principal import SIDES, Principal
 from lorascope.predict.site_statistics import SEED, SIZE
 from lorascope.predict.targets import Target
 from lorascope.predict.tokens import height, sites_of, tokens_of
@@ -64,8 +71,8 @@ DEFAULT = (
     "norms",
     "size",
 )
-SMALLEST = 3e-3
-"""Below this share of σ₁ a singular value may be what rounding to float16 or int8 leaves of a zero that was padded."""
+EXACT = 512
+"""Sides of up to so many dimensions are taken whole."""
 NEGLIGIBLE = 1e-5
 """A part with less than this share of all weight is dropped."""
 NOISES = np.logspace(-2, 2, 17)
@@ -74,11 +81,13 @@ NOISES = np.logspace(-2, 2, 17)
 
 @dataclass(frozen=True)
 class Kernels:
-    """Options: ``kernels``, names of the family; ``size`` and ``seed`` of the projections; ``subset``."""
+    """Options: ``kernels``, names of the family; ``size`` and ``seed`` of the projections; ``principal`` directions of
+    each side, at most; ``subset``, how many adapters teach the weights."""
 
     kernels: tuple[str, ...] = DEFAULT
     size: int = SIZE
     seed: int = SEED
+    principal: int = 32
     subset: int = 700
     name: ClassVar[str] = "kernels"
     formula: ClassVar[str] = "c + Σ_g w_g Σ_i k_g(x, x_i) a_i, weights and a by leave-one-out"
@@ -95,6 +104,19 @@ class Kernels:
         """Whether the inputs are the tokens by which familiarity is judged, so that they serve for both."""
         return (self.size, self.seed) == (SIZE, SEED)
 
+    def rows(self, n: int) -> int:
+        """Rows of the tokens of a side of n."""
+        return min(height(self.size, n, EXACT), n)
+
+    def _bases(self, structure: Structure) -> dict[str, tuple[int, int, int]]:
+        """The shape of each basis of principal directions."""
+        return {
+            f"{side}{number}": (len(names), self.rows(n), self.principal)
+            for number, (shape, names) in enumerate(stacks_of(structure).items())
+            for side, n in zip(SIDES, shape, strict=True)
+            if self.rows(n) > self.principal
+        }
+
     def compared(self) -> list[Kernel]:
         """The kernels."""
         return [KERNELS[name]() for name in self.kernels]
@@ -103,13 +125,15 @@ class Kernels:
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
     ) -> Inputs:
         """The tokens of every site."""
-        return tokens_of(samples, structure, size=self.size, seed=self.seed, advance=advance)
+        return tokens_of(samples, structure, size=self.size, seed=self.seed, exact=EXACT, advance=advance)
 
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedKernels:
         """Closed form but for the weights; ``validation`` is not needed, ``seed`` draws the subset."""
         sites = sites_of(structure)
         members = self.compared()
-        comparison = Comparison.of(members, sites, train.inputs)
+        principal = Principal.of(train.inputs, self.principal)
+        inputs = principal(train.inputs)
+        comparison = Comparison.of(members, sites, inputs)
         if not comparison.centres:
             raise PredictorError(
                 "to these kernels all training adapters are alike",
@@ -123,7 +147,7 @@ class Kernels:
         Y = (train.targets - mean) / spread
         chosen = subset_of_groups(train.groups, self.subset, seed)
         levels = levels_of(sites)
-        bundles = bundles_of(comparison.grams(train.inputs, chosen), levels[-1])
+        bundles = bundles_of(comparison.grams(inputs, chosen), levels[-1])
         blocks = blocks_of_groups([train.groups[i] for i in chosen])
         found = weights_by_level(bundles, Y[chosen], blocks, levels)
         stable = {member.name for member in members if member.is_rank_stable}
@@ -131,7 +155,7 @@ class Kernels:
         if kept and len(kept) < len(bundles):
             found.append(weights_by_level(kept, Y[chosen], blocks, levels[:2])[-1])
         blocks = blocks_of_groups(train.groups)
-        solutions = _solutions(comparison, train.inputs, Y, found, blocks)
+        solutions = _solutions(comparison, inputs, Y, found, blocks)
         best = min(solutions, key=lambda solution: solution.error)
         at_any_rank = solutions[-1] if kept and len(kept) < len(bundles) else best
         machines: list[Machine] = []
@@ -143,23 +167,24 @@ class Kernels:
             if (doubt := doubts[-1]) is not None:
                 a = np.concatenate([a, doubt.a], axis=1)
                 shift = np.concatenate([shift, doubt.mean + CONSTANT * doubt.a.sum(axis=0)])
-            machines.append(Machine.of(comparison, solution.weights, train.inputs, a, shift))
-        own = ranks_of(train.inputs)
+            machines.append(Machine.of(comparison, solution.weights, inputs, a, shift))
+        own = ranks_of(inputs)
         return FittedKernels(
+            principal,
             machines[0],
             machines[1],
             (int(own.min()), int(own.max())),
             (best.left_out * spread + mean, train.targets),
             best.weights,
             target.width,
-            np.ones(len(Y)) if doubts[0] is None else _bounded(doubts[0].left_out),
+            np.ones(len(Y)) if doubts[0] is None else bounded(doubts[0].left_out),
         )
 
     def contributions(self, fitted: FittedModel, adapter: Adapter, structure: Structure) -> Contributions:
         """By site, kernel and direction, of the function that the adapter's rank calls for."""
         kernels = cast("FittedKernels", fitted)
         inputs = self.inputs([Sample(lambda: adapter, {})], structure)
-        return contributions_of(kernels.machine_for(inputs), inputs, kernels.width)
+        return contributions_of(kernels.machine_for(inputs), kernels.principal(inputs), kernels.width)
 
     def restore(
         self,
@@ -174,13 +199,14 @@ class Kernels:
 
         @cache
         def columns(name: str, shape: tuple[int, int]) -> int:
-            out, in_ = (min(height(self.size, side), side) for side in shape)
+            out, in_ = (min(self.rows(side), self.principal) for side in shape)
             zero = Tokens(np.zeros((1, out, 1)), np.zeros((1, 1)), np.zeros((1, in_, 1)))
             return members[name](zero).shape[1]
 
         return FittedKernels.restored(
             list(members.values()),
             sites,
+            Principal.restored(arrays, self._bases(structure)),
             lambda name, site: columns(name, structure.sites[sites.names[site]]),
             arrays,
             values,
@@ -269,117 +295,6 @@ def _doubt(solution: Solution, Y: Matrix, blocks: Blocks) -> Doubt:
     if float((residuals**2).mean()) >= 1.0:
         return constant
     return Doubt(a * scale, mean, (mean + scale * (Z - residuals))[:, 0])
-
-
-def _bounded(logs: Matrix) -> Matrix:
-    """Spreads from their logarithms, no further than a factor of 100 from the unit of the target's spread."""
-    return np.exp(np.clip(logs, np.log(0.01), np.log(100.0)))
-
-
-class FittedKernels:
-    """The two functions, and the left-out scores of the training adapters for calibration.
-
-    ``ranks``: the least and the largest rank of training, between which ``machine`` judges, else ``at_any_rank``.
-    """
-
-    def __init__(
-        self,
-        machine: Machine,
-        at_any_rank: Machine,
-        ranks: tuple[int, int],
-        calibration: tuple[Matrix, Matrix],
-        weights: Mapping[Part, float],
-        width: int,
-        calibration_spreads: Matrix,
-    ) -> None:
-        self.machine = machine
-        self.at_any_rank = at_any_rank
-        self.ranks = ranks
-        self.calibration = calibration
-        self.calibration_spreads = calibration_spreads
-        self.weights = weights
-        self.width = width
-
-    def scores(self, inputs: Inputs) -> Matrix:
-        """[n, width]."""
-        return self.scores_and_spreads(inputs)[0]
-
-    def scores_and_spreads(self, inputs: Inputs) -> tuple[Matrix, Matrix]:
-        """The scores, and how far off each is likely to be, [n], up to a factor that calibration finds."""
-        values = self._by_rank(inputs)
-        scores, logs = values[:, : self.width], values[:, self.width :]
-        return scores, _bounded(logs[:, 0]) if logs.shape[1] else np.ones(len(logs))
-
-    def machine_for(self, inputs: Inputs) -> Machine:
-        """That which judges the one adapter."""
-        [rank] = ranks_of(inputs)
-        return self.machine if self.ranks[0] <= rank <= self.ranks[1] else self.at_any_rank
-
-    def _by_rank(self, inputs: Inputs) -> Matrix:
-        """The values of each adapter by the machine that its rank calls for."""
-        ranks = ranks_of(inputs)
-        is_seen = (ranks >= self.ranks[0]) & (ranks <= self.ranks[1])
-        if is_seen.all():
-            return self.machine(inputs)
-        other = self.at_any_rank({name: array[~is_seen] for name, array in inputs.items()})
-        result: Matrix = np.zeros((len(ranks), other.shape[1]))
-        result[~is_seen] = other
-        if is_seen.any():
-            result[is_seen] = self.machine({name: array[is_seen] for name, array in inputs.items()})
-        return result
-
-    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The state of both machines; the ranks; the weights, for the record."""
-        arrays: dict[str, NDArray[Any]] = {}
-        values: dict[str, Any] = {"ranks": list(self.ranks)}
-        for name, machine in (("seen", self.machine), ("any", self.at_any_rank)):
-            own, values[name] = machine.state()
-            arrays.update({f"{name}.{key}": array for key, array in own.items()})
-        return arrays, values | {"weights": [[*part, weight] for part, weight in self.weights.items()]}
-
-    @classmethod
-    def restored(
-        cls,
-        kernels: Sequence[Kernel],
-        sites: Sites,
-        columns: Callable[[str, int], int],
-        arrays: Mapping[str, NDArray[Any]],
-        values: Mapping[str, Any],
-        target: Target,
-    ) -> FittedKernels:
-        """From ``state``.
-
-        Raises:
-            ValueError: where it is not that of these kernels on these sites.
-        """
-        machine, at_any_rank = (
-            Machine.restored(
-                kernels,
-                sites,
-                columns,
-                {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")},
-                values[name],
-            )
-            for name in ("seen", "any")
-        )
-        weights = {Part(str(name), int(site), float(length)): float(w) for name, site, length, w in values["weights"]}
-        low, high = values["ranks"]
-        for one in (machine, at_any_rank):
-            if len(one.intercept) - target.width not in ((0,) if target.is_classification else (0, 1)):
-                raise ValueError(f"{len(one.intercept)} functions for a target of {target.width}")
-        if len(machine.intercept) != len(at_any_rank.intercept):
-            raise ValueError("one of the two functions tells how far off it is and the other does not")
-        nothing = np.zeros((0, target.width))
-        return cls(machine, at_any_rank, (int(low), int(high)), (nothing, nothing), weights, target.width, np.zeros(0))
-
-
-def ranks_of(inputs: Inputs) -> NDArray[np.int64]:
-    """The rank of each adapter, [n]: the largest over its sites of the number of σ above ``SMALLEST`` σ₁."""
-    ranks: NDArray[np.int64] = np.zeros(len(inputs["S0"]), np.int64)
-    for name, S in inputs.items():
-        if name.startswith("S"):
-            ranks = np.maximum(ranks, (S > SMALLEST * S[..., :1]).sum(axis=-1).max(axis=-1))
-    return ranks
 
 
 MODEL = Kernels

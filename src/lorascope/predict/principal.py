@@ -1,0 +1,84 @@
+"""Principal directions: where the adapters of training write and read most, and tokens reduced to these.
+
+    C_s = Σ_i U_i f(S_i) U_iᵀ  (out side; V_i on the in side),    U ↦ E_sᵀ U,    E_s: the m leading eigenvectors of C_s
+
+What finetunes of one base have in common lies in few directions of a layer; what is peculiar to one of them, the noise
+of its start and of its data, is spread over all. So the directions that many share tell more, and the rest is left out.
+Nothing here sees a label. E_s is learned once, from adapters that are then left out in turn, as the means are that
+centre a kernel.
+
+Source: Hotelling (1933), principal components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lorascope.predict.kernels._side import filtered
+from lorascope.predict.model import Inputs
+
+SIDES = ("left", "right")
+NOTHING = 1e-12
+"""Eigenvalues below this share of the largest are of directions in which no adapter of training has anything."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """``bases``: ``left0``, ``right0``, … → E [S, h, m], for each side of more than m dimensions."""
+
+    bases: Mapping[str, NDArray[np.float64]]
+
+    @classmethod
+    def of(cls, inputs: Inputs, size: int) -> Principal:
+        """The ``size`` leading directions of each side, from the tokens of training adapters."""
+        bases: dict[str, NDArray[np.float64]] = {}
+        for name, tokens in inputs.items():
+            side = next((side for side in SIDES if name.startswith(side)), None)
+            if side is None or tokens.shape[2] <= size:
+                continue
+            weights = np.sqrt(filtered(inputs[name.replace(side, "S")]))
+            bases[name] = np.stack(
+                [_leading(tokens[:, site], weights[:, site], size) for site in range(len(tokens[0]))]
+            )
+        return cls(bases)
+
+    def __call__(self, inputs: Inputs) -> Inputs:
+        """The tokens in the principal directions; sides that have no more are as they were."""
+        reduced = dict(inputs)
+        for name, basis in self.bases.items():
+            reduced[name] = np.swapaxes(basis, -1, -2) @ inputs[name]
+        return reduced
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The bases as arrays."""
+        return {f"principal.{name}": np.ascontiguousarray(basis) for name, basis in self.bases.items()}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, int, int]]) -> Principal:
+        """From ``state`` among other arrays.
+
+        Raises:
+            ValueError: where a basis is missing or has another shape than it should.
+        """
+        bases: dict[str, NDArray[np.float64]] = {}
+        for name, shape in shapes.items():
+            basis = arrays.get(f"principal.{name}", np.zeros(0))
+            if basis.shape != shape or basis.dtype != np.float64:
+                raise ValueError(
+                    f"the principal directions of {name} are {basis.dtype} {basis.shape}, not float64 {shape}"
+                )
+            bases[name] = basis
+        return cls(bases)
+
+
+def _leading(tokens: NDArray[Any], weights: NDArray[Any], size: int) -> NDArray[np.float64]:
+    """The leading eigenvectors [h, size] of Σ U diag(w²) Uᵀ; zero where nothing is left."""
+    weighted = (tokens * weights[:, None, :]).swapaxes(0, 1).reshape(tokens.shape[1], -1)
+    values, vectors = np.linalg.eigh(weighted @ weighted.T)
+    leading = vectors[:, -size:]
+    return leading * (values[-size:] > NOTHING * max(float(values[-1]), 0.0))
