@@ -8,7 +8,9 @@ import pytest
 
 import lorascope
 from lorascope.cli import main
+from lorascope.features import FEATURES
 from lorascope.predict import MODELS
+from lorascope.predict.kernel import KERNELS
 from lorascope.zoo import Splitting, Zoo, import_zoo
 from planted import planted_dataset
 
@@ -66,6 +68,11 @@ def test_models_lists_the_family(run):
     _, out, _ = run("models", "glnet")
     assert "--option hidden=32" in out
     assert "arXiv 2410.04207" in out
+    for name, family in (("kernels", KERNELS), ("ridge", FEATURES)):
+        _, out, _ = run("models", name)
+        assert all(member.formula in out for member in family)
+    _, out, _ = run("models", "kernels")
+    assert all(f"O({member.cost})" in out for member in KERNELS)
     code, _, err = run("models", "glnett")
     assert code == 2
     assert "did you mean 'glnet'" in err
