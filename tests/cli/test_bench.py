@@ -91,7 +91,7 @@ def test_a_bench_in_a_folder(run, shared, tmp_path):
     assert names == {"results.json", "splits.json", "tables.md", "zoo.png", "cells"}
     assert (out_folder / "zoo.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((out_folder / "results.json").read_text())
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     splits = Splitting.load(out_folder / "splits.json")
     assert splits.digest == results["split_digests"]["zoo"]
     assert dict(splits.splits) == {row["id"]: row["split"] for row in Zoo.open(shared).rows()}

@@ -118,7 +118,7 @@ def test_the_difference_to_the_best_is_paired(result):
 
 def test_the_result_is_json_with_nulls(result):
     value = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert value["schema_version"] == 1
+    assert value["schema_version"] == 2
     assert value["zoos"][0]["splits"] == {"train": 64, "validation": 0, "test": 16}
     broken = value["tables"][0]["rows"][1]
     assert broken["training_seconds"] is None

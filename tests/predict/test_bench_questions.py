@@ -11,6 +11,7 @@ from lorascope.errors import LorascopeError, PredictorError
 from lorascope.predict import fit_predictor
 from lorascope.predict.bench import Plan, bench
 from lorascope.predict.bench.question import Question, Structures, askable, range_hyperparameter
+from lorascope.report.bench import bench_as_markdown
 from planted import planted_dataset
 
 
@@ -116,6 +117,8 @@ def test_a_test_split_of_one_class_has_no_score_and_says_so(dataset):
     found = bench({"planted": labelled}, Plan({"ridge": small()}, ["rare"], (0,)))
     assert found.tables[0].best is None
     assert math.isnan(rows(found.tables[0])["ridge"].metrics["auroc"].mean)
+    assert rows(found.tables[0])["ridge"].undefined == {"auroc": "all adapters are of one class"}
+    assert "auroc is not defined: all adapters are of one class" in bench_as_markdown(found)
     assert found.has_failed
 
 

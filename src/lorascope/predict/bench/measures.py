@@ -169,8 +169,10 @@ def _clean(trial: Trial) -> Result:
     member, _, seconds = trial.fitted
     predicted = member.calibration.predict(question.target, member.fitted.scores(inputs))
     arrays, _ = member.fitted.state()
+    measured = trial.predictor.evaluate(inputs, trial.values(question.tested))
     return {
-        "metrics": defined(trial.metrics(inputs, trial.values(question.tested))),
+        "metrics": defined({name: found["mean"] for name, found in measured.metrics.items()}),
+        "undefined": dict(measured.undefined),
         "predicted": packed(predicted),
         "training_seconds": seconds,
         "parameters": int(sum(array.size for array in arrays.values())),
