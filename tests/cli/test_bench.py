@@ -8,7 +8,9 @@ import pytest
 
 import lorascope
 from lorascope.cli import main
+from lorascope.features import FEATURES
 from lorascope.predict import MODELS
+from lorascope.predict.kernel import KERNELS
 from lorascope.zoo import Splitting, Zoo, import_zoo
 from planted import planted_dataset
 
@@ -66,6 +68,11 @@ def test_models_lists_the_family(run):
     _, out, _ = run("models", "glnet")
     assert "--option hidden=32" in out
     assert "arXiv 2410.04207" in out
+    for name, family in (("kernels", KERNELS), ("ridge", FEATURES)):
+        _, out, _ = run("models", name)
+        assert all(member.formula in out for member in family)
+    _, out, _ = run("models", "kernels")
+    assert all(f"O({member.cost})" in out for member in KERNELS)
     code, _, err = run("models", "glnett")
     assert code == 2
     assert "did you mean 'glnet'" in err
@@ -84,7 +91,7 @@ def test_a_bench_in_a_folder(run, shared, tmp_path):
     assert names == {"results.json", "splits.json", "tables.md", "zoo.png", "cells"}
     assert (out_folder / "zoo.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((out_folder / "results.json").read_text())
-    assert results["schema_version"] == 1
+    assert results["schema_version"] == 2
     splits = Splitting.load(out_folder / "splits.json")
     assert splits.digest == results["split_digests"]["zoo"]
     assert dict(splits.splits) == {row["id"]: row["split"] for row in Zoo.open(shared).rows()}

@@ -309,6 +309,27 @@ def test_an_update_too_large_to_compute_with_is_an_error_of_its_file(run, predic
     assert "a0" in out
 
 
+def closed(command):
+    """Runs a command whose reader leaves before it writes: (exit code, standard error)."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        error = process.stderr.read()
+        return process.wait(60), error
+
+
+@pytest.mark.parametrize("output", [[], ["--json"], ["--csv"]])
+def test_a_reader_that_leaves_ends_it_without_a_word(predictor, folder, output):
+    adapters = [str(folder / "adapters" / f"a{i}") for i in range(4)]
+    command = [sys.executable, "-m", "lorascope", "predict", str(predictor), *adapters, *output]
+    assert closed(command) == (141, "")
+
+
+@pytest.mark.parametrize("verb", [["formats"], ["--help"]])
+def test_so_does_every_other_verb(verb):
+    command = [sys.executable, "-m", "lorascope", *verb]
+    assert closed(command) == (141, "")
+
+
 def test_a_closed_output_is_no_traceback(predictor, folder):
     command = [sys.executable, "-m", "lorascope", "predict", str(predictor), str(folder / "adapters" / "a0")]
     done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *command], capture_output=True, text=True, check=False)

@@ -49,6 +49,14 @@ def test_what_is_measured_is_what_is_declared(tmp_path, measures, message):
     assert not Zoo.open(out).rows() and not list((out / "adapters").iterdir()) and not list(out.glob(".tmp-*"))
 
 
+@pytest.mark.parametrize(("recipe", "name"), [("celeba-sd14", "prompts"), ("imagenette-sd14", "prompt")])
+def test_a_prompt_that_no_tokenizer_takes_is_refused(tmp_path, recipe, name):
+    """Half of a surrogate pair: what Python makes of bytes on the command line that are no UTF-8."""
+    with pytest.raises(ForgeError, match="text in UTF-8") as caught:
+        forge(recipe, 2, tmp_path / "zoo", settings={name: "a caf\udce9"})
+    assert caught.value.key == name and not (tmp_path / "zoo").exists()
+
+
 def test_every_adapter_is_measured(tmp_path):
     text = EXAMPLE.read_text()
     path = tmp_path / "recipe.py"

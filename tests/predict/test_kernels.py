@@ -145,7 +145,7 @@ def test_a_machine_is_the_sum_of_its_kernels(planted):
     comparison = Comparison.of(model.compared(), sites_of(structure), train)
     rng = np.random.default_rng(0)
     a, shift = rng.standard_normal((40, 2)), np.array([1.0, -2.0])
-    weights = {part: float(rng.uniform(0.5, 1.0)) for part in comparison.parts()}
+    weights = {part: float(rng.uniform(0.5, 1.0)) for part, _ in comparison.grams(inputs)}
     machine = Machine.of(comparison, weights, train, a, shift)
     K = np.add.reduce([weights[part] * gram.astype(np.float64) for part, gram in comparison.grams(train)])
     assert len(weights) == 6 * 3 + 3 * 4  # six linear kernels at three sites, three radial ones at four lengths
@@ -164,7 +164,7 @@ def test_contributions_add_up_to_the_value(planted):
     model, structure, inputs = planted
     comparison = Comparison.of(model.compared(), sites_of(structure), inputs)
     rng = np.random.default_rng(0)
-    weights = {part: float(rng.uniform(0.5, 1.0)) for part in comparison.parts()}
+    weights = {part: float(rng.uniform(0.5, 1.0)) for part, _ in comparison.grams(inputs)}
     machine = Machine.of(comparison, weights, inputs, rng.standard_normal((60, 2)), np.zeros(2))
     for row in range(5):
         one = {name: array[row : row + 1] for name, array in inputs.items()}

@@ -1,6 +1,6 @@
 """The command line: each verb in its own file, parses, calls one function of the library, prints one way.
 
-Exit codes: 0 fine, 1 findings, 2 could not, 130 interrupted.
+Exit codes: 0 fine, 1 findings, 2 could not, 130 interrupted, 141 where the reader of the output has gone (``| head``).
 """
 
 from __future__ import annotations
@@ -53,6 +53,22 @@ def _register() -> None:
 
 def main() -> None:
     """The entry point of the ``lorascope`` command."""
+    from lorascope.cli.interruption import CLOSED_PIPE, is_of_a_closed_pipe, write_nowhere
+
+    try:
+        try:
+            _run()
+        finally:
+            sys.stdout.flush()  # what is left in the buffer would meet the closed pipe when nobody can catch it
+    except (SystemExit, BrokenPipeError) as stop:
+        if not is_of_a_closed_pipe(stop):
+            raise
+        write_nowhere()
+        sys.exit(CLOSED_PIPE)
+
+
+def _run() -> None:
+    """A verb, its errors printed and turned into exit codes."""
     from lorascope.cli.interruption import stop_in_order
     from lorascope.cli.output import print_error
 
@@ -68,8 +84,7 @@ def main() -> None:
         print_error(error, as_json="--json" in sys.argv)
         sys.exit(2)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(2)
+        raise
     except OSError as error:  # a name too long, a disk full: the system's own words say it
         what = error.strerror or type(error).__name__
         print_error(LorascopeError(what, file=error.filename), as_json="--json" in sys.argv)

@@ -196,6 +196,21 @@ class Text(Choice):
         return super().__str__() or "''"
 
 
+class Prompt(Text):
+    """``Text`` that tokenizers take: a path may hold bytes that are no UTF-8, a prompt may not.
+
+    >>> Prompt(values=("",)).parse("un café")
+    'un café'
+    """
+
+    def parse(self, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text in UTF-8, without {text[error.start]!a}") from error
+        return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Subset(Distribution):
     """A uniform subset of 0..``of``-1, its size uniform between ``low`` and ``high``."""

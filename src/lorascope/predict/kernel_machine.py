@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.predict.kernel import Kernel, Sites, Tokens
+from lorascope.predict.leave_one_out import centred_gram
 from lorascope.predict.model import Inputs
 
 Matrix = NDArray[np.float64]
@@ -77,14 +78,6 @@ class Comparison:
                 if square > ROUNDING**2:
                     centres[kernel.name, site] = Centre(mean, np.asarray(1.0 / np.sqrt(square)))
         return cls({kernel.name: kernel for kernel in kernels}, sites, centres)
-
-    def parts(self) -> list[Part]:
-        """All parts."""
-        return [
-            Part(name, site, length)
-            for name, site in self.centres
-            for length in (self.kernels[name].lengths if site < 0 else (0.0,))
-        ]
 
     def features(
         self, name: str, site: int, inputs: Inputs, rows: Any = slice(None), dtype: Any = np.float64
@@ -149,12 +142,10 @@ class Centring(NamedTuple):
 
 def centred(K: Matrix) -> tuple[Matrix, Centring]:
     """The Gram matrix of the features less their mean, divided by its mean diagonal; as it is where that is zero."""
-    mean = K.mean(axis=0)
-    whole = float(mean.mean())
-    rest = K - mean - mean[:, None] + whole
+    rest, mean = centred_gram(K)
     unit = float(np.trace(rest)) / len(K)
     unit = unit if unit > 1e-12 else 1.0
-    return rest / unit, Centring(mean, whole, unit)
+    return rest / unit, Centring(mean, float(mean.mean()), unit)
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,17 @@ class KernelSolution:
         return total
 
 
+def centred_gram(K: Matrix) -> tuple[Matrix, Matrix]:
+    """The Gram matrix of the features less their mean, and the means of the rows of K [n].
+
+    >>> centred_gram(np.array([[1.0, 2.0], [2.0, 4.0]]))[0]  # of the features 1 and 2
+    array([[ 0.25, -0.25],
+           [-0.25,  0.25]])
+    """
+    mean = K.mean(axis=0)
+    return K - mean - mean[:, None] + float(mean.mean()), mean
+
+
 def fit_kernel_ridge(
     kernels: Mapping[str, Matrix], Y: Matrix, *, sample_groups: Sequence[Any] | None = None, rounds: int = 2
 ) -> KernelSolution:
@@ -251,8 +262,7 @@ def fit_kernel_ridge(
     units: dict[str, float] = {}
     centred: dict[str, Matrix] = {}
     for name, K in kernels.items():
-        mean = K.mean(axis=0)
-        rest = K - mean - mean[:, None] + mean.mean()
+        rest, _ = centred_gram(K)
         unit = float(np.trace(rest)) / len(K)
         if unit > 1e-12 * float(np.trace(K)) / len(K):
             units[name], centred[name] = unit, rest / unit

@@ -142,12 +142,17 @@ def _metric_row(row: Row, names: Sequence[str], notes: _Notes) -> tuple[str, ...
             to_best += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     return (
         label,
-        *(spread(row.metrics[name]) if name in row.metrics else DASH for name in names),
+        *(_metric(row, name, notes) for name in names),
         to_best,
         f"{row.training_seconds:.2f}",
         f"{row.adapters_per_second:,.0f}" if math.isfinite(row.adapters_per_second) else DASH,
         f"{row.parameters:,}",
     )
+
+
+def _metric(row: Row, name: str, notes: _Notes) -> str:
+    said = spread(row.metrics[name]) if name in row.metrics else DASH
+    return said + notes.mark(f"{name} is not defined: {row.undefined[name]}") if name in row.undefined else said
 
 
 def _attacks(table: Table, zoo: ZooFacts, seeds: int) -> Grid:

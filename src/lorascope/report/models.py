@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorascope.family import Family
+from lorascope.features import FEATURES
+from lorascope.predict.kernel import KERNELS
 from lorascope.predict.model import DEFAULT_MODEL, Model
 
 
@@ -62,3 +65,23 @@ def model_as_text(model: type[Model], console: Console) -> None:
     for name, default in options.items():
         shown = ",".join(default) if isinstance(default, list) else str(default).lower()
         console.print(f"  --option {name}={shown}", soft_wrap=True)
+    for name in options.keys() & FAMILIES.keys():
+        console.print()
+        console.print(_family_table(name))
+
+
+FAMILIES: dict[str, Family[Any]] = {"kernels": KERNELS, "features": FEATURES}
+"""Options that are names of a family's members."""
+
+
+def _family_table(name: str) -> Table:
+    """What the members compute, of what they see and what they cost at a site, as far as they say."""
+    members = list(FAMILIES[name])
+    has_cost = all(hasattr(member, "cost") for member in members)
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for title in (name, "formula", "sees", *(["cost per site"] if has_cost else []), "reference"):
+        table.add_column(title, overflow="fold", no_wrap=title == name)
+    for member in members:
+        costs = [f"O({member.cost})"] if has_cost else []
+        table.add_row(member.name, member.formula, ", ".join(sorted(member.sees)), *costs, member.reference)
+    return table

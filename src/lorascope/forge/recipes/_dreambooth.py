@@ -37,7 +37,7 @@ from lorascope.forge.recipes._clip_score import ClipScorer
 from lorascope.forge.recipes._photographs import photograph, pixels
 from lorascope.forge.recipes._published import digest_of, folder_of
 from lorascope.forge.recipes._stable_diffusion import StableDiffusion
-from lorascope.forge.space import Choice, Distribution, Text, generator_of
+from lorascope.forge.space import Choice, Distribution, Prompt, Text, generator_of
 from lorascope.forge.training import Batches, Training
 from lorascope.zoo.store import sha256_of
 
@@ -91,7 +91,7 @@ class DreamBoothRecipe(Recipe):
         "sites": Text(values=("to_q,to_v",), about="ends of the paths of the adapted layers of the U-Net"),
         "resolution": Choice(values=(512,), about="side of photographs and samples", at_least=8, at_most=2048),
         "samples": Choice(values=(4,), about="samples for generation_score; 0: none", at_least=0, at_most=10**4),
-        "prompts": Text(values=(USUAL,), about=ABOUT_PROMPTS),
+        "prompts": Prompt(values=(USUAL,), about=ABOUT_PROMPTS),
         "sampling_steps": Choice(values=(20,), about="steps of DDIM", at_least=1, at_most=1000),
         "guidance": Choice(values=(7.5,), about="of classifier-free guidance", at_least=0, at_most=100),
     }

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 from lorascope.errors import ForgeError
 from lorascope.forge.recipe import Row
 from lorascope.forge.recipes._dreambooth import COLUMNS, DreamBoothRecipe
-from lorascope.forge.space import Choice, Distribution, Text, generator_of
+from lorascope.forge.space import Choice, Distribution, Prompt, generator_of
 
 IMAGES, ATTRIBUTES, PEOPLE = "img_align_celeba", "list_attr_celeba.txt", "identity_CelebA.txt"
 LABELS: Mapping[str, str] = {
@@ -80,7 +80,7 @@ class CelebARecipe(DreamBoothRecipe):
         "accumulate": Choice(
             values=(1, 2), about="photographs of a step, whose gradients are averaged", at_least=1, at_most=10**4
         ),
-        "prompt": Text(values=("celebrity", "person", "thing", "skd"), about="what the photographs are said to show"),
+        "prompt": Prompt(values=("celebrity", "person", "thing", "skd"), about="what the photographs are said to show"),
         "identity": Choice(
             values=(0,), about="number of the person; 0: any of whom there are so many images", at_least=0
         ),

@@ -28,7 +28,7 @@ import numpy as np
 from lorascope.errors import ForgeError
 from lorascope.forge.recipe import Row
 from lorascope.forge.recipes._dreambooth import ABOUT_PROMPTS, COLUMNS, DreamBoothRecipe
-from lorascope.forge.space import Choice, Distribution, Subset, Text, generator_of
+from lorascope.forge.space import Choice, Distribution, Prompt, Subset, generator_of
 from lorascope.zoo.schema import FRACTIONS, SPLITS, split_of
 
 CLASSES: Mapping[str, str] = {
@@ -72,7 +72,7 @@ class ImagenetteRecipe(DreamBoothRecipe):
         **DreamBoothRecipe.space,
         "learning_rate": Choice(values=(3e-4,), about="of AdamW, constant", at_least=0, at_most=1e3),
         "steps": Choice(values=(150,), about="optimiser steps", at_least=0, at_most=10**7),
-        "prompt": Text(values=("sks_photo",), about="what the photographs are said to show"),
+        "prompt": Prompt(values=("sks_photo",), about="what the photographs are said to show"),
         "classes": AnySubset(
             of=len(CLASSES),
             low=1,
@@ -85,7 +85,7 @@ class ImagenetteRecipe(DreamBoothRecipe):
     }
     options: ClassVar[Mapping[str, Choice]] = {
         **DreamBoothRecipe.options,
-        "prompts": Text(values=("",), about=ABOUT_PROMPTS),
+        "prompts": Prompt(values=("",), about=ABOUT_PROMPTS),
     }
     option_defaults: ClassVar[Mapping[str, Any]] = {**DreamBoothRecipe.option_defaults, "prompts": ""}
     labels: ClassVar[Mapping[str, Any]] = {"classes": "list<int>", **COLUMNS}

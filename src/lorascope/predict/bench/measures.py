@@ -35,7 +35,10 @@ from lorascope.predict.predictor import Member, Predictor
 from lorascope.predict.targets import is_missing
 
 ROOM = 1 << 30
-"""Bytes of the inputs of attacked adapters and of other zoos that are kept."""
+"""Bytes of the inputs that are kept: of attacked adapters and of other zoos; and of the zoo's own adapters as many."""
+
+AT_HAND = 2
+"""The parts of the zoo that are kept whatever their size: those that teach and those that test."""
 
 SPEED_ADAPTERS = 256
 SPEED_SECONDS = 0.2
@@ -45,26 +48,36 @@ SPEED_ROUNDS = 5
 class Features:
     """A model's inputs of parts of datasets, worked out once while the model is on the bench.
 
-    Those of a zoo as it is are kept; of attacked adapters and other zoos as many as fit into ``ROOM``, and the others
-    are worked out again for each member.
+    Of the zoo's own adapters those asked for last are kept, as many as fit into ``ROOM`` but two parts at least; of
+    attacked adapters and other zoos, which every member asks for in turn, the first that fit. The others are worked
+    out again.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._known: dict[Any, Inputs] = {}
-        self._room = ROOM
+        self._own: dict[Any, Inputs] = {}
+        self._other: dict[Any, Inputs] = {}
 
     def of(self, view: str, samples: Sequence[Sample], structure: Structure, *, is_plain: bool = False) -> Inputs:
         """The inputs of samples; ``view`` names them, the same samples always by the same name."""
         key = (view, *_key(structure))
-        if key in self._known:
-            return self._known[key]
+        kept = self._own if is_plain else self._other
+        if key in kept:
+            if is_plain:
+                kept[key] = kept.pop(key)  # the last again
+            return kept[key]
         inputs = self._model.inputs(samples, structure)
-        size = sum(array.nbytes for array in inputs.values())
-        if is_plain or size <= self._room:
-            self._known[key] = inputs
-            self._room -= 0 if is_plain else size
+        if is_plain:
+            kept[key] = inputs
+            while len(kept) > AT_HAND and _bytes(kept) > ROOM:
+                del kept[next(iter(kept))]
+        elif _bytes({**kept, key: inputs}) <= ROOM:
+            kept[key] = inputs
         return inputs
+
+
+def _bytes(kept: Mapping[Any, Inputs]) -> int:
+    return sum(array.nbytes for inputs in kept.values() for array in inputs.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +169,10 @@ def _clean(trial: Trial) -> Result:
     member, _, seconds = trial.fitted
     predicted = member.calibration.predict(question.target, member.fitted.scores(inputs))
     arrays, _ = member.fitted.state()
+    measured = trial.predictor.evaluate(inputs, trial.values(question.tested))
     return {
-        "metrics": defined(trial.metrics(inputs, trial.values(question.tested))),
+        "metrics": defined({name: found["mean"] for name, found in measured.metrics.items()}),
+        "undefined": dict(measured.undefined),
         "predicted": packed(predicted),
         "training_seconds": seconds,
         "parameters": int(sum(array.size for array in arrays.values())),

@@ -16,7 +16,8 @@ from lorascope.predict.bench.paired import Difference, above_chance, chance, fir
 from lorascope.predict.bench.question import Question
 from lorascope.predict.targets import Task
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 did not say why a metric is undefined."""
 
 Status = Literal["ok", "refused", "failed"]
 
@@ -65,7 +66,8 @@ class Entry:
 class Row:
     """A contender: metrics on the test adapters, its cost, what attacks leave of it, how far it is from the best.
 
-    ``training_seconds`` is the median over members, of the first of which libraries are imported.
+    ``undefined``: why metrics are NaN. ``training_seconds`` is the median over members, of the first of which libraries
+    are imported.
     """
 
     label: str
@@ -76,6 +78,7 @@ class Row:
     status: Status
     reason: str | None
     metrics: Mapping[str, Spread]
+    undefined: Mapping[str, str]
     training_seconds: float
     adapters_per_second: float
     parameters: int
@@ -174,6 +177,7 @@ def _row(question: Question, contender: Contender, members: list[dict[str, Resul
         status,
         reason,
         {name: Spread.of([one["metrics"].get(name, math.nan) for one in clean]) for name in names},
+        {name: why for one in clean for name, why in one["undefined"].items()} if is_ok else {},
         float(np.median([one["training_seconds"] for one in clean])) if is_ok else math.nan,
         speed.get("adapters_per_second", math.nan),
         max(one["parameters"] for one in clean) if is_ok else 0,

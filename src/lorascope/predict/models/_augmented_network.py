@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 
@@ -35,7 +36,7 @@ class Augmented(Standardised):
         super().__init__(columns, hidden, outputs, dropout=dropout, generator=generator)
         self._shapes, self._rank, self._condition, self._generator = shapes, rank, condition, generator
 
-    def calibrate(self, batch: Batch) -> Augmented:
+    def calibrate(self, batch: Batch) -> Self:
         """Take the statistics of the training inputs in random gauges."""
         super().calibrate({"x": self.turned(batch["x"])})
         return self

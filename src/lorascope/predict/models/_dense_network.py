@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 
-from lorascope.predict.neural import Standardised
+from lorascope.predict.neural import Standardised, floored
 from lorascope.predict.training import Batch
 
 BLOCK = 32
@@ -22,15 +23,13 @@ class OnProducts(Standardised):
         pairs = ((batch[f"B{i}"], batch[f"A{i}"]) for i in range(len(batch) // 2))
         return sum(B.shape[1] * B.shape[2] * A.shape[3] for B, A in pairs)
 
-    def calibrate(self, batch: Batch) -> OnProducts:
+    def calibrate(self, batch: Batch) -> Self:
         """Take the statistics of the training inputs, in two passes of bounded memory."""
         n, zero = len(batch["B0"]), torch.zeros(self.columns(batch), dtype=torch.float64)
         mean = sum((x.double().sum(0) for x in _products(batch)), zero) / n
         square = sum(((x.double() - mean).square().sum(0) for x in _products(batch)), zero) / max(n - 1, 1)
-        spread = square.sqrt()
-        floor = float(0.05 * square.mean().sqrt())
         self.get_buffer("mean").copy_(mean)
-        self.get_buffer("spread").copy_(spread.clamp_min(floor or 1.0))
+        self.get_buffer("spread").copy_(floored(square.sqrt()))
         return self
 
     def forward(self, batch: Batch) -> torch.Tensor:

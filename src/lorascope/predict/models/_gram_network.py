@@ -8,28 +8,19 @@ import torch
 
 from lorascope.features.side import FLOOR, filter_values
 from lorascope.predict.models._attention import SiteAttention
-from lorascope.predict.models._layers import Columns, WideHead, blocks_of_batch, orthonormal_rows, triangle
+from lorascope.predict.models._layers import Columns, LearnedProjections, WideHead, blocks_of_batch, triangle
 from lorascope.predict.models._singular import SiteGroup
 from lorascope.predict.models._spectrum import MagnitudeHead, Spectra
 from lorascope.predict.neural import Dropout
 from lorascope.predict.training import Batch
 
 
-class GramTokens(torch.nn.Module):
+class GramTokens(LearnedProjections):
     """The invariants of the sites of one shape, in learned coordinates: left, right and cross."""
 
     def __init__(self, group: SiteGroup, size: int, delta: float) -> None:
-        super().__init__()
+        super().__init__(group, size)
         self.delta = delta
-        out, in_ = min(size, group.out), min(size, group.in_)
-        self.P = torch.nn.Parameter(torch.empty(group.sites, out, group.out))
-        self.Q = torch.nn.Parameter(torch.empty(group.sites, in_, group.in_))
-        self.width = out * (out + 1) // 2 + in_ * (in_ + 1) // 2 + out * in_
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """P and Q with random orthonormal rows."""
-        orthonormal_rows(self.P, generator)
-        orthonormal_rows(self.Q, generator)
 
     def forward(self, U: torch.Tensor, S: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
         """[n, sites, width] from U [n, sites, out, k], S [n, sites, k], V [n, sites, in, k]."""

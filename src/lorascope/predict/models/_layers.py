@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from lorascope.predict.neural import Dropout
+from lorascope.predict.models._singular import SiteGroup
+from lorascope.predict.neural import Dropout, floored
 from lorascope.predict.training import Batch
 
 BLOCK = 64
@@ -85,13 +86,29 @@ class Columns(torch.nn.Module):
         total = total.clamp_min(torch.finfo(torch.float64).tiny)
         mean = first / total
         spread = (second / total - mean * mean).clamp_min(0.0).sqrt()
-        floor = 0.05 * spread.square().mean(-1, keepdim=True).sqrt()
         self.get_buffer("mean").copy_(mean)
-        self.get_buffer("spread").copy_(torch.where(floor > 0, spread.maximum(floor), torch.ones_like(spread)))
+        self.get_buffer("spread").copy_(floored(spread))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of the shape of x."""
         return (x - self.get_buffer("mean")) / self.get_buffer("spread")
+
+
+class LearnedProjections(torch.nn.Module):
+    """P [sites, h, out] and Q [sites, h′, in], learned for the sites of one shape; h = min(``size``, out)."""
+
+    def __init__(self, group: SiteGroup, size: int) -> None:
+        super().__init__()
+        out, in_ = min(size, group.out), min(size, group.in_)
+        self.P = torch.nn.Parameter(torch.empty(group.sites, out, group.out))
+        self.Q = torch.nn.Parameter(torch.empty(group.sites, in_, group.in_))
+        self.width = out * (out + 1) // 2 + in_ * (in_ + 1) // 2 + out * in_
+        """Of what they make of a site: two symmetric matrices and one between the sides."""
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random orthonormal rows."""
+        orthonormal_rows(self.P, generator)
+        orthonormal_rows(self.Q, generator)
 
 
 class SiteLinear(torch.nn.Module):

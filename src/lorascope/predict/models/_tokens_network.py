@@ -9,7 +9,14 @@ import torch
 from lorascope.features.invariants.log_norm import FLOOR
 from lorascope.features.side import filter_values
 from lorascope.predict.models._attention import AttentionBlock
-from lorascope.predict.models._layers import Columns, SiteLinear, WideHead, blocks_of_batch, orthonormal_rows, triangle
+from lorascope.predict.models._layers import (
+    Columns,
+    LearnedProjections,
+    SiteLinear,
+    WideHead,
+    blocks_of_batch,
+    triangle,
+)
 from lorascope.predict.models._singular import SiteGroup
 from lorascope.predict.models._spectrum import MagnitudeHead, Spectra
 from lorascope.predict.neural import Dropout
@@ -19,28 +26,19 @@ NOTHING = 1e-30
 """What the weight of a direction with σ = 0 is in place of 0, whose logarithm is infinite."""
 
 
-class DirectionTokens(torch.nn.Module):
+class DirectionTokens(LearnedProjections):
     """One token for every singular value of the sites of one shape."""
 
     def __init__(
         self, group: SiteGroup, *, size: int, width: int, bandwidth: float, delta: float, dropout: float
     ) -> None:
-        super().__init__()
+        super().__init__(group, size)
         self.bandwidth, self.delta = bandwidth, delta
-        out, in_ = min(size, group.out), min(size, group.in_)
-        self.P = torch.nn.Parameter(torch.empty(group.sites, out, group.out))
-        self.Q = torch.nn.Parameter(torch.empty(group.sites, in_, group.in_))
-        products = out * (out + 1) // 2 + in_ * (in_ + 1) // 2 + out * in_
-        self.products = Columns(group.sites, 1, products)
+        self.products = Columns(group.sites, 1, self.width)
         self.logarithms = Columns(group.sites, 1, 2)
         self.drop = Dropout(dropout)
-        self.embed = SiteLinear(group.sites, products, width)
+        self.embed = SiteLinear(group.sites, self.width, width)
         self.embed_spectrum = SiteLinear(group.sites, 2, width)
-
-    def initialise(self, generator: torch.Generator) -> None:
-        """P and Q with random orthonormal rows."""
-        orthonormal_rows(self.P, generator)
-        orthonormal_rows(self.Q, generator)
 
     def _products(self, U: torch.Tensor, V: torch.Tensor) -> torch.Tensor:
         """[n, sites, k, products]: Pu uᵀPᵀ, Qv vᵀQᵀ and Pu vᵀQᵀ of each direction."""

@@ -7,13 +7,16 @@ file has them. The network is the plain ``mlp``, so it is as little an invariant
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from lorascope.errors import PredictorError
-from lorascope.predict.model import FittedModel, Split, Structure, stacks_of
+from lorascope.predict.model import Structure, stacks_of
 from lorascope.predict.models.mlp import MLP
-from lorascope.predict.targets import Target
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -35,28 +38,20 @@ class AugmentedMLP(MLP):
                 found=self.condition,
             )
 
-    def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
-        """By gradient descent, stopped on validation loss."""
+    def _network(
+        self, batch: Mapping[str, torch.Tensor], outputs: int, structure: Structure, generator: torch.Generator
+    ) -> torch.nn.Module:
         from lorascope.predict.models._augmented_network import Augmented
-        from lorascope.predict.neural import fit_network
 
-        shapes = [(len(names), out, in_) for (out, in_), names in stacks_of(structure).items()]
-        return fit_network(
-            lambda generator, batch: Augmented(
-                shapes,
-                structure.rank,
-                self.hidden,
-                target.width,
-                condition=self.condition,
-                dropout=self.dropout,
-                generator=generator,
-            ).calibrate(batch),
-            train,
-            validation,
-            target,
-            schedule=self.schedule(),
-            seed=seed,
-        )
+        return Augmented(
+            [(len(names), out, in_) for (out, in_), names in stacks_of(structure).items()],
+            structure.rank,
+            self.hidden,
+            outputs,
+            condition=self.condition,
+            dropout=self.dropout,
+            generator=generator,
+        ).calibrate(dict(batch))
 
 
 MODEL = AugmentedMLP

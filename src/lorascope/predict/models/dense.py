@@ -8,18 +8,20 @@ sketch computed from the factors. The magnitude stays, which the feature ``delta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
 from lorascope.errors import PredictorError
 from lorascope.features import projections
-from lorascope.predict.model import FittedModel, Inputs, Invariance, RankPolicy, Sample, Split, Structure
+from lorascope.predict.model import Inputs, Invariance, RankPolicy, Sample, Structure
 from lorascope.predict.models._balanced import balanced_inputs
 from lorascope.predict.models.mlp import MLP
-from lorascope.predict.targets import Target
+
+if TYPE_CHECKING:
+    from lorascope.predict.neural import Standardised
 
 BUDGET = 2**21
 """Entries of ΔW over all sites that are still taken as they are: 8 MB of float32 per adapter, formed and dropped."""
@@ -72,38 +74,10 @@ class Dense(MLP):
         Q = projections(names, "in", self.size, A.shape[-1], seed=self.seed)
         return P @ B, A @ Q.mT
 
-    def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
-        """By gradient descent, stopped on validation loss."""
+    def _kind(self) -> type[Standardised]:
         from lorascope.predict.models._dense_network import OnProducts
-        from lorascope.predict.neural import fit_network
 
-        return fit_network(
-            lambda generator, batch: OnProducts(
-                OnProducts.columns(batch), self.hidden, target.width, dropout=self.dropout, generator=generator
-            ).calibrate(batch),
-            train,
-            validation,
-            target,
-            schedule=self.schedule(),
-            seed=seed,
-        )
-
-    def restore(
-        self,
-        arrays: Mapping[str, NDArray[Any]],
-        values: Mapping[str, Any],
-        target: Target,
-        structure: Structure,
-    ) -> FittedModel:
-        """From the network's parameters."""
-        import torch
-
-        from lorascope.predict.models._dense_network import OnProducts
-        from lorascope.predict.neural import restore_network
-
-        columns = len(arrays["mean"])
-        network = OnProducts(columns, self.hidden, target.width, dropout=0.0, generator=torch.Generator())
-        return restore_network(network, arrays, target)
+        return OnProducts
 
 
 MODEL = Dense

@@ -29,6 +29,9 @@ from lorascope.predict.targets import Target
 from lorascope.symmetry import pad_rank
 
 if TYPE_CHECKING:
+    import torch
+
+    from lorascope.predict.neural import Standardised
     from lorascope.predict.training import Schedule
 
 
@@ -86,15 +89,26 @@ class MLP:
                 advance(len(block))
         return {"x": np.concatenate(rows)}
 
+    def _kind(self) -> type[Standardised]:
+        """The network."""
+        from lorascope.predict.neural import Standardised
+
+        return Standardised
+
+    def _network(
+        self, batch: Mapping[str, torch.Tensor], outputs: int, structure: Structure, generator: torch.Generator
+    ) -> torch.nn.Module:
+        """The network for training inputs, with their statistics."""
+        kind = self._kind()
+        network = kind(kind.columns(dict(batch)), self.hidden, outputs, dropout=self.dropout, generator=generator)
+        return network.calibrate(dict(batch))
+
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedModel:
         """By gradient descent, stopped on validation loss."""
-        from lorascope.predict.neural import Standardised, fit_network
+        from lorascope.predict.neural import fit_network
 
-        columns = train.inputs["x"].shape[1]
         return fit_network(
-            lambda generator, batch: Standardised(
-                columns, self.hidden, target.width, dropout=self.dropout, generator=generator
-            ).calibrate(batch),
+            lambda generator, batch: self._network(batch, target.width, structure, generator),
             train,
             validation,
             target,
@@ -112,10 +126,10 @@ class MLP:
         """From the network's parameters."""
         import torch
 
-        from lorascope.predict.neural import Standardised, restore_network
+        from lorascope.predict.neural import restore_network
 
         columns = len(arrays["mean"])
-        network = Standardised(columns, self.hidden, target.width, dropout=0.0, generator=torch.Generator())
+        network = self._kind()(columns, self.hidden, target.width, dropout=0.0, generator=torch.Generator())
         return restore_network(network, arrays, target)
 
 
