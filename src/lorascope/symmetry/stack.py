@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Factors, LowRank, Update
+from lorascope.adapter.widening import converted
 from lorascope.errors import AdapterError
 from lorascope.symmetry.arrays import Array
 from lorascope.symmetry.canonical import SVD, thin_svd
@@ -97,8 +98,8 @@ def _stack(adapters: Sequence[Adapter], names: list[str], shape: tuple[int, int]
     with np.errstate(over="ignore", invalid="ignore"):  # what does not become a finite number is refused below
         for (rank, *_), places in alike.items():
             lefts, rights = [stored[place].B for place in places], [stored[place].A for place in places]
-            B[places, :, :rank] = np.concatenate(lefts).reshape(len(places), shape[0], rank)
-            A[places, :rank] = np.concatenate(rights).reshape(len(places), rank, shape[1])
+            B[places, :, :rank] = converted(np.concatenate(lefts), B.dtype).reshape(len(places), shape[0], rank)
+            A[places, :rank] = converted(np.concatenate(rights), A.dtype).reshape(len(places), rank, shape[1])
         np.multiply(B, np.asarray([one.scale for one in stored], dtype)[:, None, None], out=B)
     left, right = (whole.reshape(len(adapters), len(names), *whole.shape[1:]) for whole in (B, A))
     _check_numbers(adapters, names, left, right)
