@@ -117,7 +117,7 @@ def _stored(adapter: Adapter, name: str, shape: tuple[int, int], dtype: DTypeLik
             expected=list(shape),
             found=list(update.shape),
         )
-    return update if isinstance(update, LowRank) else _factors(adapter, name, dtype)
+    return update if isinstance(update, LowRank) else factors_of(adapter, name, dtype)
 
 
 def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any], A: NDArray[Any]) -> None:
@@ -128,7 +128,7 @@ def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any
         bad = np.argwhere(~(left * right < limit))
     if len(bad):
         i, j = int(bad[0, 0]), int(bad[0, 1])
-        _factors(adapters[i], names[j], B.dtype)  # names the tensor where a number in it is not finite
+        factors_of(adapters[i], names[j], B.dtype)  # names the tensor where a number in it is not finite
         raise AdapterError(
             "the update is too large to compute with",
             file=adapters[i].provenance.path,
@@ -143,7 +143,12 @@ def _largest(X: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(X.max(axis=(-2, -1), initial=0.0), -X.min(axis=(-2, -1), initial=0.0))
 
 
-def _factors(adapter: Adapter, name: str, dtype: DTypeLike) -> Factors:
+def factors_of(adapter: Adapter, name: str, dtype: DTypeLike) -> Factors:
+    """B, A and scale of a site in ``dtype``.
+
+    Raises:
+        AdapterError: where a number is not finite, naming the tensor and the file.
+    """
     try:
         return adapter[name].factors(dtype)
     except AdapterError as error:
@@ -184,7 +189,7 @@ def refactored(adapter: Adapter, change: Callable[[Array, Array], tuple[Array, A
     """
     sites: dict[str, Update] = {}
     for name, update in adapter.items():
-        factors = _factors(adapter, name, np.float64)
+        factors = factors_of(adapter, name, np.float64)
         B, A = change(factors.B, factors.A)
         sites[name] = LowRank(
             B,
