@@ -26,6 +26,9 @@ from lorascope.symmetry.stack import factors_of
 LIMIT, WIDE_LIMIT = 150.0, 1e4
 """The bound of κ up to which Gram matrices in float32 are taken, and in float64; it is two to three times κ."""
 
+TURNED = 2048
+"""Columns that are turned at once, by a product with the identity: exact, and in half the time of a copy by NumPy."""
+
 SIDES = ("out", "in")
 
 
@@ -98,8 +101,10 @@ def _single(factor: NDArray[Any], room: NDArray[np.float32]) -> NDArray[np.float
     n, rank = factor.shape
     first, second = first.reshape(rank, n), second.reshape(n, rank)
     turned = singles(turned, first) if turned.dtype == np.float16 else turned.astype(np.float32, copy=False)
-    # a product with the identity is exact, and BLAS turns a matrix in half the time that NumPy takes
-    return np.matmul(turned.T, _identity(rank), out=second)
+    for start in range(0, n, TURNED):
+        rows = slice(start, start + TURNED)
+        np.matmul(turned[:, rows].T, _identity(rank), out=second[rows])
+    return second
 
 
 @cache
