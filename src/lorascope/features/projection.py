@@ -51,7 +51,7 @@ class Sketch(NamedTuple):
         if not isinstance(X, np.ndarray):
             return (like(self.signs, X) @ X[..., self.rows, :])[..., 0, :]
         given = cast("NDArray[Any]", X)
-        return (self.signs.astype(given.dtype, copy=False) @ np.take(given, self.rows, axis=-2))[..., 0, :]
+        return (self.signs.astype(given.dtype, copy=False) @ given.take(self.rows, axis=-2))[..., 0, :]
 
     def matrix(self, n: int) -> Float[np.ndarray, "h n"]:
         """P itself."""

@@ -23,7 +23,7 @@ from lorascope.predict.kernel import Tokens
 from lorascope.symmetry.gram import Root, projected_svd
 from lorascope.symmetry.stack import factors_of
 
-LIMIT, WIDE_LIMIT = 150.0, 1e4
+LIMIT, WIDE_LIMIT = 200.0, 1e4
 """The bound of κ up to which Gram matrices in float32 are taken, and in float64; it is two to three times κ."""
 
 TURNED = 2048
