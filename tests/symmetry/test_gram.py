@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lorascope.symmetry import thin_svd
+from lorascope.symmetry import gram, thin_svd
 from lorascope.symmetry.gram import Root, projected_svd
 
 
@@ -60,3 +60,21 @@ def test_a_factor_without_full_rank_is_said_and_harms_no_other(spoil):
     else:
         assert found.condition[1] > 1e7
     assert np.allclose(found.S[0], alone.S, rtol=1e-12)
+
+
+def test_singular_vectors_far_from_the_largest_come_from_an_svd_and_near_ones_are_those_of_it():
+    rng = np.random.default_rng(0)
+    turns = [np.linalg.qr(rng.standard_normal((5, 6, 6)))[0] for _ in range(2)]
+    S = np.stack([np.geomspace(1, least, 6) for least in (0.5, 2e-4, 1e-6, 1e-12, 1.0)])
+    S[-1] = 0.0
+    C = (turns[0] * S[:, None, :]) @ np.swapaxes(turns[1], -1, -2)
+    X, found, Y = gram._svd(C)
+    # eps / NEAR² of a vector that is near, eps of the values
+    off = 16 * np.finfo(np.float64).eps / gram.NEAR**2
+    identity = np.eye(6)
+    for one in (X, Y):
+        assert np.abs(np.swapaxes(one, -1, -2) @ one - identity).max() < off
+    assert np.abs(found - S).max() < 1e3 * np.finfo(np.float64).eps
+    assert np.abs((X * found[:, None, :]) @ np.swapaxes(Y, -1, -2) - C).max() < 1e3 * np.finfo(np.float64).eps
+    assert np.allclose(found[1], S[1], rtol=off)
+    assert (np.diff(found) <= 1e-12 * found[..., :1]).all()

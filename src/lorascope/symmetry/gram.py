@@ -79,13 +79,27 @@ def projected_svd(
     (array([5.]), array([0.6, 0.8]), 1.0)
     """
     core = np.swapaxes(left.L * left.lengths[..., None], -1, -2) @ (right.L * right.lengths[..., None])
-    X, S, Yh = np.linalg.svd(core)
-    return Projected(
-        left.seen(PB, X),
-        S,
-        right.seen(QA, np.swapaxes(Yh, -1, -2)),
-        np.maximum(left.condition, right.condition),
-    )
+    X, S, Y = _svd(core)
+    return Projected(left.seen(PB, X), S, right.seen(QA, Y), np.maximum(left.condition, right.condition))
+
+
+NEAR = 1e-4
+"""The share of σ₁ down to which singular vectors come from the eigenvectors of C Cᵀ, in two thirds of the time of an
+SVD: they are off by eps/NEAR² = 2e-8, less than float32 rounds a product to."""
+
+
+def _svd(C: Float[np.ndarray, "*sites rank rank"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """X, S and Y of C = X S Yᵀ, by eigenvectors where all σ are near each other."""
+    across = np.swapaxes(C, -1, -2)
+    left = np.array(np.linalg.eigh(C @ across).eigenvectors[..., ::-1])
+    right = across @ left
+    S = np.linalg.norm(right, axis=-2)
+    right /= np.where(S > 0, S, 1.0)[..., None, :]
+    is_near = (S[..., -1] > NEAR * S[..., 0]) & (S[..., 0] > 0)
+    if not is_near.all():
+        left[~is_near], S[~is_near], rest = np.linalg.svd(C[~is_near])
+        right[~is_near] = np.swapaxes(rest, -1, -2)
+    return left, S, right
 
 
 def _cholesky(
