@@ -2,7 +2,8 @@
 
     python _predict_alone.py ZOO PREDICTOR PREDICTOR_OF_LARGE [--torch] LARGE…
 
-Rates of the zoo's adapters from memory and of the large files one by one. A fitted ``kernels`` needs no PyTorch; with
+Rates of the zoo's adapters from memory and of the large files one by one: by the clock on the wall, and per second of
+processor time, which is the same where no other process wants the core. A fitted ``kernels`` needs no PyTorch; with
 ``--torch`` it is imported before anything else, as in a program that uses it for something else. The peak is that of
 the resident set since the process began to run this program: ``VmHWM`` where ``/proc`` has it; elsewhere ``ru_maxrss``,
 which on some systems is never less than that of the parent.
@@ -15,7 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import json
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,12 +51,19 @@ def measure(zoo: str, small: str, large: str, paths: list[str]) -> dict[str, flo
     from lorascope.predict import Dataset, Predictor
 
     predictor = Predictor.load(large)
-    seconds = median_seconds(lambda: [predictor.predict([lorascope.read(path)]) for path in paths])
-    result = {"large_from_files_per_second": len(paths) / seconds, "large_peak_bytes": peak_bytes()}
-    predictor = Predictor.load(small)
+    result = rates("large_from_files", len(paths), lambda: [predictor.predict([lorascope.read(p)]) for p in paths])
+    result["large_peak_bytes"] = peak_bytes()
+    of_small = Predictor.load(small)
     adapters = in_memory(sample.read() for sample in Dataset.of(zoo).samples)
-    result["small_per_second"] = len(adapters) / median_seconds(lambda: predictor.predict(adapters))
-    return result
+    return result | rates("small", len(adapters), lambda: of_small.predict(adapters))
+
+
+def rates(name: str, count: int, work: Callable[[], Any]) -> dict[str, float]:
+    """Adapters per second, by both clocks."""
+    return {
+        f"{name}_per_second": count / median_seconds(work),
+        f"{name}_per_processor_second": count / median_seconds(work, clock=time.process_time),
+    }
 
 
 if __name__ == "__main__":

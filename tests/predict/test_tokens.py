@@ -148,6 +148,15 @@ def test_a_zero_update_of_a_large_layer_has_finite_tokens():
     assert not found["S0"][0, 0].any()
 
 
+def test_updates_of_rank_0_are_zero_updates():
+    plain = adapter()
+    nothing = LowRank(np.zeros((1100, 0), np.float16), np.zeros((0, 1030), np.float16))
+    one = Adapter({**plain.sites, "q": nothing})
+    assert not of(one, plain)["S0"][0, 0].any()
+    both = of(Adapter({"q": nothing, "v": nothing, "small": LowRank(np.zeros((20, 0)), np.zeros((0, 30)))}))
+    assert both["S0"].shape == (1, 2, 0)
+
+
 def test_familiarity_with_large_layers_is_saved_and_judges_the_same():
     adapters = [adapter(seed) for seed in range(6)]
     samples = [Sample(lambda a=a: a, {}) for a in adapters]

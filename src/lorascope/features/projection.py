@@ -91,7 +91,7 @@ def sketch_of(site: str, side: str, size: int, n: int, seed: int) -> Sketch:
 
 @lru_cache(maxsize=1024)
 def _signs(site: str, side: str, size: int, n: int, seed: int) -> Int8[np.ndarray, "size n"]:
-    """The signs of one projection, kept as bytes: 64 sites of 4096 take 16 MB a side."""
+    """The signs of one projection, kept as bytes: 64 sites of 1,000 rows take 4 MB a side."""
     bits = _bits(_words(site, side, size, n, seed, -(-size * n // 64)), size * n)
     return (1 - 2 * bits.astype(np.int8)).reshape(size, n)
 

@@ -95,7 +95,7 @@ def _svd(C: Float[np.ndarray, "*sites rank rank"]) -> tuple[np.ndarray, np.ndarr
     right = across @ left
     S = np.linalg.norm(right, axis=-2)
     right /= np.where(S > 0, S, 1.0)[..., None, :]
-    is_near = (S[..., -1] > NEAR * S[..., 0]) & (S[..., 0] > 0)
+    is_near = S.min(axis=-1, initial=np.inf) > NEAR * S.max(axis=-1, initial=0.0)
     if not is_near.all():
         left[~is_near], S[~is_near], rest = np.linalg.svd(C[~is_near])
         right[~is_near] = np.swapaxes(rest, -1, -2)
