@@ -2,8 +2,9 @@
 
 The small ones are forged here. The large ones have 64 sites of 4096 × 4096 and rank 16 in float16, 16 MiB each; their
 factors are those of forged adapters of rank 16, whose R of B = Q R is kept and whose Q is drawn anew at the large size:
-spectra and conditions are those of training. Beside the model as it is, the same fitted model in a loop over adapters
-and sites, by one SVD each. The peak of memory is that of a process that loads the predictor and judges the large files.
+spectra and conditions are those of training. Rates, and the peak of memory with the large files, are those of
+processes of their own (``_predict_alone``), one without PyTorch and one that has imported it. Beside the model as it
+is, the same fitted model in a loop over adapters and sites, by one SVD each.
 """
 
 import os
@@ -14,65 +15,48 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import lorascope
+from _predict_alone import in_memory
 from lorascope.adapter import Adapter, LowRank
 from lorascope.features.projection import projections
 from lorascope.forge import forge
-from lorascope.predict import MODELS, Dataset, Predictor, Sample, fit_predictor
-from lorascope.predict.kernel import Tokens
-from lorascope.predict.tokens import height
+from lorascope.predict import MODELS, Dataset, Sample, fit_predictor
 from lorascope.symmetry import thin_svd
 from report import median_seconds, report
 
 SMALL, LARGE, SIDE, SITES = 192, 24, 4096, 64
-JUDGE = """
-import json, resource, sys, time
-import lorascope
-from lorascope.predict import Predictor
-predictor = Predictor.load(sys.argv[1])
-for path in sys.argv[2:]:
-    predictor.predict([lorascope.read(path)])
-print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)))
-"""
+ALONE = Path(__file__).with_name("_predict_alone.py")
 
 
 def naive(predictor, adapters):
     """Scores by one SVD, one feature vector and one inner product at a time; spectra in one call at the end."""
-    [member], size, seed = predictor.members, predictor.model.size, predictor.model.seed
-    machine, scores = member.fitted.machine, []
+    [member], model = predictor.members, predictor.model
+    machine, principal, scores = member.fitted.machine, member.fitted.principal, []
     sites = machine.comparison.sites
     for adapter in adapters:
-        total, kept = machine.intercept.copy(), {}
-        for number, (name, (stack, place)) in enumerate(zip(sites.names, sites.places, strict=True)):
+        kept = {}
+        for name, (stack, place) in zip(sites.names, sites.places, strict=True):
             B, A, scale = adapter[name].factors(np.float64)
             U, S, Vh = thin_svd(B, A, scale)
-            P, Q = (
-                projections([name], side, height(size, n), n, seed=seed)[0]
-                for side, n in (("out", len(B)), ("in", A.shape[1]))
+            left, right = (
+                X if model.rows(len(X)) == len(X) else projections([name], side, model.rows(len(X)), len(X))[0] @ X
+                for side, X in (("out", U), ("in", Vh.T))
             )
-            tokens = Tokens(*(part[None] for part in (P @ U, S, Q @ Vh.T)))
-            for part, values in zip(("left", "S", "right"), tokens, strict=True):
+            for part, values in zip(("left", "S", "right"), (left, S, right), strict=True):
                 kept.setdefault(f"{part}{stack}", []).append((place, values))
-            for (kernel, site), slope in machine.slopes.items():
-                if site == number:
-                    total = total + machine.comparison.kernels[kernel](tokens)[0] @ slope
-        inputs = {key: np.stack([v for _, v in sorted(rows, key=lambda r: r[0])], axis=1) for key, rows in kept.items()}
+        inputs = {key: np.stack([[v for _, v in sorted(rows, key=lambda r: r[0])]]) for key, rows in kept.items()}
+        inputs, total = principal(inputs), machine.intercept.copy()
+        for (kernel, site), slope in machine.slopes.items():
+            total = total + machine.comparison.kernels[kernel](sites.tokens(inputs, site))[0] @ slope
         radial = replace(machine, slopes={}, intercept=np.zeros_like(machine.intercept))
         scores.append(total + radial(inputs)[0])
     return np.asarray(scores)
-
-
-def in_memory(adapters):
-    """The adapters without their files."""
-    return [
-        Adapter({name: LowRank(np.array(u.B), np.array(u.A), u.scale, alpha=u.alpha) for name, u in adapter.items()})
-        for adapter in adapters
-    ]
 
 
 def lifted(adapter, rng):
@@ -97,16 +81,8 @@ def figures() -> dict[str, float]:
         settings = {"base_steps": 200, "steps": 60}
         forge("digits-vit", SMALL, place / "small", settings=settings)
         dataset = Dataset.of(place / "small")
-        predictor = fit_predictor(dataset, "test_accuracy", MODELS["kernels"]())
-        adapters = in_memory([sample.read() for sample in dataset.samples])
-        seconds = median_seconds(lambda: predictor.predict(adapters))
-        result["small_per_second"] = len(adapters) / seconds
-        some = adapters[:24]
-        by_loop = median_seconds(lambda: naive(predictor, some), runs=3)
-        result["small_ratio_to_loop"] = by_loop / len(some) / (seconds / len(adapters))
-        inputs = predictor.model.inputs([Sample(lambda a=a: a, {}) for a in some], predictor.structure)
-        scores = predictor.members[0].fitted.scores(inputs)
-        result["small_difference_of_scores"] = float(np.abs(naive(predictor, some)[:, :1] - scores).max())
+        small = fit_predictor(dataset, "test_accuracy", MODELS["kernels"]())
+        small.save(place / "small predictor")
 
         forge("digits-vit", LARGE, place / "wide", settings={**settings, "rank": 16})
         rng = np.random.default_rng(0)
@@ -115,19 +91,24 @@ def figures() -> dict[str, float]:
         for path, sample in zip(paths, wide.samples, strict=True):
             lorascope.write(lifted(sample.read(), rng), path)
         samples = tuple(Sample(lambda path=path: lorascope.read(path), {}) for path in paths)
-        large = replace(wide, samples=samples, splits=("train",) * LARGE, groups=wide.ids, _inputs={})
-        predictor = fit_predictor(large, "test_accuracy", MODELS["kernels"]())
-        few = paths[:8]
-        seconds = median_seconds(lambda: [predictor.predict([lorascope.read(path)]) for path in few], runs=3)
-        result["large_from_files_per_second"] = len(few) / seconds
-        by_loop = median_seconds(lambda: naive(predictor, [lorascope.read(paths[0])]), runs=1)
-        result["large_ratio_to_loop"] = by_loop / (seconds / len(few))
-        predictor.save(place / "predictor")
-        assert Predictor.load(place / "predictor").target == predictor.target
-        done = subprocess.run(
-            [sys.executable, "-c", JUDGE, str(place / "predictor"), *map(str, few)], check=True, capture_output=True
-        )
-        result["large_peak_bytes"] = json.loads(done.stdout)
+        zoo = replace(wide, samples=samples, splits=("train",) * LARGE, groups=wide.ids, _inputs={})
+        large = fit_predictor(zoo, "test_accuracy", MODELS["kernels"]())
+        large.save(place / "large predictor")
+
+        given = [place / "small", place / "small predictor", place / "large predictor", *paths[:8]]
+        for flags, beside in (([], ""), (["--torch"], "_beside_torch")):
+            command = [sys.executable, str(ALONE), *map(str, given), *flags]
+            done = subprocess.run(command, check=True, capture_output=True)
+            result |= {name + beside: value for name, value in json.loads(done.stdout).items()}
+
+        some = in_memory(sample.read() for sample in dataset.samples[:24])
+        by_loop = median_seconds(lambda: naive(small, some), runs=3, clock=time.process_time)
+        result["small_ratio_to_loop"] = by_loop / len(some) * result["small_per_processor_second"]
+        inputs = small.model.inputs([Sample(lambda a=a: a, {}) for a in some], small.structure)
+        scores = small.members[0].fitted.scores(inputs)
+        result["small_difference_of_scores"] = float(np.abs(naive(small, some)[:, :1] - scores).max())
+        by_loop = median_seconds(lambda: naive(large, [lorascope.read(paths[0])]), runs=1, clock=time.process_time)
+        result["large_ratio_to_loop"] = by_loop * result["large_from_files_per_processor_second"]
     return result
 
 

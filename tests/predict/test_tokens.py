@@ -1,13 +1,19 @@
 """Tokens of large layers by Gram matrices are those by QR; what they cannot give goes by QR; ranks may be mixed."""
 
+import json
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 import pytest
 
-from lorascope.adapter import Adapter, LowRank
-from lorascope.predict import MODELS, Dataset, Predictor, fit_predictor, tokens
+from lorascope.adapter import Adapter, LowRank, Provenance
+from lorascope.errors import AdapterError, PredictorError
+from lorascope.predict import MODELS, Dataset, Predictor, fit_predictor, large_layers, store, tokens
 from lorascope.predict.familiarity import Familiarity
 from lorascope.predict.model import Sample, Structure
 from lorascope.predict.site_statistics import SEED, SIZE
+from lorascope.symmetry import thin_svd
 
 SHAPE = (1100, 1030)
 STRUCTURE = Structure({"q": SHAPE, "v": SHAPE, "small": (20, 30)}, 4)
@@ -48,15 +54,66 @@ def test_large_layers_go_by_gram_matrices_and_are_those_by_qr(taken, monkeypatch
     assert set(taken) == {"small"}
     assert fast["left0"].shape == (2, 2, 16, 3)  # half of the size on sides so long
     assert fast["left1"].shape == (2, 1, 20, 3)
-    monkeypatch.setattr(tokens, "LIMIT", 0.0)
+    monkeypatch.setattr(large_layers, "LIMIT", 0.0)
     wide = of(*adapters)
     assert set(taken) == {"small"}
-    monkeypatch.setattr(tokens, "WIDE_LIMIT", 0.0)
+    monkeypatch.setattr(large_layers, "WIDE_LIMIT", 0.0)
     slow = of(*adapters)
     assert {"q", "v"} <= set(taken)
     for way in (fast, wide):
         for one, other in zip(invariants(way, 0), invariants(slow, 0), strict=True):
             assert np.abs(one - other).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("order", ["C", "F", "strided"])
+def test_factors_may_lie_in_memory_in_any_way_and_have_any_narrow_dtype(taken, dtype, order):
+    def laid(X):
+        if order != "strided":
+            return np.asarray(X, order=order)
+        room = np.full((2 * X.shape[0], 3 * X.shape[1]), np.nan, X.dtype)
+        room[::2, ::3] = X
+        return room[::2, ::3]
+
+    plain = adapter(dtype=dtype)
+    other = Adapter({name: LowRank(laid(one.B), laid(one.A), one.scale) for name, one in plain.items()})
+    found = of(other)
+    assert set(taken) == {"small"}
+    exact = of(Adapter({name: LowRank(*update.factors(np.float64)) for name, update in plain.items()}))
+    for stack in (0, 1):
+        for one, two in zip(invariants(found, stack), invariants(exact, stack), strict=True):
+            # products of 1100 numbers in float32, κ of 10
+            assert np.abs(one - two).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(two).max()
+
+
+def test_a_size_beyond_the_shape_is_exact_for_large_layers_too():
+    plain = adapter()
+    found = tokens.tokens_of([Sample(lambda: plain, {})], STRUCTURE, size=4 * max(SHAPE), seed=0)
+    left, S, right = (found[f"{part}0"][0, 0] for part in ("left", "S", "right"))
+    assert left.shape == (1100, 3) and right.shape == (1030, 3)
+    delta = plain["q"].delta_weight(np.float64)
+    assert np.abs((left * S) @ right.T - delta).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(delta).max()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("side", ["B", "A"])
+def test_a_number_that_is_not_finite_is_refused_by_name(side, dtype, value):
+    plain = adapter(dtype=dtype)
+    factors = {"B": plain["v"].B.copy(), "A": plain["v"].A.copy()}
+    factors[side][1, 1] = value
+    bad = LowRank(factors["B"], factors["A"], keys=("v.lora_B", "v.lora_A"))
+    with pytest.raises(AdapterError, match=rf"file\.safetensors: non-finite value in v\.lora_{side}"):
+        of(adapter(3), Adapter({**plain.sites, "v": bad}, Provenance(path=Path("file.safetensors"))))
+
+
+@pytest.mark.parametrize("size", [1e15, 1e37])
+def test_numbers_whose_squares_float32_cannot_hold_are_computed_with_all_the_same(size):
+    plain = adapter(dtype=np.float32)
+    site = plain["q"]
+    large = of(Adapter({**plain.sites, "q": LowRank(site.B * np.float32(size), site.A, site.scale / size)}))
+    for one, other in zip(invariants(large, 0), invariants(of(plain), 0), strict=True):
+        assert np.abs(one - other).max() < 64 * np.finfo(np.float32).eps * 10**2 * np.abs(other).max()
 
 
 def test_what_float32_would_round_goes_by_qr(taken):
@@ -76,10 +133,10 @@ def test_a_site_that_is_ill_conditioned_goes_by_qr_alone(taken):
 def test_gram_matrices_in_float64_go_on_where_those_in_float32_stop(taken):
     whole = adapter(dtype=np.float32)
     B = whole["q"].B.copy()
-    B[:, 1] = B[:, 0] + 3e-3 * np.abs(B[:, 0]).max() * np.random.default_rng(5).standard_normal(len(B))
+    B[:, 1] = B[:, 0] + 2e-3 * np.abs(B[:, 0]).max() * np.random.default_rng(5).standard_normal(len(B))
     inputs = of(Adapter({**whole.sites, "q": LowRank(B, whole["q"].A, 1.0)}))
     assert set(taken) == {"small"}
-    S = np.linalg.svd(B.astype(np.float64) @ whole["q"].A.astype(np.float64), compute_uv=False)[:3]
+    S = thin_svd(B.astype(np.float64), whole["q"].A.astype(np.float64)).S
     assert S[0] > 100 * S[2]
     assert np.allclose(inputs["S0"][0, 0], S, rtol=1e-4)
 
@@ -89,6 +146,15 @@ def test_a_zero_update_of_a_large_layer_has_finite_tokens():
     found = of(Adapter({**whole.sites, "q": LowRank(np.zeros((1100, 2), np.float16), whole["q"].A[:2], 1.0)}))
     assert np.isfinite(found["left0"]).all()
     assert not found["S0"][0, 0].any()
+
+
+def test_updates_of_rank_0_are_zero_updates():
+    plain = adapter()
+    nothing = LowRank(np.zeros((1100, 0), np.float16), np.zeros((0, 1030), np.float16))
+    one = Adapter({**plain.sites, "q": nothing})
+    assert not of(one, plain)["S0"][0, 0].any()
+    both = of(Adapter({"q": nothing, "v": nothing, "small": LowRank(np.zeros((20, 0)), np.zeros((0, 30)))}))
+    assert both["S0"].shape == (1, 2, 0)
 
 
 def test_familiarity_with_large_layers_is_saved_and_judges_the_same():
@@ -115,6 +181,20 @@ def test_a_predictor_of_large_layers_is_saved_and_says_the_same(tmp_path):
     predictor = fit_predictor(dataset, "size", MODELS["kernels"]())
     predictor.save(tmp_path / "p")
     assert Predictor.load(tmp_path / "p").predict(adapters[:2]) == predictor.predict(adapters[:2])
+    config = json.loads((tmp_path / "p" / "predictor.json").read_text())
+    (tmp_path / "p" / "predictor.json").write_text(json.dumps({**config, "projections": 1}))
+    with pytest.raises(PredictorError, match=r"projections.*another version.*expected 2, found 1"):
+        Predictor.load(tmp_path / "p")
+
+
+def test_only_predictors_of_large_layers_depend_on_the_version_of_the_projections():
+    for largest, version in ((1023, None), (1023, 1), (1023, 3), (1024, 2)):
+        config = {"structure": {"sites": {"q": [20, largest]}}}
+        store._check_projections(config if version is None else {**config, "projections": version})
+    for version in (None, 1, 3):
+        config = {"structure": {"sites": {"q": [20, 1024]}}}
+        with pytest.raises(PredictorError, match="fit it again"):
+            store._check_projections(config if version is None else {**config, "projections": version})
 
 
 def test_the_blocks_change_nothing(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lorascope.adapter.half import BEYOND, singles
 from lorascope.adapter.update import Layer, Update
 from lorascope.errors import AdapterError
 
@@ -32,7 +32,7 @@ def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
     Raises:
         AdapterError: where a value is NaN or infinite, or too large for ``dtype``.
     """
-    array = _converted(stored, np.dtype(dtype))
+    array = converted(stored, np.dtype(dtype))
     if not bool(np.isfinite(array).all()):
         if stored.size > 1 and not any(stored.strides):
             raise AdapterError(
@@ -47,11 +47,12 @@ def widened(stored: NDArray[Any], key: str, dtype: DTypeLike) -> NDArray[Any]:
     return array
 
 
-def _converted(stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """``stored.astype(dtype)``; by PyTorch where that is there already and many times faster."""
-    torch = sys.modules.get("torch")
-    if torch is not None and stored.size >= LARGE and stored.dtype == np.float16 and dtype == np.float32:
-        return torch.from_numpy(np.require(stored, requirements="W")).float().numpy()
+def converted(stored: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """``stored.astype(dtype)``, many times faster where that goes number by number."""
+    if stored.dtype == np.float16 and stored.size >= LARGE and dtype.char in "fd":
+        array = singles(stored)
+        if max(float(array.max()), -float(array.min())) < BEYOND:
+            return array.astype(dtype, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
         return stored.astype(dtype)
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import LorascopeError, OutputError, PredictorError
+from lorascope.features import projection
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.conformal import Conformal
 from lorascope.predict.familiarity import Familiarity
-from lorascope.predict.model import MODELS, Model, Structure
+from lorascope.predict.model import MODELS, Model, Sample, Structure
 from lorascope.predict.predictor import Member, Predictor
 from lorascope.predict.seal import check_seal, sealed
 from lorascope.predict.targets import TASKS, Target
@@ -44,6 +45,7 @@ def save(predictor: Predictor, path: Path) -> None:
     arrays, members = _state(predictor)
     config = {
         "schema_version": SCHEMA_VERSION,
+        "projections": projection.VERSION,
         "target": dataclasses.asdict(predictor.target),
         "model": {"name": predictor.model.name, "options": dataclasses.asdict(predictor.model)},  # type: ignore[call-overload]  # members are dataclasses
         "structure": dataclasses.asdict(predictor.structure),
@@ -142,6 +144,7 @@ def load(path: Path) -> Predictor:
                 found=config["schema_version"],
                 hint="fit it again",
             )
+        _check_projections(config)
         if not (path / WEIGHTS).is_file():
             raise PredictorError("the weights are missing", file=path / WEIGHTS)
         arrays = load_file(path / WEIGHTS)
@@ -174,6 +177,20 @@ def load(path: Path) -> Predictor:
             found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             hint="fit it again",
         ) from error
+
+
+def _check_projections(config: dict[str, Any]) -> None:
+    """Refuse a predictor that was fitted on other projections of large sides; those of smaller ones never changed."""
+    version = config.get("projections", 1)
+    largest = max((int(n) for shape in config["structure"]["sites"].values() for n in shape), default=0)
+    if version != projection.VERSION and largest >= projection.LARGE:
+        raise PredictorError(
+            "the predictor was fitted on projections of large layers that another version of lorascope makes",
+            key="projections",
+            expected=projection.VERSION,
+            found=version,
+            hint="fit it again",
+        )
 
 
 def _restored(config: dict[str, Any], arrays: dict[str, Any]) -> Predictor:
@@ -243,25 +260,28 @@ def _try(predictor: Predictor) -> None:
     One is untrained, the other random and of the trained rank: what a model keeps for adapters of ranks that training
     had is then tried as well.
     """
-    sites, rank = predictor.structure.sites, predictor.structure.rank
-    if predictor.model.invariance == "blind" or sum(map(sum, sites.values())) > MAXIMUM_TRIED:
+    structure = predictor.structure
+    if predictor.model.invariance == "blind" or sum(map(sum, structure.sites.values())) > MAXIMUM_TRIED:
         return
-    rng = np.random.default_rng(0)
-    tried: list[Adapter] = []
-    for size in (0.0, 1e-3):
-        parts = {
-            site: LowRank(
-                size * rng.standard_normal((out, min(rank, out, in_))), rng.standard_normal((min(rank, out, in_), in_))
-            )
-            for site, (out, in_) in sites.items()
-        }
-        tried.append(Adapter(parts))
+    # made when they are read, since large ones do not fit into memory together with room to spare
+    tried = [Sample(lambda size=size: _random(structure, size), {}) for size in (0.0, 1e-3)]
     with np.errstate(over="raise", invalid="raise", divide="raise"):
         said = predictor.predict(tried)
     for prediction in said:
         numbers = [prediction.value] if prediction.probabilities is None else list(prediction.probabilities.values())
         if not all(math.isfinite(number) for number in [*numbers, *(prediction.interval or ())]):
             raise ValueError("the weights give no finite prediction")
+
+
+def _random(structure: Structure, size: float) -> Adapter:
+    """The same random adapter of the structure's rank at every call, in float32, B of this size."""
+    rng = np.random.default_rng(0)
+    sites: dict[str, LowRank] = {}
+    for name, (out, in_) in structure.sites.items():
+        rank = min(structure.rank, out, in_)
+        B, A = rng.standard_normal((out, rank), np.float32), rng.standard_normal((rank, in_), np.float32)
+        sites[name] = LowRank(np.float32(size) * B, A)
+    return Adapter(sites)
 
 
 def _model(name: str, options: dict[str, Any]) -> Model:

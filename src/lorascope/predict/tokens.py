@@ -1,35 +1,29 @@
 """Adapters as the tokens of their sites: singular vectors under seeded projections, and singular values.
 
-Small layers go by QR in float64. Layers of ``LARGE`` rows and columns or more go by Gram matrices in float32 where the
-file holds no more than that and the condition κ of the factors allows it; where it does not, by Gram matrices in
-float64; and where κ is beyond that too, by QR. eps κ² ≤ 6e-4 in the first case and eps κ ≤ 6e-4 in the second bound, up
-to a small factor, what the weakest direction is off by, and weak directions hardly count in any kernel. Adapters
-stream in blocks of sites: no more than ``NUMBERS`` entries of factors are widened at once.
+Layers with fewer than ``LARGE`` rows or columns go by QR in float64, and so do factors stored in more than 4 bytes a
+number; all others by Gram matrices (``large_layers``) where these are exact enough. Adapters stream in blocks, and by
+QR in blocks of sites: no more than ``NUMBERS`` entries of factors are widened at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from lorascope.adapter import Adapter, LowRank, Update
-from lorascope.features.projection import projected, projections
+from lorascope.adapter import Adapter, LowRank
+from lorascope.features.projection import LARGE, projected, projections
 from lorascope.predict.blocks import BLOCK, checked
 from lorascope.predict.kernel import Sites, Tokens
+from lorascope.predict.large_layers import tokens_by_gram
 from lorascope.predict.model import Inputs, Sample, Structure, stacks_of
-from lorascope.symmetry import pad_rank, stack_adapters
-from lorascope.symmetry.gram import Products, Projected, projected_svd
+from lorascope.symmetry import stack_adapters
 
 NUMBERS = 4_000_000
 """32 MB in float64."""
-LARGE = 1024
-LIMIT, WIDE_LIMIT = 200.0, 1e4
-"""The bound of κ up to which Gram matrices in float32 are taken, and in float64; it is about twice κ at rank 16."""
 
 
 def sites_of(structure: Structure) -> Sites:
@@ -58,7 +52,7 @@ def tokens_of(
     parts: dict[str, list[NDArray[Any]]] = {}
     for block in _blocks(samples, structure):
         for number, (shape, names) in enumerate(stacks_of(structure).items()):
-            chunks = [_tokens(block, chunk, shape, size, seed, exact) for chunk in _chunks(block, names, shape)]
+            chunks = list(_tokens(block, names, shape, size, seed, exact))
             rank = max(chunk.S.shape[-1] for chunk in chunks)
             for name, arrays in zip(("left", "S", "right"), zip(*chunks, strict=True), strict=True):
                 joined = np.concatenate([_widened(array, rank) for array in arrays], axis=1)
@@ -79,56 +73,23 @@ def _blocks(samples: Iterable[Sample], structure: Structure) -> Iterator[list[Ad
         yield [first, *(checked(one.read(), structure) for one in islice(iterator, more))]
 
 
-def _chunks(block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int]) -> Iterator[Sequence[str]]:
-    rank = max(adapter[name].rank for adapter in block for name in names)
-    step = max(1, NUMBERS // max(1, len(block) * rank * sum(shape)))
-    yield from (names[start : start + step] for start in range(0, len(names), step))
-
-
 def _tokens(
     block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
-) -> Tokens:
+) -> Iterator[Tokens]:
+    """The tokens of the sites of one shape, one or more blocks of sites after another."""
     if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
-        return _by_qr(block, names, size, seed, exact)
-    found, scales = _by_gram(block, names, size, seed, np.float32)
-    _mend(found, LIMIT, lambda places: _by_gram(block, [names[i] for i in places], size, seed, np.float64)[0])
-    signs = np.where(scales < 0, -1.0, 1.0)[..., None, None]
-    tokens = Tokens(signs * found.left, np.abs(scales)[..., None] * found.S, found.right)
-    for place in np.flatnonzero((found.condition > WIDE_LIMIT).any(axis=0)).tolist():
+        rank = max(adapter[name].rank for adapter in block for name in names)
+        step = max(1, NUMBERS // max(1, len(block) * rank * sum(shape)))
+        starts = range(0, len(names), step)
+        yield from (_by_qr(block, names[start : start + step], size, seed, exact) for start in starts)
+        return
+    heights = height(size, shape[0], exact), height(size, shape[1], exact)
+    tokens, unsound = tokens_by_gram(block, names, (min(heights[0], shape[0]), min(heights[1], shape[1])), seed)
+    for place in unsound:
         by_qr = _by_qr(block, [names[place]], size, seed, exact)
         for whole, one in zip(tokens, by_qr, strict=True):
-            whole[:, place] = _widened(one, found.S.shape[-1])[:, 0]
-    return tokens
-
-
-def _mend(found: Projected, limit: float, again: Callable[[list[int]], Projected]) -> None:
-    """Replace the sites whose condition is beyond the limit in any adapter of the block."""
-    places = np.flatnonzero((found.condition > limit).any(axis=0)).tolist()
-    if places:
-        for whole, part in zip(found, again(places), strict=True):
-            whole[:, places] = part
-
-
-def _by_gram(
-    block: Sequence[Adapter], names: Sequence[str], size: int, seed: int, gram: DTypeLike
-) -> tuple[Projected, NDArray[np.float64]]:
-    """By products in float32, with Gram matrices in ``gram``; for scale 1, and the scales [n, S]."""
-    rank = max(adapter[name].rank for adapter in block for name in names)
-    rows = [[_products(adapter[name], name, rank, size, seed, gram) for name in names] for adapter in block]
-    stacked = (np.stack([np.stack([one[part] for one, _ in row]) for row in rows]) for part in range(4))
-    return projected_svd(Products(*stacked)), np.asarray([[scale for _, scale in row] for row in rows])
-
-
-def _products(update: Update, name: str, rank: int, size: int, seed: int, gram: DTypeLike) -> tuple[Products, float]:
-    """One site's products, ranks padded; and its scale."""
-    B, A, scale = update.factors(np.float32)
-    B, A = pad_rank(B, A, rank)
-    P, Q = (_projection(name, side, height(size, n), n, seed) for side, n in (("out", len(B)), ("in", A.shape[1])))
-    products = Products.of(B, A, P, Q)
-    if gram == np.float64:
-        B, A = B.astype(np.float64), A.astype(np.float64)
-        products = products._replace(G=B.T @ B, K=A @ A.T)
-    return products, scale
+            whole[:, place] = _widened(one, tokens.S.shape[-1])[:, 0]
+    yield tokens
 
 
 def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int, exact: int) -> Tokens:
@@ -159,12 +120,6 @@ def _is_narrow(adapter: Adapter, name: str) -> bool:
     """Whether the factors are stored in float32 or less, so that nothing is lost by computing in it."""
     update = adapter[name]
     return isinstance(update, LowRank) and max(update.B.dtype.itemsize, update.A.dtype.itemsize) <= 4
-
-
-@lru_cache(maxsize=256)
-def _projection(site: str, side: str, size: int, n: int, seed: int) -> NDArray[np.float32]:
-    """One projection in float32, kept: 64 sites of 4096 take 64 MiB at size 64."""
-    return projections([site], side, size, n, seed=seed)[0].astype(np.float32)
 
 
 def _widened(array: NDArray[Any], rank: int) -> NDArray[Any]:

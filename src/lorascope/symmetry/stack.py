@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Factors, LowRank, Update
+from lorascope.adapter.widening import converted
 from lorascope.errors import AdapterError
 from lorascope.symmetry.arrays import Array
 from lorascope.symmetry.canonical import SVD, thin_svd
@@ -97,8 +98,8 @@ def _stack(adapters: Sequence[Adapter], names: list[str], shape: tuple[int, int]
     with np.errstate(over="ignore", invalid="ignore"):  # what does not become a finite number is refused below
         for (rank, *_), places in alike.items():
             lefts, rights = [stored[place].B for place in places], [stored[place].A for place in places]
-            B[places, :, :rank] = np.concatenate(lefts).reshape(len(places), shape[0], rank)
-            A[places, :rank] = np.concatenate(rights).reshape(len(places), rank, shape[1])
+            B[places, :, :rank] = converted(np.concatenate(lefts), B.dtype).reshape(len(places), shape[0], rank)
+            A[places, :rank] = converted(np.concatenate(rights), A.dtype).reshape(len(places), rank, shape[1])
         np.multiply(B, np.asarray([one.scale for one in stored], dtype)[:, None, None], out=B)
     left, right = (whole.reshape(len(adapters), len(names), *whole.shape[1:]) for whole in (B, A))
     _check_numbers(adapters, names, left, right)
@@ -116,7 +117,7 @@ def _stored(adapter: Adapter, name: str, shape: tuple[int, int], dtype: DTypeLik
             expected=list(shape),
             found=list(update.shape),
         )
-    return update if isinstance(update, LowRank) else _factors(adapter, name, dtype)
+    return update if isinstance(update, LowRank) else factors_of(adapter, name, dtype)
 
 
 def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any], A: NDArray[Any]) -> None:
@@ -127,7 +128,7 @@ def _check_numbers(adapters: Sequence[Adapter], names: list[str], B: NDArray[Any
         bad = np.argwhere(~(left * right < limit))
     if len(bad):
         i, j = int(bad[0, 0]), int(bad[0, 1])
-        _factors(adapters[i], names[j], B.dtype)  # names the tensor where a number in it is not finite
+        factors_of(adapters[i], names[j], B.dtype)  # names the tensor where a number in it is not finite
         raise AdapterError(
             "the update is too large to compute with",
             file=adapters[i].provenance.path,
@@ -147,7 +148,12 @@ def largest_entries(X: NDArray[Any]) -> NDArray[Any]:
     return np.maximum(X.max(axis=(-2, -1), initial=0.0), -X.min(axis=(-2, -1), initial=0.0))
 
 
-def _factors(adapter: Adapter, name: str, dtype: DTypeLike) -> Factors:
+def factors_of(adapter: Adapter, name: str, dtype: DTypeLike) -> Factors:
+    """B, A and scale of a site in ``dtype``.
+
+    Raises:
+        AdapterError: where a number is not finite, naming the tensor and the file.
+    """
     try:
         return adapter[name].factors(dtype)
     except AdapterError as error:
@@ -188,7 +194,7 @@ def refactored(adapter: Adapter, change: Callable[[Array, Array], tuple[Array, A
     """
     sites: dict[str, Update] = {}
     for name, update in adapter.items():
-        factors = _factors(adapter, name, np.float64)
+        factors = factors_of(adapter, name, np.float64)
         B, A = change(factors.B, factors.A)
         sites[name] = LowRank(
             B,
