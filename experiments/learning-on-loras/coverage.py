@@ -1,6 +1,6 @@
 """Do intervals hold their share of truths? 20 random splits of the digits zoo, and what the members do to it.
 
-    python experiments/learning-on-loras/coverage.py                  # ridge, svd and glnet; an hour or two
+    python experiments/learning-on-loras/coverage.py                  # kernels, ridge, svd and glnet; an hour or two
     python experiments/learning-on-loras/coverage.py --small          # 4 splits, ridge alone, the small zoo; 2 minutes
     python experiments/learning-on-loras/coverage.py --models ridge
 
@@ -27,7 +27,7 @@ from lorascope.predict.dataset import rows_of
 from lorascope.predict.predictor import usable
 
 HERE = Path(__file__).parent
-MEMBERS = {"ridge": (1, 3), "svd": (1, 3), "glnet": (1,)}
+MEMBERS = {"kernels": (1,), "ridge": (1, 3), "svd": (1, 3), "glnet": (1,)}
 EPOCHS = {"svd": 60, "glnet": 15}
 LEARN, TEST = 400, 600
 

@@ -8,15 +8,16 @@ import pytest
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor
+from lorascope.predict.fitted_kernels import ranks_of
 from lorascope.predict.kernel import KERNELS, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_error
 from lorascope.predict.kernel_levels import levels_of, subset_of_groups
 from lorascope.predict.kernel_machine import Comparison, Machine
+from lorascope.predict.kernel_solution import doubt_of, solved
 from lorascope.predict.kernels._spectrum import log_spectrum
 from lorascope.predict.leave_one_out import blocks_of_groups
 from lorascope.predict.model import Sample, Structure
-from lorascope.predict.models.kernels import _doubt, _solved, ranks_of
 from lorascope.predict.tokens import sites_of
 from lorascope.symmetry import act, pad_rank, random_gauge, refactored
 from planted import planted_dataset
@@ -107,15 +108,15 @@ def test_left_out_is_what_the_others_say(groups):
     grams, Y = problem()
     K = grams.sum(axis=0)
     weights = {}
-    solved = _solved(K, Y, weights, 0.5, blocks_of_groups(groups))
+    found = solved(K, Y, weights, 0.5, blocks_of_groups(groups))
     # the noise that was chosen, from a = (K + c + λ)⁻¹ y
-    noise = float(np.median((Y - (K + CONSTANT) @ solved.a) / solved.a))
+    noise = float(np.median((Y - (K + CONSTANT) @ found.a) / found.a))
     names = np.asarray(groups or [str(i) for i in range(len(Y))])
     for group in set(names):
         rest, own = names != group, names == group
         a = np.linalg.solve(K[np.ix_(rest, rest)] + CONSTANT + noise * np.eye(rest.sum()), Y[rest])
-        assert np.allclose(solved.left_out[own], (K[np.ix_(own, rest)] + CONSTANT) @ a, atol=1e-8)
-    assert solved.error == pytest.approx(float(((Y - solved.left_out) ** 2).mean()))
+        assert np.allclose(found.left_out[own], (K[np.ix_(own, rest)] + CONSTANT) @ a, atol=1e-8)
+    assert found.error == pytest.approx(float(((Y - found.left_out) ** 2).mean()))
 
 
 def test_weights_go_to_the_kernel_that_knows():
@@ -244,10 +245,11 @@ def test_doubt_grows_where_residuals_do():
     K = np.exp(-((x - x.T) ** 2) / 0.5)
     loud = x[:, 0] > 0
     Y = np.where(loud, 1.0, 0.05)[:, None] * rng.standard_normal((300, 1))
-    solution = _solved(K, Y, {}, 0.1, [])
-    doubt = _doubt(solution, Y, [])
+    solution = solved(K, Y, {}, 0.1, [])
+    groups = [str(i) for i in range(300)]
+    doubt = doubt_of(solution, solution.left_out, Y, groups)
     assert np.exp(doubt.left_out[loud]).mean() > 2 * np.exp(doubt.left_out[~loud]).mean()
-    equal = _doubt(solution._replace(left_out=Y - 2.0), Y, [])  # equal residuals leave nothing to learn
+    equal = doubt_of(solution, Y - 2.0, Y, groups)  # equal residuals leave nothing to learn
     assert not equal.a.any()
     assert np.allclose(equal.left_out, np.log(2.0 + 0.1 * 2.0))  # but in the same unit as where there is something
 

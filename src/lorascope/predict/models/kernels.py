@@ -1,13 +1,13 @@
 """Kernels: our default. A sum of exact invariant kernels, weighted by leave-one-out for each target and kind of site.
 
-    f(x) = c + Σ_g w_g Σ_i k_g(x, x_i) a_i,    a = (K + λ I)⁻¹ y
+    f(x) = c + Σ_g w_g Σ_i k_g(x, x_i) a_i,    a = (K + λ I)⁻¹ y, or that of logistic regression for classes
 
 The kernels are those of the family ``lorascope.predict.kernel``: column and row spaces, energies, ΔW, spectra. Weights
 are learned by the gradient of the leave-one-out error on at most ``subset`` training adapters, at three levels: one for
 each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
 depth. The leave-one-out error on all training adapters, exact but for the statistics that centre the kernels, chooses
-the level and λ. Whole groups are left out. The weights are learned from the residuals that calibrate: these are too
-small by what the weights fit, which a pull towards equal weights bounds (``kernel_levels``).
+the level and λ. Whole groups are left out. What calibrates is left out as well, and where all adapters taught the
+weights, of solutions whose weights other adapters taught (``kernel_solution``).
 
 Spectra tell much, and mean something else at another rank. So there are two such functions: one of all kernels, for
 adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
@@ -17,7 +17,8 @@ Sides of up to ``EXACT`` dimensions are taken whole, longer ones through seeded 
 ``principal`` directions in which the adapters of training write and read most (``predict.principal``): what many share
 tells more than what is peculiar to one.
 
-For regressions a second function of the same kernel learns how far off the first is: intervals are in proportion.
+For classes a is that of logistic regression with the same kernel, which leaves out to first order.
+For regressions a second function of the same kernel learns how far off the first is, and intervals are in proportion.
 
 GL-net with few channels sees P ΔW Qᵀ, linear in ΔW, which carries the noise that A started from; the column space
 does not, and no function of P ΔW Qᵀ with h < out rows can tell all column spaces apart.
@@ -25,10 +26,10 @@ does not, and no function of P ΔW Qᵀ with h < out rows can tell all column sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,9 +41,10 @@ from lorascope.predict.fitted_kernels import FittedKernels, bounded, ranks_of
 from lorascope.predict.kernel import KERNELS, Kernel, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT
-from lorascope.predict.kernel_levels import Level, bundles_of, levels_of, subset_of_groups, weights_by_level
-from lorascope.predict.kernel_machine import Comparison, Machine, Part
-from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
+from lorascope.predict.kernel_levels import bundles_of, levels_of, subset_of_groups, weights_by_level
+from lorascope.predict.kernel_machine import Comparison, Machine
+from lorascope.predict.kernel_solution import Crossing, Doubt, by_logistic, crossed, doubt_of, solutions_of
+from lorascope.predict.leave_one_out import Matrix, blocks_of_groups
 from lorascope.predict.model import (
     CalibratedOn,
     FittedModel,
@@ -73,10 +75,6 @@ DEFAULT = (
 )
 EXACT = 512
 """Sides of up to so many dimensions are taken whole."""
-NEGLIGIBLE = 1e-5
-"""A part with less than this share of all weight is dropped."""
-NOISES = np.logspace(-2, 2, 17)
-"""The λ that are tried on all adapters, relative to the one found on the subset."""
 
 
 @dataclass(frozen=True)
@@ -150,20 +148,32 @@ class Kernels:
         bundles = bundles_of(comparison.grams(inputs, chosen), levels[-1])
         blocks = blocks_of_groups([train.groups[i] for i in chosen])
         found = weights_by_level(bundles, Y[chosen], blocks, levels)
+        crossings = [Crossing(bundles, levels[: number + 1]) for number in range(len(found))]
         stable = {member.name for member in members if member.is_rank_stable}
         kept = [bundle for bundle in bundles if bundle.parts[0].kernel in stable]
         if kept and len(kept) < len(bundles):
             found.append(weights_by_level(kept, Y[chosen], blocks, levels[:2])[-1])
-        blocks = blocks_of_groups(train.groups)
-        solutions = _solutions(comparison, inputs, Y, found, blocks)
-        best = min(solutions, key=lambda solution: solution.error)
-        at_any_rank = solutions[-1] if kept and len(kept) < len(bundles) else best
+            crossings.append(Crossing(kept, levels[:2]))
+        solutions = solutions_of(comparison, inputs, Y, found, blocks_of_groups(train.groups))
+        best = min(range(len(solutions)), key=lambda number: solutions[number].error)
+        at_any_rank = len(solutions) - 1 if kept and len(kept) < len(bundles) else best
+        classes = train.targets if target.is_classification else None
         machines: list[Machine] = []
         doubts: list[Doubt | None] = []
-        for solution in (best, at_any_rank):
-            a = solution.a * spread
-            shift = mean + CONSTANT * a.sum(axis=0)
-            doubts.append(None if target.is_classification else _doubt(solution, Y, blocks))
+        left_out: list[Matrix] = []
+        for number in (best, at_any_rank):
+            solution = solutions[number]
+            if classes is None:
+                a, unseen, middle = solution.a * spread, solution.left_out, mean
+            else:
+                a, unseen = by_logistic(solution, classes, train.groups, chosen)
+                middle = np.zeros_like(mean)
+            if len(chosen) == len(Y):
+                anew = crossed(crossings[number], Y, train.groups, seed, classes)
+                unseen = unseen if anew is None else anew
+            shift = middle + CONSTANT * a.sum(axis=0)
+            left_out.append(unseen if classes is not None else unseen * spread + mean)
+            doubts.append(None if classes is not None else doubt_of(solution, unseen, Y, train.groups))
             if (doubt := doubts[-1]) is not None:
                 a = np.concatenate([a, doubt.a], axis=1)
                 shift = np.concatenate([shift, doubt.mean + CONSTANT * doubt.a.sum(axis=0)])
@@ -174,8 +184,8 @@ class Kernels:
             machines[0],
             machines[1],
             (int(own.min()), int(own.max())),
-            (best.left_out * spread + mean, train.targets),
-            best.weights,
+            (left_out[0], train.targets),
+            solutions[best].weights,
             target.width,
             np.ones(len(Y)) if doubts[0] is None else bounded(doubts[0].left_out),
         )
@@ -212,89 +222,6 @@ class Kernels:
             values,
             target,
         )
-
-
-class Spectral(NamedTuple):
-    """Eigenvalues and eigenvectors of K + c 11ᵀ."""
-
-    values: Matrix
-    vectors: Matrix
-
-
-class Solution(NamedTuple):
-    """A level solved on all training adapters: ``error`` is the mean squared left-out residual."""
-
-    weights: Mapping[Part, float]
-    error: float
-    a: Matrix
-    left_out: Matrix
-    spectral: Spectral
-
-
-class Doubt(NamedTuple):
-    """A second function of the same kernel: the logarithm of how far off the first is likely to be.
-
-    ``a`` [n, 1] and ``mean`` [1] make it; ``left_out`` [n] are its values at the training adapters, each left out.
-    """
-
-    a: Matrix
-    mean: Matrix
-    left_out: Matrix
-
-
-def _solutions(
-    comparison: Comparison, inputs: Inputs, Y: Matrix, levels: Sequence[Level], blocks: Blocks
-) -> list[Solution]:
-    """Every level on all adapters, each with the noise that leaves out best."""
-    kept: list[dict[Part, float]] = []
-    for level in levels:
-        least = NEGLIGIBLE * sum(level.weights.values())
-        kept.append({part: weight for part, weight in level.weights.items() if weight > least})
-    Ks = [np.full((len(Y), len(Y)), 0.0) for _ in levels]
-    for part, gram in comparison.grams(inputs):
-        for K, weights in zip(Ks, kept, strict=True):
-            if part in weights:
-                K += weights[part] * gram
-    return [_solved(K, Y, weights, level.noise, blocks) for K, weights, level in zip(Ks, kept, levels, strict=True)]
-
-
-def _solved(K: Matrix, Y: Matrix, weights: Mapping[Part, float], noise: float, blocks: Blocks) -> Solution:
-    values, vectors = np.linalg.eigh(K + CONSTANT)
-    spectral = Spectral(np.maximum(values, 0.0), vectors)
-    tried = [_left_out(spectral, Y, max(noise * factor, 1e-9), blocks) for factor in NOISES]
-    a, residuals = min(tried, key=lambda pair: float((pair[1] ** 2).mean()))
-    return Solution(weights, float((residuals**2).mean()), a, Y - residuals, spectral)
-
-
-def _left_out(spectral: Spectral, Y: Matrix, noise: float, blocks: Blocks) -> tuple[Matrix, Matrix]:
-    """(a, the residuals that each group has when it is left out)."""
-    vectors, shrink = spectral.vectors, 1.0 / (spectral.values + noise)
-    a = vectors @ (shrink[:, None] * (vectors.T @ Y))
-    residuals = a / ((vectors**2) @ shrink)[:, None]
-    for block in blocks:
-        V = vectors[block]
-        residuals[block] = np.linalg.solve((V * shrink) @ V.T, a[block])
-    return a, residuals
-
-
-def _doubt(solution: Solution, Y: Matrix, blocks: Blocks) -> Doubt:
-    """Learn log(|left-out residual| + a tenth of the rms) with the same K; its mean alone where that tells nothing.
-
-    The mean, and not none: the two functions of a model share the quantile of one, so both must be in one unit.
-    """
-    size = np.abs(Y - solution.left_out).mean(axis=1, keepdims=True)
-    logs = np.log(size + 0.1 * np.sqrt((size**2).mean()) + 1e-12)
-    mean, scale = logs.mean(axis=0), float(logs.std())
-    constant = Doubt(np.zeros_like(logs), mean, np.full(len(logs), mean[0]))
-    if scale < 1e-9:
-        return constant
-    Z = (logs - mean) / scale
-    mean_diagonal = float(solution.spectral.values.mean())
-    tried = [_left_out(solution.spectral, Z, mean_diagonal * factor, blocks) for factor in np.logspace(-3, 3, 13)]
-    a, residuals = min(tried, key=lambda pair: float((pair[1] ** 2).mean()))
-    if float((residuals**2).mean()) >= 1.0:
-        return constant
-    return Doubt(a * scale, mean, (mean + scale * (Z - residuals))[:, 0])
 
 
 MODEL = Kernels
