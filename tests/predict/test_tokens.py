@@ -154,7 +154,8 @@ def test_updates_of_rank_0_are_zero_updates():
     one = Adapter({**plain.sites, "q": nothing})
     assert not of(one, plain)["S0"][0, 0].any()
     both = of(Adapter({"q": nothing, "v": nothing, "small": LowRank(np.zeros((20, 0)), np.zeros((0, 30)))}))
-    assert both["S0"].shape == (1, 2, 0)
+    assert both["S0"].shape == (1, 2, 1) and both["S1"].shape == (1, 1, 1)
+    assert not both["S0"].any() and not both["S1"].any()
 
 
 def test_familiarity_with_large_layers_is_saved_and_judges_the_same():
