@@ -204,3 +204,27 @@ def test_the_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(tokens, "NUMBERS", 1)
     for name, array in of(*adapters).items():
         assert np.allclose(array, whole[name], rtol=1e-5, atol=1e-5), name
+
+
+def test_blocks_are_small_enough_for_the_largest_rank_in_them(monkeypatch):
+    adapters = [adapter(seed, rank=rank) for seed, rank in enumerate((1, 8, 8, 1, 1, 1, 1))]
+    whole = of(*adapters)
+    sides = sum(map(sum, STRUCTURE.sites.values()))
+    monkeypatch.setattr(tokens, "NUMBERS", 4 * sides)
+    blocks = list(tokens._blocks([Sample(lambda a=a: a, {}) for a in adapters], STRUCTURE))
+    assert [len(block) for block in blocks] == [1, 1, 1, 4]
+    assert [one for block in blocks for one in block] == adapters
+    for name, array in of(*adapters).items():
+        assert array.shape == whole[name].shape
+
+
+def test_gram_matrices_are_made_of_as_many_sites_as_there_is_room_for(taken, monkeypatch):
+    whole, runs = of(adapter()), []
+    by_gram = tokens.tokens_by_gram
+    monkeypatch.setattr(
+        tokens, "tokens_by_gram", lambda block, own, *rest: (runs.append(own), by_gram(block, own, *rest))[1]
+    )
+    monkeypatch.setattr(tokens, "NUMBERS", 2 * 3**2)
+    found = of(adapter())
+    assert [list(run) for run in runs] == [["q"], ["v"]]
+    assert all(np.array_equal(found[name], array) for name, array in whole.items())
