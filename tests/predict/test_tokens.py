@@ -1,6 +1,7 @@
 """Tokens of large layers by Gram matrices are those by QR; what they cannot give goes by QR; ranks may be mixed."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -228,3 +229,15 @@ def test_gram_matrices_are_made_of_as_many_sites_as_there_is_room_for(taken, mon
     found = of(adapter())
     assert [list(run) for run in runs] == [["q"], ["v"]]
     assert all(np.array_equal(found[name], array) for name, array in whole.items())
+
+
+def test_tokens_are_written_where_they_stay(monkeypatch):
+    monkeypatch.setattr(tokens, "NUMBERS", 1)  # one adapter after another
+    structure = Structure({"q": (256, 256)}, 8)
+    rng = np.random.default_rng(0)
+    one = Adapter({"q": LowRank(rng.standard_normal((256, 8)), rng.standard_normal((8, 256)))})
+    tracemalloc.start()
+    found = tokens.tokens_of([Sample(lambda: one, {})] * 96, structure, size=64, seed=0, exact=512)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * sum(array.nbytes for array in found.values())  # and the work on one adapter

@@ -49,18 +49,27 @@ def tokens_of(
     k is the largest rank among the samples; absent directions are zero. h = min(size, out), and ``out`` itself, with
     nothing projected, where that is no more than ``exact``; half of ``size`` on sides of ``LARGE`` or more.
     """
-    parts: dict[str, list[NDArray[Any]]] = {}
-    for block in _blocks(samples, structure):
+    given = list(samples)
+    whole: dict[str, NDArray[Any]] = {}
+    start = 0
+    for block in _blocks(given, structure):
+        rows = slice(start, start + len(block))
         for number, (shape, names) in enumerate(stacks_of(structure).items()):
-            chunks = list(_tokens(block, names, shape, size, seed, exact))
-            rank = max(chunk.S.shape[-1] for chunk in chunks)
-            for name, arrays in zip(("left", "S", "right"), zip(*chunks, strict=True), strict=True):
-                joined = np.concatenate([_widened(array, rank) for array in arrays], axis=1)
-                parts.setdefault(f"{name}{number}", []).append(joined)
+            place = 0
+            for tokens in _tokens(block, names, shape, size, seed, exact):
+                sites = slice(place, place + tokens.S.shape[1])
+                for part, array in zip(("left", "S", "right"), tokens, strict=True):
+                    name, rank = f"{part}{number}", array.shape[-1]
+                    if name not in whole:  # written in place: joining blocks at the end would take the memory twice
+                        whole[name] = np.zeros((len(given), len(names), *array.shape[2:]))
+                    whole[name] = _widened(whole[name], max(rank, whole[name].shape[-1]))
+                    whole[name][rows, sites, ..., :rank] = array
+                place = sites.stop
+        start = rows.stop
         if advance is not None:
             advance(len(block))
-    rank = max((part.shape[-1] for arrays in parts.values() for part in arrays), default=0)
-    return {name: np.concatenate([_widened(part, rank) for part in arrays]) for name, arrays in parts.items()}
+    rank = max((array.shape[-1] for array in whole.values()), default=0)
+    return {name: _widened(array, rank) for name, array in whole.items()}
 
 
 def _blocks(samples: Iterable[Sample], structure: Structure) -> Iterator[list[Adapter]]:
