@@ -5,17 +5,18 @@
 The kernels are those of the family ``lorascope.predict.kernel``: column and row spaces, energies, ΔW, spectra. Weights
 are learned by the gradient of the leave-one-out error on at most ``subset`` training adapters, at three levels: one for
 each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
-depth. The leave-one-out error on all training adapters, exact but for the statistics that centre the kernels, chooses
-the level and λ. Whole groups are left out. The weights are learned from the residuals that calibrate: these are too
-small by what the weights fit, which a pull towards equal weights bounds (``kernel_levels``).
+depth. The leave-one-out error on all training adapters, exact but for the statistics that centre the kernels and the
+principal directions, which a left-out adapter has had its part in, chooses the level and λ. Whole groups are left out.
+The weights are learned from the residuals that calibrate: these are too small by what the weights fit, which a pull
+towards equal weights bounds (``kernel_levels``), and by what the directions owe to few adapters (``principal``).
 
 Spectra tell much, and mean something else at another rank. So there are two such functions: one of all kernels, for
 adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
 alone, for the others. The rank of an adapter is the largest over its sites, of singular values above 3e-3 σ₁.
 
-Sides of up to ``EXACT`` dimensions are taken whole, longer ones through seeded projections, and both are reduced to the
-``principal`` directions in which the adapters of training write and read most (``predict.principal``): what many share
-tells more than what is peculiar to one.
+Sides of up to ``EXACT`` dimensions are taken whole, longer ones through seeded projections. What then has more than
+``principal`` dimensions is reduced to the directions in which the adapters of training write and read most
+(``predict.principal``): what many share tells more than what is peculiar to one.
 
 For regressions a second function of the same kernel learns how far off the first is: intervals are in proportion.
 
