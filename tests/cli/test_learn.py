@@ -10,7 +10,9 @@ import sys
 import pytest
 
 import lorascope
-from lorascope.cli import main
+from lorascope import cli
+from lorascope.cli import interruption, main
+from lorascope.errors import LorascopeError
 from planted import planted_dataset
 
 
@@ -328,6 +330,22 @@ def test_a_reader_that_leaves_ends_it_without_a_word(predictor, folder, output):
 def test_so_does_every_other_verb(verb):
     command = [sys.executable, "-m", "lorascope", *verb]
     assert closed(command) == (141, "")
+
+
+def test_a_server_that_hangs_up_is_an_error_and_no_reader_that_left(monkeypatch, capsys):
+    def hung_up():
+        try:
+            raise BrokenPipeError(32, "Broken pipe")
+        except OSError as error:
+            raise LorascopeError("the hub cannot be reached", found=error.strerror) from error
+
+    monkeypatch.setattr(cli, "app", hung_up)
+    monkeypatch.setattr(interruption, "stop_in_order", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["lorascope"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "the hub cannot be reached" in capsys.readouterr().err
 
 
 def test_a_closed_output_is_no_traceback(predictor, folder):

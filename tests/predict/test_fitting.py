@@ -206,10 +206,13 @@ def test_scores_of_a_network_without_calibration_are_logits(dataset):
     assert prediction.classes is None
 
 
-def test_predictions_hold_the_inputs_of_a_block_of_adapters_at_a_time(dataset, monkeypatch):
+@pytest.mark.parametrize("limit", ["AT_ONCE", "NUMBERS_AT_ONCE"])
+def test_predictions_hold_the_inputs_of_a_block_of_adapters_at_a_time(dataset, monkeypatch, limit):
     predictor = fit_predictor(dataset, "size", MODELS["ridge"](size=4))
     whole = predictor.predict(dataset.samples[:10])
-    monkeypatch.setattr("lorascope.predict.predictor.AT_ONCE", 4)
+    one = predictor.structure.rank * sum(map(sum, predictor.structure.sites.values()))
+    room = {"AT_ONCE": 4, "NUMBERS_AT_ONCE": 5 * one - 1}
+    monkeypatch.setattr(f"lorascope.predict.predictor.{limit}", room[limit])
     is_open = []
 
     def watched(sample):

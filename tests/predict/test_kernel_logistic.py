@@ -7,7 +7,7 @@ from lorascope.predict.kernel_learning import CONSTANT
 from lorascope.predict.kernel_levels import Bundle, weights_by_level
 from lorascope.predict.kernel_logistic import PENALTIES, best_penalty, fit_logistic
 from lorascope.predict.kernel_machine import Part
-from lorascope.predict.kernel_solution import Crossing, crossed, solved
+from lorascope.predict.kernel_solution import Learning, crossed, solved
 from lorascope.predict.leave_one_out import blocks_of_groups
 
 
@@ -70,9 +70,12 @@ def test_a_start_elsewhere_leads_to_the_same_place():
     assert np.allclose(K @ one.a, K @ other.a, rtol=0, atol=1e-6)
 
 
-def crossing_of(grams, names):
+LEVELS = [[""]]
+
+
+def bundles_of(grams, names):
     parts = [[Part(name, -1, 1.0)] for name in names]
-    return Crossing([Bundle(part, gram.astype(np.float32)) for part, gram in zip(parts, grams, strict=True)], [[""]])
+    return [Bundle(part, gram.astype(np.float32)) for part, gram in zip(parts, grams, strict=True)]
 
 
 def test_crossed_residuals_are_as_large_as_those_of_new_samples_and_plain_ones_smaller():
@@ -82,9 +85,10 @@ def test_crossed_residuals_are_as_large_as_those_of_new_samples_and_plain_ones_s
     Y = rng.standard_normal((600, 1))
     few = slice(0, 60)
     Y_few, groups = Y[few] - Y[few].mean(), [str(i) for i in range(60)]
-    crossing = crossing_of(grams[:, few, few], [f"kernel {i}" for i in range(24)])
-    anew = crossed(crossing, Y_few, groups, 0)
-    [level] = weights_by_level(crossing.bundles, Y_few, [], crossing.levels)
+    names = [f"kernel {i}" for i in range(24)]
+    bundles = bundles_of(grams[:, few, few], names)
+    [anew] = crossed(lambda taught: bundles, [Learning(LEVELS, frozenset(names))], Y_few, groups, 0)
+    [level] = weights_by_level(bundles, Y_few, [], LEVELS)
     K = np.add.reduce([w * gram for w, gram in zip(level.weights.values(), grams, strict=True)])
     solution = solved(K[few, few], Y_few, level.weights, level.noise, [])
     new = Y[60:] - Y[few].mean() - (K[60:, few] + CONSTANT) @ solution.a
@@ -95,4 +99,5 @@ def test_crossed_residuals_are_as_large_as_those_of_new_samples_and_plain_ones_s
 
 def test_too_few_groups_are_not_parted():
     K, Y = problem(n=20)
-    assert crossed(crossing_of([K], ["one"]), Y, [str(i) for i in range(20)], 0) is None
+    learning = Learning(LEVELS, frozenset(["one"]))
+    assert crossed(lambda taught: bundles_of([K], ["one"]), [learning], Y, [str(i) for i in range(20)], 0) == [None]

@@ -255,6 +255,20 @@ def test_the_structure_is_all_that_the_adapters_have(dataset):
 
 
 @pytest.mark.parametrize("name", READERS)
+def test_an_adapter_of_rank_0_is_one_of_zeros(predictors, name):
+    predictor = predictors[name, targets_of(name)[0]]
+    nothing = Adapter(
+        {s: LowRank(np.zeros((o, 0), np.float32), np.zeros((0, i), np.float32)) for s, (o, i) in SITES.items()}
+    )
+    zeros = Adapter(
+        {s: LowRank(np.zeros((o, 1), np.float32), np.zeros((1, i), np.float32)) for s, (o, i) in SITES.items()}
+    )
+    [one], [other] = predictor.predict([nothing]), predictor.predict([zeros])
+    assert numbers(one) == numbers(other)
+    assert (one.unfamiliarity, one.reason) == (other.unfamiliarity, other.reason)
+
+
+@pytest.mark.parametrize("name", READERS)
 def test_an_untrained_adapter_gets_a_finite_prediction(predictors, name):
     zero = Adapter({site: LowRank(np.zeros((out, 2)), np.ones((2, in_))) for site, (out, in_) in SITES.items()})
     [prediction] = predictors[name, targets_of(name)[-1]].predict([zero])

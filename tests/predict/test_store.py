@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lorascope.errors import LorascopeError, OutputError, PredictorError
-from lorascope.predict import MODELS, Predictor, fit_predictor
+from lorascope.predict import MODELS, Predictor, fit_predictor, store
+from lorascope.predict.model import Structure
 from lorascope.predict.seal import sealed
 from planted import planted_dataset
 
@@ -253,3 +254,11 @@ def test_coefficients_and_means_of_ridge_have_the_shapes_of_its_features(saved, 
     replace_arrays(saved, arrays)
     with pytest.raises(PredictorError, match="damaged"):
         Predictor.load(saved)
+
+
+def test_a_rank_that_a_file_names_does_not_say_how_much_memory_is_taken(kernels, kept, monkeypatch):
+    monkeypatch.setattr(store, "MAXIMUM_NUMBERS", 3 * 5000)
+    [update] = store._random(Structure({"q": (2000, 3000)}, store.MAXIMUM_RANK), 1.0).values()
+    assert update.rank == 3
+    monkeypatch.setattr(store, "MAXIMUM_NUMBERS", 1)  # of rank 1 all the same
+    assert Predictor.load(kept).structure == kernels.structure

@@ -1,6 +1,7 @@
 """Tokens of large layers by Gram matrices are those by QR; what they cannot give goes by QR; ranks may be mixed."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -154,7 +155,8 @@ def test_updates_of_rank_0_are_zero_updates():
     one = Adapter({**plain.sites, "q": nothing})
     assert not of(one, plain)["S0"][0, 0].any()
     both = of(Adapter({"q": nothing, "v": nothing, "small": LowRank(np.zeros((20, 0)), np.zeros((0, 30)))}))
-    assert both["S0"].shape == (1, 2, 0)
+    assert both["S0"].shape == (1, 2, 1) and both["S1"].shape == (1, 1, 1)
+    assert not both["S0"].any() and not both["S1"].any()
 
 
 def test_familiarity_with_large_layers_is_saved_and_judges_the_same():
@@ -203,3 +205,39 @@ def test_the_blocks_change_nothing(monkeypatch):
     monkeypatch.setattr(tokens, "NUMBERS", 1)
     for name, array in of(*adapters).items():
         assert np.allclose(array, whole[name], rtol=1e-5, atol=1e-5), name
+
+
+def test_blocks_are_small_enough_for_the_largest_rank_in_them(monkeypatch):
+    adapters = [adapter(seed, rank=rank) for seed, rank in enumerate((1, 8, 8, 1, 1, 1, 1))]
+    whole = of(*adapters)
+    sides = sum(map(sum, STRUCTURE.sites.values()))
+    monkeypatch.setattr(tokens, "NUMBERS", 4 * sides)
+    blocks = list(tokens._blocks([Sample(lambda a=a: a, {}) for a in adapters], STRUCTURE))
+    assert [len(block) for block in blocks] == [1, 1, 1, 4]
+    assert [one for block in blocks for one in block] == adapters
+    for name, array in of(*adapters).items():
+        assert array.shape == whole[name].shape
+
+
+def test_gram_matrices_are_made_of_as_many_sites_as_there_is_room_for(taken, monkeypatch):
+    whole, runs = of(adapter()), []
+    by_gram = tokens.tokens_by_gram
+    monkeypatch.setattr(
+        tokens, "tokens_by_gram", lambda block, own, *rest: (runs.append(own), by_gram(block, own, *rest))[1]
+    )
+    monkeypatch.setattr(tokens, "NUMBERS", 2 * 3**2)
+    found = of(adapter())
+    assert [list(run) for run in runs] == [["q"], ["v"]]
+    assert all(np.array_equal(found[name], array) for name, array in whole.items())
+
+
+def test_tokens_are_written_where_they_stay(monkeypatch):
+    monkeypatch.setattr(tokens, "NUMBERS", 1)  # one adapter after another
+    structure = Structure({"q": (256, 256)}, 8)
+    rng = np.random.default_rng(0)
+    one = Adapter({"q": LowRank(rng.standard_normal((256, 8)), rng.standard_normal((8, 256)))})
+    tracemalloc.start()
+    found = tokens.tokens_of([Sample(lambda: one, {})] * 96, structure, size=64, seed=0, exact=512)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * sum(array.nbytes for array in found.values())  # and the work on one adapter

@@ -78,3 +78,12 @@ def test_padding_appends_zeros(library, pair, more):
 def test_padding_refuses_a_smaller_rank(library):
     with pytest.raises(ValueError, match="cannot pad rank 4 to the smaller 3"):
         pad_rank(library(np.ones((2, 4))), library(np.ones((4, 2))), 3)
+
+
+def test_nothing_can_be_padded_and_acted_on(library):
+    B, A = library(np.zeros((2, 5, 0))), library(np.zeros((2, 0, 4)))
+    M = library(random_gauge(0, batch=(2,), rng=np.random.default_rng(0)))
+    assert [tuple(X.shape) for X in act(M, B, A)] == [(2, 5, 0), (2, 0, 4)]
+    wide, tall = pad_rank(B, A, 3)
+    assert (tuple(wide.shape), tuple(tall.shape)) == ((2, 5, 3), (2, 3, 4))
+    assert not np.asarray(wide).any() and not np.asarray(tall).any()

@@ -11,6 +11,8 @@ import signal
 import sys
 from types import FrameType
 
+from lorascope.errors import LorascopeError
+
 _ASKED_TO_STOP = ("SIGTERM", "SIGHUP")
 
 
@@ -32,10 +34,12 @@ CLOSED_PIPE = 141
 def is_of_a_closed_pipe(error: BaseException | None) -> bool:
     """Whether writing into a closed pipe is behind it; libraries make an exit of it, with code 1.
 
+    What is behind an error of ours is not the reader's doing: a server that hung up is a broken pipe as well.
+
     >>> is_of_a_closed_pipe(SystemExit(1)), is_of_a_closed_pipe(BrokenPipeError())
     (False, True)
     """
-    while error is not None:
+    while error is not None and not isinstance(error, LorascopeError):
         if isinstance(error, BrokenPipeError):
             return True
         error = error.__context__

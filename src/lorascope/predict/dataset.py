@@ -103,7 +103,7 @@ class Dataset:
         return self.labels[target]
 
     def structure(self, indices: Sequence[int] | NDArray[np.int64]) -> Structure:
-        """All sites that any of these samples has, in the order of first occurrence, and the largest rank among them.
+        """All sites that any of these samples has, in the order of first occurrence, and the largest rank, 1 at least.
 
         Raises:
             PredictorError: where there are none, or two of them have a site in different shapes.
@@ -111,7 +111,7 @@ class Dataset:
         if not len(indices):
             raise PredictorError("there are no adapters to learn from", found="an empty training split")
         sites: dict[str, tuple[int, int]] = {}
-        rank = 0
+        rank = 1
         for index in indices:
             adapter = self.samples[index].read()
             for name, update in adapter.items():

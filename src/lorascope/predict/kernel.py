@@ -36,8 +36,8 @@ class Tokens(NamedTuple):
 class Kernel(Protocol):
     """A member of the family: a frozen dataclass without state.
 
-    ``cost`` is what the features of one site cost, with h = ``size`` and k the rank (`lorascope models kernels` prints
-    it); ``sees`` and ``blind_to`` are as for features, and tested.
+    ``cost`` is what the features of one site cost, with h and h′ the rows of its tokens, ``principal`` at most, and k
+    the rank (`lorascope models kernels` prints it); ``sees`` and ``blind_to`` are as for features, and tested.
     """
 
     name: ClassVar[str]

@@ -1,13 +1,14 @@
 """The weights of kernels put to use: solved on all training adapters, their noise, what each adapter gets left out.
 
-Weights that were learned from the residuals of an adapter make its own residual too small. So where all adapters taught
-the weights, those that calibrate are *crossed*: the groups are parted in halves, and each half is left out, group by
-group, of a solution whose weights and penalty the other half taught alone.
+Weights that were learned from the residuals of an adapter make its own residual too small, and so do principal
+directions that it had a part in. So where all adapters taught the weights, the scores that calibrate are *crossed*: the
+groups are parted in halves, and each half is left out, group by group, of a solution whose weights, penalty, centres
+and directions the other half taught alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -132,20 +133,26 @@ def by_logistic(
     return fitted.a, fitted.left_out
 
 
-class Crossing(NamedTuple):
-    """What has to be learned anew for each half: weights of these bundles, at the last of these levels."""
+class Learning(NamedTuple):
+    """How weights are learned: through which levels, of which kernels."""
 
-    bundles: Sequence[Bundle]
     levels: Sequence[Sequence[str]]
+    kernels: frozenset[str]
 
 
 def crossed(
-    crossing: Crossing, Y: Matrix, groups: Sequence[str], seed: int, classes: Matrix | None = None
-) -> Matrix | None:
-    """Left-out scores [n, t] with weights that the other half of the groups taught; None of too few groups.
+    teach: Callable[[NDArray[np.int64]], Sequence[Bundle]],
+    learnings: Sequence[Learning],
+    Y: Matrix,
+    groups: Sequence[str],
+    seed: int,
+    classes: Matrix | None = None,
+) -> list[Matrix | None]:
+    """For each way to learn, the left-out scores [n, t] by what the other half of the groups taught; None of too few.
 
     Args:
-        crossing: all samples' bundles.
+        teach: the kernels of all samples, with the directions and centres that these ones teach.
+        learnings: what is learned from them.
         Y: [n, t], standardised.
         groups: of the samples.
         seed: of the halves.
@@ -153,19 +160,33 @@ def crossed(
     """
     names = sorted(set(groups))
     if len(names) < LEAST_GROUPS:
-        return None
+        return [None] * len(learnings)
     first = set(np.random.default_rng(seed).permutation(len(names))[: len(names) // 2].tolist())
     is_first = np.asarray([name in {names[k] for k in first} for name in groups])
-    left_out = np.zeros_like(Y)
+    left_out = [np.zeros_like(Y) for _ in learnings]
     for is_own in (is_first, ~is_first):
         taught = np.flatnonzero(~is_own)
-        part = [Bundle(parts, gram[np.ix_(taught, taught)]) for parts, gram in crossing.bundles]
-        own = blocks_of_groups([groups[int(i)] for i in taught])
-        level = weights_by_level(part, Y[taught], own, crossing.levels)[-1]
-        K = np.zeros((len(Y), len(Y)))
-        for parts, gram in crossing.bundles:
-            K += sum(level.weights[one] for one in parts) * gram
-        solution = solved(K, Y, level.weights, level.noise, blocks_of_groups(groups))
-        scores = solution.left_out if classes is None else by_logistic(solution, classes, groups, taught)[1]
-        left_out[is_own] = scores[is_own]
-    return left_out
+        bundles = teach(taught)
+        for learning, scores in zip(learnings, left_out, strict=True):
+            kept = [bundle for bundle in bundles if bundle.parts[0].kernel in learning.kernels]
+            scores[is_own] = _by_others(kept, learning.levels, Y, groups, taught, classes)[is_own]
+    return [*left_out]
+
+
+def _by_others(
+    bundles: Sequence[Bundle],
+    levels: Sequence[Sequence[str]],
+    Y: Matrix,
+    groups: Sequence[str],
+    taught: NDArray[np.int64],
+    classes: Matrix | None,
+) -> Matrix:
+    """Left-out scores of all samples, with weights and penalty by some."""
+    part = [Bundle(parts, gram[np.ix_(taught, taught)]) for parts, gram in bundles]
+    own = blocks_of_groups([groups[int(i)] for i in taught])
+    level = weights_by_level(part, Y[taught], own, levels)[-1]
+    K = np.zeros((len(Y), len(Y)))
+    for parts, gram in bundles:
+        K += sum(level.weights[one] for one in parts) * gram
+    solution = solved(K, Y, level.weights, level.noise, blocks_of_groups(groups))
+    return solution.left_out if classes is None else by_logistic(solution, classes, groups, taught)[1]

@@ -45,7 +45,7 @@ def tokens_by_gram(
     Raises:
         AdapterError: where a number is not finite.
     """
-    rank = max(adapter[name].rank for adapter in block for name in names)
+    rank = max(1, *(adapter[name].rank for adapter in block for name in names))
     room = np.empty((2, rank * max(block[0][names[0]].shape)), np.float32)
     seen, grams = _products(block, names, heights, seed, rank, room)
     left, right = (Root(*parts) for parts in zip(*_roots(block, names, grams, room), strict=True))

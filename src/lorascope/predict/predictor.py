@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lorascope.adapter import Adapter
 from lorascope.errors import PredictorError
 from lorascope.features import featurise
+from lorascope.features.projection import LARGE
 from lorascope.predict.blocks import checked
 from lorascope.predict.calibration import Calibration
 from lorascope.predict.conformal import Conformal, check_level
@@ -29,7 +30,11 @@ from lorascope.predict.targets import Target, is_missing
 from lorascope.symmetry import thin_svd
 
 AT_ONCE = 256
-"""Adapters whose inputs are in memory together: of a large base these are megabytes each."""
+"""Adapters whose inputs are in memory together, at most."""
+
+NUMBERS_AT_ONCE = 1 << 25
+"""Numbers of these inputs, 256 MB in float64, as far as the rank of training says: of a large base one adapter has
+millions."""
 
 
 class Member(NamedTuple):
@@ -145,7 +150,8 @@ class Predictor:
     ) -> list[Prediction]:
         """What the members say of each adapter, in order; ``level`` is that of intervals and sets.
 
-        Inputs are held for ``AT_ONCE`` adapters at a time, so that memory does not grow with their number.
+        Inputs are held for ``AT_ONCE`` adapters at a time, or as many as have ``NUMBERS_AT_ONCE``, so that memory does
+        not grow with their number.
 
         Raises:
             PredictorError: for an adapter of another structure, or a level that is no share.
@@ -153,7 +159,7 @@ class Predictor:
         check_level(level)
         iterator = (adapter if isinstance(adapter, Sample) else _sample(adapter) for adapter in adapters)
         said: list[Prediction] = []
-        while samples := list(islice(iterator, AT_ONCE)):
+        while samples := list(islice(iterator, _at_once(self.structure))):
             said += self._said(samples, advance, level)
         return said
 
@@ -357,6 +363,12 @@ class Predictor:
             classes = tuple(label for label, is_held in zip(target.classes, held, strict=True) if is_held)
         probabilities = {str(label): share for label, share in zip(target.classes, shares, strict=True)}
         return Prediction(value=value, interval=None, probabilities=probabilities, classes=classes, **facts)
+
+
+def _at_once(structure: Structure) -> int:
+    """How many adapters are judged together; sides of ``LARGE`` or more are sketched, and count as of that length."""
+    sides = sum(min(side, LARGE) for shape in structure.sites.values() for side in shape)
+    return max(1, min(AT_ONCE, NUMBERS_AT_ONCE // (structure.rank * sides)))
 
 
 def _sample(adapter: Adapter) -> Sample:

@@ -30,6 +30,8 @@ SCHEMA_VERSION = 3
 CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"
 MAXIMUM_CONFIG = 64 << 20
 MAXIMUM_TRIED = 1 << 20
+MAXIMUM_NUMBERS = 1 << 25
+"""Of the factors of an adapter that is tried, 128 MB: a file of kilobytes can name a rank at which it has terabytes."""
 MAXIMUM_RANK = 1 << 16
 
 
@@ -257,8 +259,8 @@ def _structure(fields: dict[str, Any]) -> Structure:
 def _try(predictor: Predictor) -> None:
     """Predict for two adapters: weights that do not fit each other show here, not on somebody's adapter.
 
-    One is untrained, the other random and of the trained rank: what a model keeps for adapters of ranks that training
-    had is then tried as well.
+    One is untrained, the other random and of the trained rank, or the largest that ``MAXIMUM_NUMBERS`` has room for:
+    what a model keeps for adapters of ranks that training had is then tried as well.
     """
     structure = predictor.structure
     if predictor.model.invariance == "blind" or sum(map(sum, structure.sites.values())) > MAXIMUM_TRIED:
@@ -274,11 +276,13 @@ def _try(predictor: Predictor) -> None:
 
 
 def _random(structure: Structure, size: float) -> Adapter:
-    """The same random adapter of the structure's rank at every call, in float32, B of this size."""
+    """The same random adapter of the structure's rank at every call, in float32, B of this size; of a lower rank where
+    it would have more than ``MAXIMUM_NUMBERS``."""
     rng = np.random.default_rng(0)
+    largest = max(1, MAXIMUM_NUMBERS // sum(map(sum, structure.sites.values())))
     sites: dict[str, LowRank] = {}
     for name, (out, in_) in structure.sites.items():
-        rank = min(structure.rank, out, in_)
+        rank = min(structure.rank, largest, out, in_)
         B, A = rng.standard_normal((out, rank), np.float32), rng.standard_normal((rank, in_), np.float32)
         sites[name] = LowRank(np.float32(size) * B, A)
     return Adapter(sites)

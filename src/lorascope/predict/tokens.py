@@ -1,14 +1,14 @@
 """Adapters as the tokens of their sites: singular vectors under seeded projections, and singular values.
 
 Layers with fewer than ``LARGE`` rows or columns go by QR in float64, and so do factors stored in more than 4 bytes a
-number; all others by Gram matrices (``large_layers``) where these are exact enough. Adapters stream in blocks, and by
-QR in blocks of sites: no more than ``NUMBERS`` entries of factors are widened at once.
+number; all others by Gram matrices (``large_layers``) where these are exact enough. Adapters stream in blocks, and
+blocks in runs of sites: no more than ``NUMBERS`` entries of factors, padded to the largest rank of a block, are widened
+at once, nor of Gram matrices made, but for those of one site of one adapter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -49,47 +49,67 @@ def tokens_of(
     k is the largest rank among the samples; absent directions are zero. h = min(size, out), and ``out`` itself, with
     nothing projected, where that is no more than ``exact``; half of ``size`` on sides of ``LARGE`` or more.
     """
-    parts: dict[str, list[NDArray[Any]]] = {}
-    for block in _blocks(samples, structure):
+    given = list(samples)
+    whole: dict[str, NDArray[Any]] = {}
+    start = 0
+    for block in _blocks(given, structure):
+        rows = slice(start, start + len(block))
         for number, (shape, names) in enumerate(stacks_of(structure).items()):
-            chunks = list(_tokens(block, names, shape, size, seed, exact))
-            rank = max(chunk.S.shape[-1] for chunk in chunks)
-            for name, arrays in zip(("left", "S", "right"), zip(*chunks, strict=True), strict=True):
-                joined = np.concatenate([_widened(array, rank) for array in arrays], axis=1)
-                parts.setdefault(f"{name}{number}", []).append(joined)
+            place = 0
+            for tokens in _tokens(block, names, shape, size, seed, exact):
+                sites = slice(place, place + tokens.S.shape[1])
+                for part, array in zip(("left", "S", "right"), tokens, strict=True):
+                    name, rank = f"{part}{number}", array.shape[-1]
+                    if name not in whole:  # written in place: joining blocks at the end would take the memory twice
+                        whole[name] = np.zeros((len(given), len(names), *array.shape[2:]))
+                    whole[name] = _widened(whole[name], max(rank, whole[name].shape[-1]))
+                    whole[name][rows, sites, ..., :rank] = array
+                place = sites.stop
+        start = rows.stop
         if advance is not None:
             advance(len(block))
-    rank = max((part.shape[-1] for arrays in parts.values() for part in arrays), default=0)
-    return {name: np.concatenate([_widened(part, rank) for part in arrays]) for name, arrays in parts.items()}
+    rank = max((array.shape[-1] for array in whole.values()), default=0)
+    return {name: _widened(array, rank) for name, array in whole.items()}
 
 
 def _blocks(samples: Iterable[Sample], structure: Structure) -> Iterator[list[Adapter]]:
     """The adapters in blocks of at most ``BLOCK``, fewer where they are large."""
-    iterator = iter(samples)
-    for sample in iterator:
-        first = checked(sample.read(), structure)
-        numbers = sum(update.rank * sum(update.shape) for update in first.values())
-        more = max(0, min(BLOCK, NUMBERS // max(numbers, 1)) - 1)
-        yield [first, *(checked(one.read(), structure) for one in islice(iterator, more))]
+    sides = sum(sum(shape) for shape in structure.sites.values())
+    block: list[Adapter] = []
+    largest = 1
+    for sample in samples:
+        adapter = checked(sample.read(), structure)
+        rank = max(update.rank for update in adapter.values())
+        if block and (len(block) == BLOCK or (len(block) + 1) * max(largest, rank) * sides > NUMBERS):
+            yield block
+            block, largest = [], 1
+        block, largest = [*block, adapter], max(largest, rank)
+    if block:
+        yield block
 
 
 def _tokens(
     block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
 ) -> Iterator[Tokens]:
     """The tokens of the sites of one shape, one or more blocks of sites after another."""
+    rank = max(1, *(adapter[name].rank for adapter in block for name in names))
     if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
-        rank = max(adapter[name].rank for adapter in block for name in names)
-        step = max(1, NUMBERS // max(1, len(block) * rank * sum(shape)))
-        starts = range(0, len(names), step)
-        yield from (_by_qr(block, names[start : start + step], size, seed, exact) for start in starts)
+        yield from (_by_qr(block, run, size, seed, exact) for run in _runs(names, len(block) * rank * sum(shape)))
         return
     heights = height(size, shape[0], exact), height(size, shape[1], exact)
-    tokens, unsound = tokens_by_gram(block, names, (min(heights[0], shape[0]), min(heights[1], shape[1])), seed)
-    for place in unsound:
-        by_qr = _by_qr(block, [names[place]], size, seed, exact)
-        for whole, one in zip(tokens, by_qr, strict=True):
-            whole[:, place] = _widened(one, tokens.S.shape[-1])[:, 0]
-    yield tokens
+    for run in _runs(names, len(block) * 2 * rank * rank):
+        tokens, unsound = tokens_by_gram(block, run, (min(heights[0], shape[0]), min(heights[1], shape[1])), seed)
+        for place in unsound:
+            by_qr = _by_qr(block, [run[place]], size, seed, exact)
+            for whole, one in zip(tokens, by_qr, strict=True):
+                whole[:, place] = _widened(one, tokens.S.shape[-1])[:, 0]
+        yield tokens
+
+
+def _runs(names: Sequence[str], numbers: int) -> Iterator[Sequence[str]]:
+    """The sites in runs of at most ``NUMBERS``, where each takes so many numbers."""
+    step = max(1, NUMBERS // numbers)
+    yield from (names[start : start + step] for start in range(0, len(names), step))
 
 
 def _by_qr(block: Sequence[Adapter], names: Sequence[str], size: int, seed: int, exact: int) -> Tokens:

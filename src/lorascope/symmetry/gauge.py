@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from lorascope.symmetry.arrays import Array, namespace, transpose
+from lorascope.symmetry.arrays import Array, array_api_compat, namespace, transpose
 
 
 def act(
@@ -64,6 +64,6 @@ def pad_rank(B: Float[Array, "*sites out rank"], A: Float[Array, "*sites rank in
     missing = rank - B.shape[-1]
     if missing < 0:
         raise ValueError(f"cannot pad rank {B.shape[-1]} to the smaller {rank}")
-    zero_B = xp.zeros_like(B[..., :1]) + xp.zeros((missing,), dtype=B.dtype)
-    zero_A = xp.zeros_like(A[..., :1, :]) + xp.zeros((missing, 1), dtype=A.dtype)
+    zero_B = xp.zeros((*B.shape[:-1], missing), dtype=B.dtype, device=array_api_compat.device(B))
+    zero_A = xp.zeros((*A.shape[:-2], missing, A.shape[-1]), dtype=A.dtype, device=array_api_compat.device(A))
     return xp.concat([B, zero_B], axis=-1), xp.concat([A, zero_A], axis=-2)

@@ -1,7 +1,7 @@
 """Adapters of like structure as stacks of arrays: the form in which everything above computes.
 
 Sites of equal (out, in) go into one stack with axes [adapters, sites]; ranks are padded with zeros to the
-largest, which changes no result.
+largest, and to 1 where all are 0, which changes no result.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _stack(adapters: Sequence[Adapter], names: list[str], shape: tuple[int, int]
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, one in enumerate(stored):
         alike.setdefault((one.B.shape[1], one.B.dtype, one.A.dtype), []).append(place)
-    largest = max(rank for rank, *_ in alike)
+    largest = max(1, *(rank for rank, *_ in alike))
     B = np.zeros((len(stored), shape[0], largest), dtype)
     A = np.zeros((len(stored), largest, shape[1]), dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # what does not become a finite number is refused below

@@ -5,17 +5,18 @@
 The kernels are those of the family ``lorascope.predict.kernel``: column and row spaces, energies, ΔW, spectra. Weights
 are learned by the gradient of the leave-one-out error on at most ``subset`` training adapters, at three levels: one for
 each kernel; one for each kernel and kind of site (its name without numbers); one for each kernel, kind and third of the
-depth. The leave-one-out error on all training adapters, exact but for the statistics that centre the kernels, chooses
-the level and λ. Whole groups are left out. What calibrates is left out as well, and where all adapters taught the
-weights, of solutions whose weights other adapters taught (``kernel_solution``).
+depth. The leave-one-out error on all training adapters, exact but for the statistics that centre the kernels and the
+principal directions, which a left-out adapter has had its part in, chooses the level and λ. Whole groups are left out.
+What calibrates is left out as well, and where all adapters taught the weights, of solutions whose weights, centres and
+directions other adapters taught (``kernel_solution``).
 
 Spectra tell much, and mean something else at another rank. So there are two such functions: one of all kernels, for
 adapters of a rank that training had (between the least and the largest there), and one of the rank-stable kernels
 alone, for the others. The rank of an adapter is the largest over its sites, of singular values above 3e-3 σ₁.
 
-Sides of up to ``EXACT`` dimensions are taken whole, longer ones through seeded projections, and both are reduced to the
-``principal`` directions in which the adapters of training write and read most (``predict.principal``): what many share
-tells more than what is peculiar to one.
+Sides of up to ``EXACT`` dimensions are taken whole, longer ones through seeded projections. What then has more than
+``principal`` dimensions is reduced to the directions in which the adapters of training write and read most
+(``predict.principal``): what many share tells more than what is peculiar to one.
 
 For classes a is that of logistic regression with the same kernel, which leaves out to first order.
 For regressions a second function of the same kernel learns how far off the first is, and intervals are in proportion.
@@ -26,7 +27,7 @@ does not, and no function of P ΔW Qᵀ with h < out rows can tell all column sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -41,9 +42,9 @@ from lorascope.predict.fitted_kernels import FittedKernels, bounded, ranks_of
 from lorascope.predict.kernel import KERNELS, Kernel, Tokens
 from lorascope.predict.kernel_explanation import contributions_of
 from lorascope.predict.kernel_learning import CONSTANT
-from lorascope.predict.kernel_levels import bundles_of, levels_of, subset_of_groups, weights_by_level
+from lorascope.predict.kernel_levels import Bundle, bundles_of, levels_of, subset_of_groups, weights_by_level
 from lorascope.predict.kernel_machine import Comparison, Machine
-from lorascope.predict.kernel_solution import Crossing, Doubt, by_logistic, crossed, doubt_of, solutions_of
+from lorascope.predict.kernel_solution import Doubt, Learning, by_logistic, crossed, doubt_of, solutions_of
 from lorascope.predict.leave_one_out import Matrix, blocks_of_groups
 from lorascope.predict.model import (
     CalibratedOn,
@@ -148,29 +149,31 @@ class Kernels:
         bundles = bundles_of(comparison.grams(inputs, chosen), levels[-1])
         blocks = blocks_of_groups([train.groups[i] for i in chosen])
         found = weights_by_level(bundles, Y[chosen], blocks, levels)
-        crossings = [Crossing(bundles, levels[: number + 1]) for number in range(len(found))]
+        learned = [Learning(levels[: number + 1], frozenset(self.kernels)) for number in range(len(found))]
         stable = {member.name for member in members if member.is_rank_stable}
         kept = [bundle for bundle in bundles if bundle.parts[0].kernel in stable]
         if kept and len(kept) < len(bundles):
             found.append(weights_by_level(kept, Y[chosen], blocks, levels[:2])[-1])
-            crossings.append(Crossing(kept, levels[:2]))
+            learned.append(Learning(levels[:2], frozenset(stable)))
         solutions = solutions_of(comparison, inputs, Y, found, blocks_of_groups(train.groups))
         best = min(range(len(solutions)), key=lambda number: solutions[number].error)
         at_any_rank = len(solutions) - 1 if kept and len(kept) < len(bundles) else best
         classes = train.targets if target.is_classification else None
+        own = [learned[best], learned[at_any_rank]]
+        anew: Sequence[Matrix | None] = [None, None]
+        if len(chosen) == len(Y):
+            anew = crossed(lambda taught: self._taught(train, taught, structure), own, Y, train.groups, seed, classes)
         machines: list[Machine] = []
         doubts: list[Doubt | None] = []
         left_out: list[Matrix] = []
-        for number in (best, at_any_rank):
+        for number, again in zip((best, at_any_rank), anew, strict=True):
             solution = solutions[number]
             if classes is None:
                 a, unseen, middle = solution.a * spread, solution.left_out, mean
             else:
                 a, unseen = by_logistic(solution, classes, train.groups, chosen)
                 middle = np.zeros_like(mean)
-            if len(chosen) == len(Y):
-                anew = crossed(crossings[number], Y, train.groups, seed, classes)
-                unseen = unseen if anew is None else anew
+            unseen = unseen if again is None else again
             shift = middle + CONSTANT * a.sum(axis=0)
             left_out.append(unseen if classes is not None else unseen * spread + mean)
             doubts.append(None if classes is not None else doubt_of(solution, unseen, Y, train.groups))
@@ -178,17 +181,25 @@ class Kernels:
                 a = np.concatenate([a, doubt.a], axis=1)
                 shift = np.concatenate([shift, doubt.mean + CONSTANT * doubt.a.sum(axis=0)])
             machines.append(Machine.of(comparison, solution.weights, inputs, a, shift))
-        own = ranks_of(inputs)
+        ranks = ranks_of(inputs)
         return FittedKernels(
             principal,
             machines[0],
             machines[1],
-            (int(own.min()), int(own.max())),
+            (int(ranks.min()), int(ranks.max())),
             (left_out[0], train.targets),
             solutions[best].weights,
             target.width,
             np.ones(len(Y)) if doubts[0] is None else bounded(doubts[0].left_out),
         )
+
+    def _taught(self, train: Split, taught: NDArray[np.int64], structure: Structure) -> list[Bundle]:
+        """The kernels of all training adapters, in the directions and with the centres that some of them teach."""
+        sites = sites_of(structure)
+        some = {name: array[taught] for name, array in train.inputs.items()}
+        principal = Principal.of(some, self.principal)
+        comparison = Comparison.of(self.compared(), sites, principal(some))
+        return bundles_of(comparison.grams(principal(train.inputs)), levels_of(sites)[-1])
 
     def contributions(self, fitted: FittedModel, adapter: Adapter, structure: Structure) -> Contributions:
         """By site, kernel and direction, of the function that the adapter's rank calls for."""
