@@ -185,7 +185,7 @@ def _own_metrics(target: Target, trained: Trained) -> dict[str, dict[str, Any]]:
     predicted = trained.calibration.predict(target, scores)
     actual = trained.calibration.predict(target, truth) if target.task == "regression" else truth
     metrics = measure(target, actual, predicted)
-    if trained.is_left_out and _says_the_mean(trained):
+    if trained.is_left_out and _says_the_mean(trained, target):
         metrics |= {name: math.nan for name in ("kendall_tau", "auroc") if name in metrics}
         return {
             "metrics": metrics,
@@ -199,17 +199,19 @@ LOOKED_AT = 256
 """Training samples whose scores tell whether a model says more than the mean."""
 
 
-def _says_the_mean(trained: Trained) -> bool:
-    """Whether the scores of the training samples vary by less than the mean does when samples are left out.
+def _says_the_mean(trained: Trained, target: Target) -> bool:
+    """Whether what is said of the training samples varies by less than the mean does when samples are left out.
 
     Without a group of m the mean of n lies against it by up to m / (n − m) of its own deviation. The order of left-out
     scores is then that of the mean, the reverse of the truth, and says nothing of the model.
     """
     truth = trained.train.targets
     largest = max(Counter(trained.train.groups).values())
-    shift = largest / max(len(truth) - largest, 1) * truth.std(axis=0).max()
     some = rows_of(trained.train.inputs, np.arange(min(len(truth), LOOKED_AT)))
-    return bool(trained.fitted.scores(some).std(axis=0).max() <= shift)
+    said = trained.calibration.predict(target, trained.fitted.scores(some))
+    units = truth if target.is_classification else trained.calibration.predict(target, truth)
+    shift = largest / max(len(truth) - largest, 1) * units.std(axis=0).max()
+    return bool(said.std(axis=0).max() <= shift)
 
 
 def _versions() -> dict[str, str]:
