@@ -27,7 +27,7 @@ SIZES: dict[str, tuple[int, int]] = {"wide": (12, 8), "tall": (8, 20), "square":
 ODD: dict[str, tuple[int, int]] = {"wide": (11, 7), "tall": (7, 13), "square": (9, 9)}
 
 
-class Layers(torch.nn.Module):  # type: ignore[misc, name-defined]
+class Layers(torch.nn.Module):  # type: ignore[misc, name-defined]  # importorskip gives a module without types
     """Layers by name, none of which the forward pass of the whole needs."""
 
     def __init__(self, **layers: Any) -> None:

@@ -14,6 +14,7 @@ import safetensors.numpy
 from lorascope import formats
 from lorascope.conversion import convert
 from lorascope.errors import AdapterError
+from peft_layers import Layers
 
 torch: Any = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -21,18 +22,6 @@ with warnings.catch_warnings():
     peft: Any = pytest.importorskip("peft")
 
 SINGLE = 64 * float(np.finfo(np.float32).eps)
-
-
-class Layers(torch.nn.Module):
-    """Layers by name, none of which the forward pass of the whole needs."""
-
-    def __init__(self, **layers: Any) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Any) -> Any:
-        return x
 
 
 def layers() -> Layers:

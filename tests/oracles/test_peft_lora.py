@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.errors import AdapterError
 from lorascope.formats.parametrisations.dora import decorated
+from peft_layers import Layers
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
@@ -23,30 +24,11 @@ with warnings.catch_warnings():
     peft = pytest.importorskip("peft")
     gpt2 = pytest.importorskip("transformers.pytorch_utils")
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("in_double")]
 
 DOUBLE = 1e-11
 SINGLE = 1e-5
 """Relative to the largest entry: what PEFT works out in float64, and where it goes through float32."""
-
-
-@pytest.fixture(autouse=True)
-def in_double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-class Layers(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """Layers by name, none of which the forward pass of the whole needs."""
-
-    def __init__(self, **layers: Any) -> None:
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Any) -> Any:
-        return x
 
 
 def linears() -> Layers:
