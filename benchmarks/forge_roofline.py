@@ -3,6 +3,15 @@
 The bound of an operation is the larger of its multiplications at the machine's peak and the bytes that it must read
 and write at the machine's memory bandwidth; the bound of a step is their sum over all operations of the step. Copies
 count nothing: a perfect engine makes none. One thread.
+
+Where a step of 24.5 ms goes beyond its bound of 14.4 (32 adapters, operations timed one by one): products of as many
+rows as the rank, 4, run at a quarter of the peak (1.7 ms), those of attention over 8 tokens at a sixth (1.5), copies
+into and out of heads (1.5), the frozen layers' own products at .85 (1.3), layer norms (0.5), the operations of softmax
+(0.4), Python and autograd (about 2). Tried without gain: large pages and a heap that is never given back (no page
+faults are left), attention without copies in an operation of its own (a quarter slower), fused attention (slower).
+The products alone take 15.6 ms as
+the library runs them, so that four fifths would leave 2.4 ms for all else. 64 adapters at a time are 9 % faster, and
+would change the bits of every zoo.
 """
 
 import os
@@ -25,7 +34,19 @@ from report import report
 STEPS = 60
 REPEATS = 5
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "baddbmm_", "matmul")
-FREE = ("copy_", "clone", "_to_copy", "zeros_like", "new_zeros", "new_empty", "empty", "empty_like", "zero_", "fill_")
+FREE = (
+    "copy_",
+    "clone",
+    "_to_copy",
+    "_unsafe_view",
+    "zeros_like",
+    "new_zeros",
+    "new_empty",
+    "empty",
+    "empty_like",
+    "zero_",
+    "fill_",
+)
 
 
 class Counter(TorchDispatchMode):
