@@ -31,6 +31,7 @@ def _register() -> None:
         forge,
         formats,
         inspect,
+        merge,
         models,
         predict,
         verify,
@@ -41,6 +42,7 @@ def _register() -> None:
     app.command("verify")(verify.verify)
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
+    app.command("merge")(merge.merge)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
