@@ -165,7 +165,7 @@ def _merged_site(
     if isinstance(result, Product):
         done = cut_product(result, cut)
     else:
-        ranks = sum(pair.B.shape[1] for pair in parts.pairs)
+        ranks = sum(rank_of(pair) for pair in parts.pairs)
         done = low_rank(result, cut, max(1, ranks), parts.generator(len(parts.pairs)))
     update = LowRank(
         done.B.astype(dtype),
@@ -186,8 +186,20 @@ def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
     if product.B.shape[1] == 0:
         return Truncated(np.zeros((out, 1), product.B.dtype), np.zeros((1, in_), product.A.dtype), 0.0, 0.0)
     svd = thin_svd(product.B, product.A)
-    largest = np.finfo(svd.S.dtype).eps * max(out, in_) * float(svd.S[0])
-    return truncated(svd, cut.of(np.where(svd.S > largest, svd.S, 0.0)))  # without directions of rounding alone
+    return truncated(svd, cut.of(np.where(svd.S > _rounding(svd.S, out, in_), svd.S, 0.0)))
+
+
+def rank_of(product: Product | Pair) -> int:
+    """How many directions a product has beyond rounding: neither padding of the factors nor their gauge counts."""
+    if product.B.shape[1] == 0:
+        return 0
+    S = thin_svd(product.B, product.A).S
+    return int(np.count_nonzero(S > _rounding(S, product.B.shape[0], product.A.shape[1])))
+
+
+def _rounding(S: NDArray[Any], out: int, in_: int) -> float:
+    """Below it a singular value is rounding alone."""
+    return float(np.finfo(S.dtype).eps) * max(out, in_) * float(S[0])
 
 
 def _refuse_unclear(common: CommonSites) -> None:
