@@ -31,7 +31,7 @@ def planted(seed: int, rank: int, sites: Any = tuple(SHAPES)) -> Adapter:
     )
 
 
-OPTIONS = {"b-lora": {"content": "layers.0.*", "style": "layers.1.*"}}
+OPTIONS: dict[str, Any] = {"b-lora": {"content": ("layers.0.*",), "style": ("layers.1.*",)}}
 TWO = ("b-lora", "slerp")
 
 

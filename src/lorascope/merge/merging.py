@@ -117,6 +117,7 @@ def merge(
             expected="adapters of the same layers of one base",
             found=f"sites such as {common.all[0]} and {next(iter(adapters[1]), 'none')}",
         )
+    member.check_sites(common.all)
     taken = Weights.of(
         len(adapters), member.default_weights(len(adapters)) if weights is None else weights, weights_for
     )
