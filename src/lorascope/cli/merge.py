@@ -33,6 +33,15 @@ def merge(
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="An option of the method.", show_default=False),
     ] = None,
+    learn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:FUNCTION",
+            help="Learn the weights: those with which this function of the merged adapter is least. Executes the file.",
+            show_default=False,
+        ),
+    ] = None,
+    evaluations: Annotated[int, typer.Option(min=1, help="With --learn: how often the function is called.")] = 40,
     rank: Annotated[int | None, typer.Option(help="Largest rank of a site.", show_default="what is exact")] = None,
     energy: Annotated[
         float | None, typer.Option(help="Keep this share of Σ σ² of each site.", show_default=False)
@@ -63,12 +72,15 @@ def merge(
         lorascope merge a b c -o merged --method ties --option density=0.3 --rank 16
 
         lorascope merge tuned unwanted -o without --method subtract
+
+        lorascope merge a b c -o fitted --learn examples.py:loss
     """
     from lorascope.cli.options import with_options
     from lorascope.cli.output import console, print_json, progress
+    from lorascope.cli.user_function import function_in
     from lorascope.errors import LorascopeError
     from lorascope.formats import read, write
-    from lorascope.merge import METHODS
+    from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
     from lorascope.report.merges import merged_as_dict, merged_as_text, methods_as_dicts, methods_as_text
     from lorascope.symmetry.truncation import Cut
@@ -83,12 +95,32 @@ def merge(
     member = with_options(METHODS[method], settings or [])
     by_pattern = [_pattern_and_weights(one) for one in weights_for or []]
     cut = Cut(rank=rank, energy=energy, error=error)
+    if learn is not None and weights is not None:
+        raise LorascopeError("weights are either given or learned", key="--learn", found=f"--weights {weights} too")
+    chosen = None if weights is None else _numbers(weights, "--weights")
+    loss = None if learn is None else function_in(learn, "--learn")
     adapters = [read(source) for source in sources]
+    learned = None
+    if loss is not None:
+        with progress("learning weights", evaluations) as advance:
+            learned = learn_weights(
+                adapters,
+                loss,
+                method=member,
+                evaluations=evaluations,
+                weights_for=by_pattern,
+                seed=seed,
+                names=sources,
+                is_any_base=any_base,
+                is_loss_allowed=allow_loss,
+                advance=advance,
+            )
+        chosen = learned.weights.tolist()
     with progress("merging sites", len({site for adapter in adapters for site in adapter})) as advance:
         result = merged_of(
             adapters,
             member,
-            weights=None if weights is None else _numbers(weights, "--weights"),
+            weights=chosen,
             weights_for=by_pattern,
             cut=cut,
             seed=seed,
@@ -100,9 +132,9 @@ def merge(
         )
     write(result.adapter, output, format=to, dtype=dtype)
     if as_json:
-        print_json(merged_as_dict(result, output, method))
+        print_json(merged_as_dict(result, output, method, learned))
     else:
-        merged_as_text(result, output, method, console())
+        merged_as_text(result, output, method, console(), learned)
 
 
 def _numbers(text: str, key: str) -> list[float]:

@@ -31,7 +31,7 @@ def with_options(kind: Any, settings: Sequence[str]) -> Any:
         if not separator or name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             raise LorascopeError(
-                "unknown option of the model",
+                "there is no such option",
                 key=setting,
                 expected="name=value with name one of " + (", ".join(fields) or "none: it has no options"),
                 hint=f"did you mean {near[0]!r}?" if near else None,

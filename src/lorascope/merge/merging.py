@@ -20,7 +20,7 @@ from lorascope.formats.dtypes import floating_dtype
 from lorascope.merge.method import METHODS, Method, Parts, Product
 from lorascope.merge.range_finder import low_rank
 from lorascope.merge.weights import Weights
-from lorascope.symmetry.canonical import thin_svd
+from lorascope.symmetry.canonical import SVD, thin_svd
 from lorascope.symmetry.common_sites import CommonSites, Pair
 from lorascope.symmetry.cores import distance
 from lorascope.symmetry.truncation import Cut, Truncated, truncated
@@ -117,6 +117,7 @@ def merge(
             expected="adapters of the same layers of one base",
             found=f"sites such as {common.all[0]} and {next(iter(adapters[1]), 'none')}",
         )
+    member.check_sites(common.all)
     taken = Weights.of(
         len(adapters), member.default_weights(len(adapters)) if weights is None else weights, weights_for
     )
@@ -165,7 +166,7 @@ def _merged_site(
     if isinstance(result, Product):
         done = cut_product(result, cut)
     else:
-        ranks = sum(pair.B.shape[1] for pair in parts.pairs)
+        ranks = sum(rank_of(pair) for pair in parts.pairs)
         done = low_rank(result, cut, max(1, ranks), parts.generator(len(parts.pairs)))
     update = LowRank(
         done.B.astype(dtype),
@@ -181,13 +182,34 @@ def _merged_site(
 
 
 def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
-    """The best part of a product that the cut allows, balanced; nothing but rounding is lost where it asks nothing."""
+    """The best part of a product that the cut allows, balanced; nothing but rounding is lost where it asks nothing.
+
+    A product of which nothing is left beyond rounding, as where updates cancel, is zero: rank 1, norm and error 0.
+    """
     out, in_ = product.B.shape[0], product.A.shape[1]
-    if product.B.shape[1] == 0:
+    svd, rank = _beyond_rounding(product)
+    if rank == 0:
         return Truncated(np.zeros((out, 1), product.B.dtype), np.zeros((1, in_), product.A.dtype), 0.0, 0.0)
-    svd = thin_svd(product.B, product.A)
-    largest = np.finfo(svd.S.dtype).eps * max(out, in_) * float(svd.S[0])
-    return truncated(svd, cut.of(np.where(svd.S > largest, svd.S, 0.0)))  # without directions of rounding alone
+    return truncated(svd, cut.of(np.where(np.arange(len(svd.S)) < rank, svd.S, 0.0)))
+
+
+def rank_of(product: Product | Pair) -> int:
+    """How many directions a product has beyond rounding: neither padding of the factors nor their gauge counts."""
+    return _beyond_rounding(product)[1]
+
+
+def _beyond_rounding(product: Product | Pair) -> tuple[SVD, int]:
+    """The thin SVD, and how many of its values exceed what rounding makes: of B A, eps · rank · Σ_j ‖b_j‖ ‖a_j‖, where
+    its terms cancel; of the SVD, eps · max(out, in) · σ₁.
+    """
+    B, A = product.B, product.A
+    out, in_ = B.shape[0], A.shape[1]
+    if B.shape[1] == 0:
+        return SVD(np.zeros((out, 0), B.dtype), np.zeros(0, B.dtype), np.zeros((0, in_), A.dtype)), 0
+    svd = thin_svd(B, A)
+    terms = float(np.linalg.norm(B, axis=0) @ np.linalg.norm(A, axis=1))
+    rounding = float(np.finfo(svd.S.dtype).eps) * max(B.shape[1] * terms, max(out, in_) * float(svd.S[0]))
+    return svd, int(np.count_nonzero(svd.S > rounding))
 
 
 def _refuse_unclear(common: CommonSites) -> None:

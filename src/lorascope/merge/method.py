@@ -90,6 +90,14 @@ class Method(Protocol):
         """
         ...
 
+    def check_sites(self, sites: Sequence[str]) -> None:
+        """Refuse sites that the method has no meaning for.
+
+        Raises:
+            LorascopeError: saying which it needs.
+        """
+        ...
+
     def bias_weights(self, weights: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """The weights [n] with which changes of a bias are summed; None where the method does not say."""
         ...
@@ -118,6 +126,10 @@ class Base:
     def check(self, count: int) -> None:
         """Any number will do."""
         del count
+
+    def check_sites(self, sites: Sequence[str]) -> None:
+        """Any sites will do."""
+        del sites
 
     def bias_weights(self, weights: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """None."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lorascope.merge import METHODS, Merged
+from lorascope.merge import METHODS, LearnedWeights, Merged
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
@@ -43,14 +43,19 @@ def methods_as_text(console: Console) -> None:
         table.add_column(name, overflow="fold", no_wrap=name == "method")
     for one in methods_as_dicts()["methods"]:
         star = " *" if one["is_experimental"] else ""
-        options = " ".join(f"{name}={value}" for name, value in one["options"].items())
+        options = " ".join(f"{name}={_shown(value)}" for name, value in one["options"].items())
         table.add_row(one["name"] + star, one["formula"], one["invariance"], options, one["reference"])
     console.print(table)
     console.print("\n* experimental: no merge of real adapters by it has been measured yet.")
 
 
-def merged_as_dict(merged: Merged, output: str, method: str) -> dict[str, Any]:
-    """What was written and how far it is from the exact result, per site and whole."""
+def _shown(value: Any) -> str:
+    """As it would be typed."""
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def merged_as_dict(merged: Merged, output: str, method: str, learned: LearnedWeights | None = None) -> dict[str, Any]:
+    """What was written and how far it is from the exact result, per site and whole; null where nothing was learned."""
     return {
         "schema_version": SCHEMA_VERSION,
         "output": output,
@@ -62,10 +67,20 @@ def merged_as_dict(merged: Merged, output: str, method: str) -> dict[str, Any]:
         },
         "missing": {name: list(sites) for name, sites in merged.missing.items()},
         "left_out": list(merged.left_out),
+        "learned": None
+        if learned is None
+        else {
+            "weights": learned.weights.tolist(),
+            "loss": learned.loss,
+            "loss_of_base": learned.first,
+            "evaluations": learned.evaluations,
+        },
     }
 
 
-def merged_as_text(merged: Merged, output: str, method: str, console: Console) -> None:
+def merged_as_text(
+    merged: Merged, output: str, method: str, console: Console, learned: LearnedWeights | None = None
+) -> None:
     """Print what was written, its ranks and its error, and the sites that moved most."""
     ranks = sorted({site.rank for site in merged.sites.values()})
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
@@ -73,6 +88,13 @@ def merged_as_text(merged: Merged, output: str, method: str, console: Console) -
     worst, site = max(merged.sites.items(), key=lambda item: item[1].relative_error)
     where = f", most at {safe(worst)}: {site.relative_error:.3g}" if site.relative_error > 0 else ""
     console.print(f"relative error against the exact result: {merged.relative_error:.3g}{where}", soft_wrap=True)
+    if learned is not None:
+        weights = ", ".join(f"{weight:.3g}" for weight in learned.weights)
+        console.print(
+            f"weights learned in {learned.evaluations} evaluations: {weights}; "
+            f"loss {learned.loss:.4g}, without the adapters {learned.first:.4g}",
+            soft_wrap=True,
+        )
     for name, sites in merged.missing.items():
         shown = ", ".join(safe(one) for one in sites[:_SHOWN]) + ", …" * (len(sites) > _SHOWN)
         console.print(Text(f"{safe(name)} has nothing at {len(sites)} sites: {shown}", "dim"), soft_wrap=True)
