@@ -114,18 +114,39 @@ def _tokens(
     block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
 ) -> Iterator[Tokens]:
     """The tokens of the sites of one shape, one or more blocks of sites after another."""
-    rank = max(1, *(adapter[name].rank for adapter in block for name in names))
-    if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
-        yield from (_by_qr(block, run, size, seed, exact) for run in _runs(names, len(block) * rank * sum(shape)))
+    if min(shape) >= LARGE:
+        yield _joined([_of_large(adapter, names, shape, size, seed, exact) for adapter in block], axis=0)
         return
-    heights = height(size, shape[0], exact), height(size, shape[1], exact)
-    for run in _runs(names, len(block) * 2 * rank * rank):
-        tokens, unsound = tokens_by_gram(block, run, (min(heights[0], shape[0]), min(heights[1], shape[1])), seed)
+    rank = max(1, *(adapter[name].rank for adapter in block for name in names))
+    yield from (_by_qr(block, run, size, seed, exact) for run in _runs(names, len(block) * rank * sum(shape)))
+
+
+def _of_large(
+    adapter: Adapter, names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
+) -> Tokens:
+    """The tokens [1, S, …] of large sites of one shape.
+
+    Of one adapter: which way its sites go, and to what rank they are padded, must not depend on who is read with it.
+    """
+    rank = max(1, *(adapter[name].rank for name in names))
+    if not all(_is_narrow(adapter, name) for name in names):
+        return _joined([_by_qr([adapter], run, size, seed, exact) for run in _runs(names, rank * sum(shape))])
+    out, in_ = (min(height(size, n, exact), n) for n in shape)
+    found: list[Tokens] = []
+    for run in _runs(names, 2 * rank * rank):
+        tokens, unsound = tokens_by_gram([adapter], run, (out, in_), seed)
         for place in unsound:
-            by_qr = _by_qr(block, [run[place]], size, seed, exact)
+            by_qr = _by_qr([adapter], [run[place]], size, seed, exact)
             for whole, one in zip(tokens, by_qr, strict=True):
                 whole[:, place] = _widened(one, tokens.S.shape[-1])[:, 0]
-        yield tokens
+        found.append(tokens)
+    return _joined(found)
+
+
+def _joined(parts: Sequence[Tokens], axis: int = 1) -> Tokens:
+    """Tokens of some sites after those of others, or of some adapters (``axis`` 0), with zeros to the largest rank."""
+    rank = max(part.S.shape[-1] for part in parts)
+    return Tokens(*(np.concatenate([_widened(one, rank) for one in own], axis) for own in zip(*parts, strict=True)))
 
 
 def _runs(names: Sequence[str], numbers: int) -> Iterator[Sequence[str]]:
