@@ -4,7 +4,8 @@ A side of 512 dimensions at rank 16 takes 64 kB in float64: 3 MB an adapter at 2
 leave 32 of the 512. Which directions these are depends on which adapters teach them, so the tokens are needed whole
 more than once; each time one site after another.
 
-What is stored are the very numbers: nothing that is computed from them differs from what it would be in memory.
+What is stored are the very numbers: nothing that is computed from them differs from what it would be in memory. Where
+temporary files are kept in memory themselves (tmpfs), nothing is gained.
 """
 
 from __future__ import annotations
