@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 WORDS = [f"{kind}{n}" for kind in "xyz" for n in range(6)]
 SOURCES = ("Mercury_{}", "MCAS_2000_{}", "CSZ{}", "AKDE&ED_2008_{}", "TIMSS_1995_8_K{}")
+FAMILIES = {"arc-qwen2": "qwen2", "arc-llama": "llama"}
+"""Recipe → class of its model."""
 CONFIG = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -88,3 +90,12 @@ def save_model(folder, family):
         model = getattr(transformers, f"{names[family]}ForCausalLM")(config)
     model.save_pretrained(folder)
     return folder
+
+
+def places_in(folder):
+    """Recipe → the folders of its model and of the data, as settings."""
+    data = save_arc(folder / "data")
+    return {
+        name: {"model": str(save_model(folder / family, family)), "data": str(data), "dtype": "float32"}
+        for name, family in FAMILIES.items()
+    }

@@ -66,7 +66,7 @@ def updates(draw: Any, kind: str, dtype: str, has_convolutions: bool) -> Update:
 def adapters(draw: Any, *members: Format, kind: str | None = None, has_convolutions: bool | None = None) -> Adapter:
     """An adapter that the formats hold: one kind (PEFT has one for all sites), layers and scales that differ."""
     member = members[0]
-    # a LoKr in PEFT's own factorisation, gates, and projections that all sites share: tests/oracles/test_peft_types.py
+    # a LoKr in PEFT's own factorisation, gates, and projections that all sites share: tests/oracles/test_peft_*.py
     elsewhere = ("ia3", "lokr", "vera") if member.name == "peft" else ()
     chosen = kind or draw(st.sampled_from([one for one in member.writes if one not in elsewhere]))
     dtype = draw(st.sampled_from(DTYPES))

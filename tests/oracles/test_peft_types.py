@@ -1,4 +1,5 @@
-"""PEFT's types near LoRA against PEFT: files that it saves are read as it merges them, and it loads what is written."""
+"""PEFT's low-rank types near LoRA against PEFT: files that it saves are read as it merges them, and it loads what is
+written; configurations and tensors that do not fit, of all types."""
 
 from __future__ import annotations
 
@@ -14,115 +15,28 @@ import pytest
 import safetensors.numpy
 
 from lorascope import formats
-from lorascope.adapter import Adapter, Expanded
+from lorascope.adapter import Adapter
 from lorascope.errors import AdapterError
-from peft_layers import Layers
+from oracles.peft_merges import (
+    DOUBLE,
+    Make,
+    checked,
+    checked_as_loaded,
+    convolutions,
+    error,
+    gpt2_layers,
+    linears,
+    randomised,
+    seeded,
+    weights,
+)
 
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     peft = pytest.importorskip("peft")
-    gpt2 = pytest.importorskip("transformers.pytorch_utils")
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("in_double")]
-
-DOUBLE = 1e-11
-"""Relative to the largest entry of ΔW: PEFT works all of these out in float64."""
-
-
-Make = Callable[[], Layers]
-
-
-def linears() -> Layers:
-    return Layers(wide=torch.nn.Linear(12, 8), tall=torch.nn.Linear(8, 20), square=torch.nn.Linear(16, 16))
-
-
-def convolutions() -> Layers:
-    return Layers(two=torch.nn.Conv2d(8, 12, (3, 2)), point=torch.nn.Conv2d(6, 8, 1))
-
-
-def conv1d() -> Layers:
-    return Layers(one=torch.nn.Conv1d(8, 12, 3))
-
-
-def gpt2_layers() -> Layers:
-    layers = Layers(wide=gpt2.Conv1D(8, 12), square=gpt2.Conv1D(16, 16))
-    for layer in layers.children():
-        layer.weight.data = torch.randn(layer.weight.shape)
-        layer.bias.data = torch.randn(layer.bias.shape)
-    return layers
-
-
-def seeded(make: Make) -> Layers:
-    torch.manual_seed(0)
-    return make()
-
-
-def randomised(model: Layers, config: Any) -> Any:
-    """The model with PEFT's adapter, every trained number random."""
-    config.target_modules = config.target_modules or [name for name, _ in model.named_children()]
-    wrapped = peft.get_peft_model(model, config).double().eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in wrapped.parameters():
-        if parameter.requires_grad:
-            parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator)
-    return wrapped
-
-
-def weights(model: Any) -> dict[str, Any]:
-    return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
-
-
-def error(found: Any, expected: Any) -> float:
-    assert found.shape == expected.shape
-    assert np.abs(expected).max() > 1e-4
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
-def compared(adapter: Adapter, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Every tensor that PEFT changes is changed alike, and no other."""
-    changed = {name for name in after if not np.array_equal(after[name], before[name])}
-    seen: set[str] = set()
-    for site, update in adapter.items():
-        base, bias = before[f"{site}.weight"], before.get(f"{site}.bias")
-        change = after[f"{site}.weight"] - base
-        assert error(update.delta_weight(np.float64, base=base), change) < DOUBLE
-        delta_bias = update.delta_bias(np.float64, base=bias)
-        seen.add(f"{site}.weight")
-        if delta_bias is not None:
-            seen.add(f"{site}.bias")
-            assert error(delta_bias, after[f"{site}.bias"] - bias) < DOUBLE
-        resolved: Any = update.resolved(base.shape)  # type: ignore[attr-defined]
-        assert resolved.base_shape == base.shape
-        if isinstance(resolved, Expanded):
-            assert resolved.norm() == pytest.approx(float(np.linalg.norm(change)), rel=1e-10)
-            matrix = change.T if resolved.is_transposed else change.reshape(change.shape[0], -1)
-            assert np.linalg.matrix_rank(matrix, tol=1e-9 * np.abs(change).max()) <= resolved.rank
-            x = np.random.default_rng(0).standard_normal((3, matrix.shape[1]))
-            assert error(resolved.apply(x), x @ matrix.T) < DOUBLE
-    assert seen == changed
-
-
-def checked(make: Make, config: Any, folder: Path) -> Adapter:
-    model = seeded(make)
-    before = weights(model)
-    wrapped = randomised(model, config)
-    wrapped.save_pretrained(folder)
-    adapter = formats.read(folder)
-    compared(adapter, before, weights(copy.deepcopy(wrapped).merge_and_unload()))
-    return adapter
-
-
-def checked_as_loaded(adapter: Adapter, make: Make, folder: Path, peft_type: str) -> None:
-    """Write the adapter as an edited one, let PEFT load it, and compare what it merges."""
-    formats.write(adapter.with_sites(dict(adapter)), folder, format="peft")
-    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == peft_type
-    model = seeded(make)
-    before = weights(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", category=UserWarning)  # missing or unexpected keys
-        loaded = peft.PeftModel.from_pretrained(model, folder).double()
-    compared(adapter, before, weights(copy.deepcopy(loaded).merge_and_unload()))
 
 
 # AdaLoRA -------------------------------------------------------------------------------------------------------------
@@ -179,68 +93,6 @@ def test_adalora_after_pruning(tmp_path: Path) -> None:
     merged = weights(loaded.merge_and_unload())
     for name, tensor in after.items():
         assert np.abs(merged[name] - tensor).max() < DOUBLE
-
-
-# IA3, norms ----------------------------------------------------------------------------------------------------------
-
-
-def grouped() -> Layers:
-    return Layers(two=torch.nn.Conv2d(8, 12, 3, groups=4), cube=torch.nn.Conv3d(4, 6, 2), plain=torch.nn.Linear(6, 6))
-
-
-@pytest.mark.parametrize("make", [linears, convolutions, grouped, gpt2_layers])
-@pytest.mark.parametrize("which", ["none", "all", "some", "pattern"])
-def test_ia3(make: Make, which: str, tmp_path: Path) -> None:
-    names = [name for name, _ in make().named_children()]
-    feedforward: Any = {"none": [], "all": names, "some": names[:1], "pattern": f"({'|'.join(names[:2])})"}[which]
-    fields = {"fan_in_fan_out": True} if make is gpt2_layers else {}
-    config = peft.IA3Config(
-        target_modules=names, feedforward_modules=names if which == "pattern" else feedforward, **fields
-    )
-    if which == "pattern":  # both must be strings
-        config = peft.IA3Config(target_modules=f"({'|'.join(names)})", feedforward_modules=feedforward, **fields)
-    adapter = checked(make, config, tmp_path / "a")
-    checked_as_loaded(adapter, make, tmp_path / "b", "IA3")
-    on_input = {site for site, update in adapter.items() if update.axis == "in"}  # type: ignore[attr-defined]
-    assert on_input == {"none": set(), "all": set(names), "some": set(names[:1]), "pattern": set(names[:2])}[which]
-
-
-def test_gates_on_inputs_and_outputs_whose_names_end_alike(tmp_path: Path) -> None:
-    def make() -> Layers:
-        return Layers(fc=torch.nn.Linear(6, 6), x_fc=torch.nn.Linear(6, 4))
-
-    config = peft.IA3Config(target_modules="fc|x_fc", feedforward_modules="fc")
-    adapter = checked(make, config, tmp_path / "a")
-    checked_as_loaded(adapter, make, tmp_path / "b", "IA3")
-    assert formats.read(tmp_path / "b")["fc"].axis == "in"  # type: ignore[attr-defined]  # of IA3 alone
-
-
-def test_a_gate_of_a_convolution_needs_the_configuration(tmp_path: Path) -> None:
-    checked(convolutions, peft.IA3Config(feedforward_modules=["two"]), tmp_path)
-    path = tmp_path / "adapter_config.json"
-    config = json.loads(path.read_text())
-    for value, said in ((None, "does not say which"), (7, "list of names"), ("(.*)*x", "too complex")):
-        path.write_text(json.dumps(config | {"feedforward_modules": value}))
-        with pytest.raises(AdapterError, match=said):
-            formats.read(tmp_path)
-
-
-def test_tuned_norms(tmp_path: Path) -> None:
-    def make() -> Layers:
-        return Layers(
-            norm=torch.nn.LayerNorm(6),
-            bare=torch.nn.RMSNorm(5),
-            group=torch.nn.GroupNorm(2, 8),
-            fc=torch.nn.Linear(3, 4),
-        )
-
-    adapter = checked(make, peft.LNTuningConfig(), tmp_path)
-    assert {update.kind for update in adapter.values()} == {"norm"} and not adapter.leftovers
-    assert adapter["norm"].layer == "norm" and adapter["fc"].layer == "linear"
-    base = np.ones(6)
-    with pytest.raises(AdapterError, match="does not fit the base"):
-        adapter["norm"].delta_bias(base=np.ones(5))
-    assert adapter["norm"].delta_weight(np.float64, base=base).shape == (6,)
 
 
 # VeRA, DeLoRA, GraLoRA -----------------------------------------------------------------------------------------------
@@ -305,92 +157,6 @@ def test_gralora(make: Make, fields: dict[str, Any], tmp_path: Path) -> None:
     transposed = {"fan_in_fan_out": True} if make is gpt2_layers else {}
     adapter = checked(make, peft.GraloraConfig(**fields, **transposed), tmp_path)
     assert {update.dim for update in adapter.values()} == {fields["r"] + fields.get("hybrid_r", 0)}
-
-
-# LoHa, LoKr ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("make", [linears, convolutions, conv1d])
-@pytest.mark.parametrize("is_effective", [False, True])
-def test_loha(make: Make, is_effective: bool, tmp_path: Path) -> None:
-    config = peft.LoHaConfig(
-        r=2, alpha=3, use_effective_conv2d=is_effective, rank_pattern={"tall": 3, "point": 1}, alpha_pattern={"two": 5}
-    )
-    adapter = checked(make, config, tmp_path / "a")
-    checked_as_loaded(adapter, make, tmp_path / "b", "LOHA")
-
-
-@pytest.mark.parametrize("make", [linears, convolutions])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"r": 1},
-        {"r": 64},
-        {"r": 1, "decompose_both": True},
-        {"r": 1, "decompose_factor": 2},
-        {"r": 2, "decompose_factor": 4, "decompose_both": True},
-        {"r": 1, "use_effective_conv2d": True, "rank_pattern": {"wide": 8, "point": 3}},
-    ],
-)
-def test_lokr(make: Make, fields: dict[str, Any], tmp_path: Path) -> None:
-    adapter = checked(make, peft.LoKrConfig(alpha=3, **fields), tmp_path / "a")
-    assert {update.kind for update in adapter.values()} == {"lokr"}
-    checked_as_loaded(adapter, make, tmp_path / "b", "LOKR")
-    if make is linears or fields.get("use_effective_conv2d"):
-        foreign = Adapter(dict(adapter))  # without the configuration that made the shapes
-        checked_as_loaded(foreign, make, tmp_path / "c", "LOKR")
-
-
-def test_a_field_of_lora_means_nothing_to_other_types(tmp_path: Path) -> None:
-    before = checked(linears, peft.LoHaConfig(r=4, alpha=2), tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
-    assert {update.scale for update in before.values()} == {0.5}
-    assert {update.scale for update in formats.read(tmp_path).values()} == {0.5}
-    loaded = peft.PeftModel.from_pretrained(seeded(linears), tmp_path)
-    assert loaded.base_model.model.wide.scaling == {"default": 0.5}
-
-
-def test_lokr_of_a_convolution_in_one_dimension(tmp_path: Path) -> None:
-    adapter = checked(conv1d, peft.LoKrConfig(r=1, alpha=3), tmp_path / "a")
-    checked_as_loaded(adapter, conv1d, tmp_path / "b", "LOKR")
-
-
-def test_lokr_whose_axes_peft_mixes_up_is_refused(tmp_path: Path) -> None:
-    """PEFT's ΔW for a whole w2 [s, t, k] is no w1 ⊗ w2: it meets w1 [p, q] at the last two axes, then reshapes."""
-    model = seeded(conv1d)
-    before = weights(model)["one.weight"]
-    wrapped = randomised(model, peft.LoKrConfig(r=12, alpha=12))
-    wrapped.save_pretrained(tmp_path)
-    tensors = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
-    w1, w2 = (tensors[f"base_model.model.one.lokr_w{number}"] for number in (1, 2))
-    change = weights(wrapped.merge_and_unload())["one.weight"] - before
-    assert error(np.kron(w1[None], w2).reshape(before.shape), change) < DOUBLE
-    assert error(np.einsum("pq,stk->psqtk", w1, w2).reshape(before.shape), change) > 0.1
-    with pytest.raises(AdapterError, match="one-dimensional convolution"):
-        formats.read(tmp_path)
-
-
-def test_lokr_whose_shapes_peft_has_not_becomes_lora(tmp_path: Path) -> None:
-    checked(linears, peft.LoKrConfig(r=1, alpha=3), tmp_path / "a")
-    weights_path = tmp_path / "a/adapter_model.safetensors"
-    rng = np.random.default_rng(0)
-    tensors = safetensors.numpy.load_file(weights_path)
-    for site, shapes in {"wide": ((8, 1), (1, 12)), "tall": ((4, 1), (5, 8)), "square": ((2, 2), (8, 8))}.items():
-        for key in [key for key in tensors if f".{site}." in key]:
-            del tensors[key]
-        tensors |= {
-            f"base_model.model.{site}.lokr_w{number}": rng.standard_normal(shape)
-            for number, shape in enumerate(shapes, start=1)
-        }
-    safetensors.numpy.save_file(tensors, weights_path)
-    adapter = Adapter(dict(formats.read(tmp_path / "a")))
-    with pytest.raises(AdapterError, match="not of low rank"):
-        formats.write(adapter, tmp_path / "b", format="peft")
-    low = Adapter({"wide": adapter["wide"]})
-    formats.write(low, tmp_path / "c", format="peft")
-    again = formats.read(tmp_path / "c")["wide"]
-    assert again.kind == "lora" and error(again.delta_weight(np.float64), low["wide"].delta_weight(np.float64)) < DOUBLE
 
 
 # Conversion to LORA, real files --------------------------------------------------------------------------------------

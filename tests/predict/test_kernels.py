@@ -15,7 +15,7 @@ from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_
 from lorascope.predict.kernel_levels import levels_of, subset_of_groups
 from lorascope.predict.kernel_machine import Comparison, Machine
 from lorascope.predict.kernel_solution import doubt_of, solved
-from lorascope.predict.kernels._spectrum import log_spectrum
+from lorascope.predict.kernels._spectrum import norm_and_spectrum
 from lorascope.predict.leave_one_out import blocks_of_groups
 from lorascope.predict.model import Sample, Structure
 from lorascope.predict.tokens import sites_of
@@ -296,10 +296,10 @@ def test_kernels_that_tell_no_two_adapters_apart_are_a_clear_error(name):
 def test_the_size_of_all_updates_is_a_constant_in_the_logarithms(factor):
     """In float32, which holds σ but not σ²."""
     S = np.array([[3.0, 1.0, 0.5], [2.0, 2.0, 0.0]])
-    large = log_spectrum((factor * S).astype(np.float32), 4)
+    large = norm_and_spectrum((factor * S).astype(np.float32), 4)
     assert np.isfinite(large).all()
     if factor > 1:  # far above the floor
-        expected = log_spectrum(S * 1e6, 4) + np.log(factor / 1e6)
+        expected = norm_and_spectrum(S * 1e6, 4) + np.log(factor / 1e6)
         np.testing.assert_allclose(large, expected, rtol=4 * np.finfo(np.float32).eps)
 
 

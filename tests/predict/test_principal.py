@@ -72,6 +72,39 @@ def test_directions_that_nobody_has_are_seen_by_nobody():
     assert np.abs(basis[4:]).max() < 1e3 * EPS
 
 
+def tied_inputs(rng, h=14):
+    """Each adapter in one direction of a random basis: of five directions three, of four two, of the others one."""
+    counts = [3] * 5 + [2] * 4 + [1] * (h - 9)
+    basis = np.linalg.qr(rng.standard_normal((h, h))).Q
+    order = rng.permutation(np.repeat(np.arange(h), counts))  # the order of the sums, and so their rounding
+    tokens = rng.choice([-1.0, 1.0], len(order))[:, None] * basis.T[order]
+    return basis, {
+        "left0": tokens[:, None, :, None],
+        "S0": rng.uniform(0.5, 2.0, (len(order), 1, 1)),  # f(σ) is the same at rank 1
+        "right0": np.ones((len(order), 1, 2, 1)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"), [(4, 0), (5, 5), (6, 5), (8, 5), (9, 9), (10, 9), (13, 9)], ids=lambda n: str(n)
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_directions_that_are_equal_at_the_cut_are_left_out_together(size, kept, seed):
+    basis, inputs = tied_inputs(np.random.default_rng(seed))
+    [found] = Principal.of(inputs, size).bases["left0"]
+    assert found.shape == (14, size)
+    shared = basis[:, :kept] @ basis[:, :kept].T
+    # the gaps are a third of the largest eigenvalue
+    assert np.allclose(found @ found.T, shared, rtol=0, atol=1e3 * EPS)
+
+
+def test_a_cut_among_directions_that_nobody_has_takes_none_from_the_others():
+    _, inputs = tied_inputs(np.random.default_rng(0))
+    rare = {name: array[:3] for name, array in inputs.items()}
+    [found] = Principal.of(rare, 8).bases["left0"]
+    assert np.linalg.matrix_rank(found) == np.linalg.matrix_rank(rare["left0"][:, 0, :, 0])
+
+
 def test_a_basis_of_another_shape_is_refused():
     rng = np.random.default_rng(0)
     state = Principal.of(inputs_in(np.eye(8), rng), 5).state()

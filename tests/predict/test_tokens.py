@@ -131,6 +131,20 @@ def test_a_site_that_is_ill_conditioned_goes_by_qr_alone(taken):
     assert np.isfinite(found["left0"]).all()
 
 
+def test_the_tokens_of_large_layers_do_not_depend_on_the_adapters_that_are_read_along():
+    plain = adapter(dtype=np.float32)
+    B = plain["q"].B.copy()
+    B[:, 1] = B[:, 0]
+    dependent = Adapter({**plain.sites, "q": LowRank(B, plain["q"].A, 1.0)})  # by QR, at one site
+    others = [dependent, adapter(3, dtype=np.float64), adapter(4, rank=7), adapter(5, rank=1)]
+    for one in (adapter(1), dependent, adapter(2, rank=2)):
+        alone, among = of(one), of(one, *others)
+        for name in ("left0", "S0", "right0"):
+            k = alone[name].shape[-1]
+            assert np.array_equal(among[name][:1, ..., :k], alone[name]), name
+            assert not among[name][:1, ..., k:].any()
+
+
 def test_gram_matrices_in_float64_go_on_where_those_in_float32_stop(taken):
     whole = adapter(dtype=np.float32)
     B = whole["q"].B.copy()

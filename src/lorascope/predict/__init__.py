@@ -4,7 +4,8 @@ from lorascope.predict.dataset import Dataset, Sample
 from lorascope.predict.explanation import Explanation
 from lorascope.predict.fitting import fit_predictor
 from lorascope.predict.model import MODELS, FittedModel, Model
-from lorascope.predict.predictor import Prediction, Predictor
+from lorascope.predict.prediction import Prediction
+from lorascope.predict.predictor import Predictor
 from lorascope.predict.targets import Target
 
 __all__ = [

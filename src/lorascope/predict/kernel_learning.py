@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.errors import MissingExtraError
-from lorascope.predict.leave_one_out import Blocks, Matrix
+from lorascope.predict.leave_one_out import Blocks, Matrix, left_out_residuals
 
 CONSTANT = 10.0
 """c: the prior variance of the mean of standardised targets; large, so that the mean is hardly shrunk."""
@@ -60,16 +60,17 @@ def left_out_error(
     inverse = np.linalg.inv(K)
     inverse = (inverse + inverse.T) / 2
     a = inverse @ Y
-    scale = np.diag(inverse)[:, None]
-    residuals, v = a / scale, np.empty_like(a)
-    for block in blocks:
-        residuals[block] = np.linalg.solve(inverse[np.ix_(block, block)], a[block])
+    diagonal = np.diag(inverse)
+
+    def part(block: NDArray[np.int64]) -> Matrix:
+        return inverse[np.ix_(block, block)]
+
+    residuals = left_out_residuals(a, diagonal, part, blocks)
     mean = max(float((residuals**2).mean()), LEAST_ERROR)
     slope = 2.0 * residuals / (n * width * mean)
-    v = slope / scale
+    v = left_out_residuals(slope, diagonal, part, blocks)
     middle = inverse * (v * residuals).sum(axis=1)
     for block in blocks:
-        v[block] = np.linalg.solve(inverse[np.ix_(block, block)], slope[block])
         middle[:, block] = inverse[:, block] @ (v[block] @ residuals[block].T)
     D = middle @ inverse - (inverse @ v) @ a.T
     D = ((D + D.T) / 2).astype(kernels.dtype)

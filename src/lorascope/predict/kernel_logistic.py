@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lorascope.errors import MissingExtraError
-from lorascope.predict.leave_one_out import Blocks, Matrix
+from lorascope.predict.leave_one_out import Blocks, Matrix, left_out_residuals
 
 STEPS, HALVINGS, CLOSE = 50, 20, 1e-6
 LEAST_WEIGHT = 1e-8
@@ -104,11 +105,12 @@ def _one(K: Matrix, y: Matrix, penalty: float, blocks: Blocks, a: Matrix) -> tup
     a = cho_solve((root, True), z)
     [invert] = get_lapack_funcs(("trtri",), (root,))
     inverse_root, _ = invert(root, lower=True)
-    left_out = z - a / (inverse_root**2).sum(axis=0)
-    for block in blocks:
+
+    def inverse(block: NDArray[np.int64]) -> Matrix:
         part = inverse_root[:, block]
-        left_out[block] = z[block] - np.linalg.solve(part.T @ part, a[block])
-    return a, left_out
+        return part.T @ part
+
+    return a, z - left_out_residuals(a[:, None], (inverse_root**2).sum(axis=0), inverse, blocks)[:, 0]
 
 
 def _step(K: Matrix, y: Matrix, penalty: float, f: Matrix, cho_factor) -> tuple[Matrix, Matrix]:  # of scipy

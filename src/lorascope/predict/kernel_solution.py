@@ -18,7 +18,7 @@ from lorascope.predict.kernel_learning import CONSTANT
 from lorascope.predict.kernel_levels import Bundle, Level, weights_by_level
 from lorascope.predict.kernel_logistic import best_penalty, fit_logistic
 from lorascope.predict.kernel_machine import Comparison, Part
-from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups
+from lorascope.predict.leave_one_out import Blocks, Matrix, blocks_of_groups, left_out_residuals
 from lorascope.predict.model import Inputs
 
 NEGLIGIBLE = 1e-5
@@ -85,11 +85,11 @@ def _left_out(spectral: Spectral, Y: Matrix, noise: float, blocks: Blocks) -> tu
     """(a, the residuals that each group has when it is left out)."""
     vectors, shrink = spectral.vectors, 1.0 / (spectral.values + noise)
     a = vectors @ (shrink[:, None] * (vectors.T @ Y))
-    residuals = a / ((vectors**2) @ shrink)[:, None]
-    for block in blocks:
-        V = vectors[block]
-        residuals[block] = np.linalg.solve((V * shrink) @ V.T, a[block])
-    return a, residuals
+
+    def inverse(block: NDArray[np.int64]) -> Matrix:
+        return (vectors[block] * shrink) @ vectors[block].T
+
+    return a, left_out_residuals(a, (vectors**2) @ shrink, inverse, blocks)
 
 
 def doubt_of(solution: Solution, left_out: Matrix, Y: Matrix, groups: Sequence[str]) -> Doubt:

@@ -12,7 +12,7 @@ Source: Allen (1974), PRESS; Golub, Heath & Wahba (1979).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,19 +81,39 @@ class _Spectral(NamedTuple):
         return cls(np.maximum(values, 0.0), vectors, vectors.T @ Y)
 
 
-def _left_out_residuals(spectral: _Spectral, Y: Matrix, penalty: float, blocks: Blocks) -> Matrix:
+def left_out_residuals(
+    dual: Matrix, diagonal: Matrix, matrix_of: Callable[[NDArray[np.int64]], Matrix], blocks: Blocks
+) -> Matrix:
+    """The residuals e_b = (P_bb)⁻¹ (P y)_b [n, t] that samples b would have if they were left out.
+
+    P is what makes the dual coefficients from the targets: (K + λI)⁻¹, less 11ᵀ/(nλ) of an intercept; or λ times that,
+    which is I − H.
+
+    Args:
+        dual: P y, [n, t].
+        diagonal: of P, [n].
+        matrix_of: b → P_bb.
+        blocks: the groups of two or more, which are left out together.
+    """
+    residuals = dual / diagonal[:, None]
+    for block in blocks:
+        residuals[block] = np.linalg.solve(matrix_of(block), dual[block])
+    return residuals
+
+
+def _centred_residuals(spectral: _Spectral, Y: Matrix, penalty: float, blocks: Blocks) -> Matrix:
     """[n, t], for centred Y."""
     n = len(Y)
     shrink = spectral.values / (spectral.values + penalty)
     residuals = Y - spectral.vectors @ (shrink[:, None] * spectral.rotated)
     leverage = 1.0 / n + (spectral.vectors**2) @ shrink
-    left_out = residuals / np.maximum(1.0 - leverage, 1e-9)[:, None]
-    for block in blocks:
+
+    def rest(block: NDArray[np.int64]) -> Matrix:
         V = spectral.vectors[block]
-        rest = np.eye(len(block)) - 1.0 / n - (V * shrink) @ V.T
         # I − H_gg is singular only where the others say nothing at all of the group
-        left_out[block] = np.linalg.solve(rest + 1e-9 * np.eye(len(block)), residuals[block])
-    return left_out
+        return np.eye(len(block)) - 1.0 / n - (V * shrink) @ V.T + 1e-9 * np.eye(len(block))
+
+    return left_out_residuals(residuals, np.maximum(1.0 - leverage, 1e-9), rest, blocks)
 
 
 def blocks_of_groups(groups: Sequence[Any] | None) -> Blocks:
@@ -112,7 +132,7 @@ def _best_penalty(K: Matrix, Y: Matrix, blocks: Blocks) -> tuple[float, float]:
     spectral = _Spectral.of(K, Y)
     total = float((Y**2).sum(axis=0).mean()) or 1.0  # a label that the samples never have is all zero
     errors = [
-        float((_left_out_residuals(spectral, Y, float(penalty) * unit, blocks) ** 2).sum(axis=0).mean()) / total
+        float((_centred_residuals(spectral, Y, float(penalty) * unit, blocks) ** 2).sum(axis=0).mean()) / total
         for penalty in PENALTIES
     ]
     best = int(np.argmin(errors))
@@ -208,7 +228,7 @@ def _solved(
     _, relative = _best_penalty(K, centred, blocks)
     penalty = relative * (float(np.trace(K)) / len(K) or 1.0)
     dual = np.linalg.solve(K + penalty * np.eye(len(K)), centred)
-    left_out = Y - _left_out_residuals(_Spectral.of(K, centred), centred, penalty, blocks)
+    left_out = Y - _centred_residuals(_Spectral.of(K, centred), centred, penalty, blocks)
     return weights, relative, dual, left_out
 
 

@@ -26,6 +26,7 @@ from lorascope.predict.familiarity import Familiarity, Judgement
 from lorascope.predict.intervals import LEVEL, gives_spreads, is_in_set, measure_intervals, scores_and_spreads
 from lorascope.predict.metrics import measure, why_undefined
 from lorascope.predict.model import FittedModel, Inputs, Model, Sample, Structure
+from lorascope.predict.prediction import Prediction
 from lorascope.predict.targets import Target, is_missing
 from lorascope.symmetry import thin_svd
 
@@ -43,67 +44,6 @@ class Member(NamedTuple):
     seed: int
     fitted: FittedModel
     calibration: Calibration
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a predictor says of one adapter.
-
-    Where ``abstained``, the adapter is unlike those of training: ``value`` is what the members say all the same, and
-    nothing vouches for it, nor for the interval. ``as_dict`` leaves all of that out.
-
-    Args:
-        value: a number, a class, or the list of labels held more likely than not.
-        interval: for regression, where the truth lies with probability ``level``; None if it was never
-            calibrated on enough samples.
-        probabilities: for classification, class → probability.
-        sd: the standard deviation over members, of the value or the largest of a probability; None for one member.
-        level: the share of truths that the interval or the set is to hold.
-        classes: for binary and multi-class targets, the classes one of which is true with probability ``level``; None
-            if it was never calibrated on enough samples.
-        unfamiliarity, p_value: how unlike training adapters the adapter is, and how rare that is among such; None of
-            a model that does not look at weights.
-        abstained, reason: whether that is so rare that nothing should be said, and what is strange.
-    """
-
-    target: str
-    task: str
-    model: str
-    value: Any
-    interval: tuple[float, float] | None
-    probabilities: Mapping[str, float] | None
-    sd: float | None
-    path: str | None = None
-    level: float = LEVEL
-    classes: tuple[Any, ...] | None = None
-    unfamiliarity: float | None = None
-    p_value: float | None = None
-    abstained: bool = False
-    reason: str | None = None
-
-    def as_dict(self, *, force: bool = False) -> dict[str, Any]:
-        """The prediction as a JSON object; where the predictor abstains without a value, unless forced."""
-        is_said = force or not self.abstained
-        said: dict[str, Any] = {
-            "prediction": self.value,
-            "interval": None if self.interval is None else list(self.interval),
-            "classes": None if self.classes is None else list(self.classes),
-            "probabilities": None if self.probabilities is None else dict(self.probabilities),
-            "sd": self.sd,
-        }
-        return {
-            "schema_version": 2,
-            "path": self.path,
-            "target": self.target,
-            "task": self.task,
-            "model": self.model,
-            "level": self.level,
-            **(said if is_said else dict.fromkeys(said)),
-            "unfamiliarity": self.unfamiliarity,
-            "p_value": self.p_value,
-            "abstained": self.abstained,
-            "reason": self.reason,
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,9 +233,45 @@ class Predictor:
 
         The spread is the standard deviation with n − 1, NaN for a single member.
         """
+        return self._evaluation(*self._values_and_spreads(inputs), values, groups)
+
+    def evaluate_adapters(
+        self,
+        samples: Sequence[Sample],
+        values: Sequence[Any],
+        groups: Sequence[str] = (),
+        advance: Callable[[int], Any] | None = None,
+    ) -> Evaluation:
+        """As ``evaluate``, from the adapters themselves: from how many it would abstain is then known as well.
+
+        Inputs are held as for ``predict``.
+
+        Raises:
+            PredictorError: for an adapter of another structure.
+        """
+        said: list[NDArray[np.float64]] = []
+        spreads: list[NDArray[np.float64]] = []
+        abstained = 0
+        step = _at_once(self.structure)
+        for start in range(0, max(len(samples), 1), step):
+            inputs, judgements = self._inputs(samples[start : start + step], advance)
+            abstained += sum(judgement is not None and judgement.is_strange for judgement in judgements)
+            one, own = self._values_and_spreads(inputs)
+            said.append(one)
+            spreads.append(own)
+        found = self._evaluation(np.concatenate(said, axis=1), np.concatenate(spreads), values, groups)
+        return replace(found, abstained=None if self.familiarity is None else abstained)
+
+    def _evaluation(
+        self,
+        by_member: NDArray[np.float64],
+        spreads: NDArray[np.float64],
+        values: Sequence[Any],
+        groups: Sequence[str],
+    ) -> Evaluation:
+        """Of the values of every member [members, n, width] and the models' own spreads [n]."""
         encoded = self.target.encode(values, ignore_unknown=True)
         truth = encoded * self.target.spread + self.target.mean if not self.target.is_classification else encoded
-        by_member, spreads = self._values_and_spreads(inputs)
         measured = [measure(self.target, truth, predicted) for predicted in by_member]
         metrics = {name: mean_and_sd([one[name] for one in measured]) for name in measured[0]}
         undefined = {
@@ -307,23 +283,6 @@ class Predictor:
         metrics |= {name: mean_and_sd([value]) for name, value in issued.items()}
         seen = sum(group_hash(group) in self.groups for group in groups)
         return Evaluation(self.target.name, self.target.task, self.model.name, metrics, len(values), seen, undefined)
-
-    def evaluate_adapters(
-        self,
-        samples: Sequence[Sample],
-        values: Sequence[Any],
-        groups: Sequence[str] = (),
-        advance: Callable[[int], Any] | None = None,
-    ) -> Evaluation:
-        """As ``evaluate``, from the adapters themselves: from how many it would abstain is then known as well.
-
-        Raises:
-            PredictorError: for an adapter of another structure.
-        """
-        inputs, judgements = self._inputs(samples, advance)
-        abstained = sum(judgement is not None and judgement.is_strange for judgement in judgements)
-        found = self.evaluate(inputs, values, groups)
-        return replace(found, abstained=None if self.familiarity is None else abstained)
 
     def _values(self, member: Member, inputs: Inputs) -> NDArray[np.float64]:
         return member.calibration.predict(self.target, member.fitted.scores(inputs))

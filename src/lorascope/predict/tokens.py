@@ -3,13 +3,14 @@
 Layers with fewer than ``LARGE`` rows or columns go by QR in float64, and so do factors stored in more than 4 bytes a
 number; all others by Gram matrices (``large_layers``) where these are exact enough. Adapters stream in blocks, and
 blocks in runs of sites: no more than ``NUMBERS`` entries of factors, padded to the largest rank of a block, are widened
-at once, nor of Gram matrices made, but for those of one site of one adapter.
+at once, nor of Gram matrices made, but for those of one site of one adapter. Where who calls can
+read them site by site, more than ``IN_MEMORY`` numbers are stored in a temporary file (``stored_tokens``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,14 @@ from lorascope.predict.blocks import BLOCK, checked
 from lorascope.predict.kernel import Sites, Tokens
 from lorascope.predict.large_layers import tokens_by_gram
 from lorascope.predict.model import Inputs, Sample, Structure, stacks_of
+from lorascope.predict.stored_tokens import TokenFile
 from lorascope.symmetry import stack_adapters
 
 NUMBERS = 4_000_000
 """32 MB in float64."""
+
+IN_MEMORY = 1 << 26
+"""Numbers that tokens of many adapters may have in memory, 512 MB: each model that is fitted on them copies its own."""
 
 
 def sites_of(structure: Structure) -> Sites:
@@ -43,23 +48,34 @@ def tokens_of(
     seed: int,
     exact: int = 0,
     advance: Callable[[int], Any] | None = None,
+    may_store: bool = False,
 ) -> Inputs:
     """``left0`` [n, S, h, k] = P U, ``S0`` [n, S, k], ``right0`` [n, S, h′, k] = Q V for the first shape, and so on.
 
     k is the largest rank among the samples; absent directions are zero. h = min(size, out), and ``out`` itself, with
-    nothing projected, where that is no more than ``exact``; half of ``size`` on sides of ``LARGE`` or more.
+    nothing projected, where that is no more than ``exact``; half of ``size`` on sides of ``LARGE`` or more. Where they
+    ``may_store`` and the sides have more than ``IN_MEMORY`` numbers, these are ``StoredTokens`` instead of arrays.
+
+    Raises:
+        PredictorError: where there is no room for these.
     """
     given = list(samples)
+    numbers = len(given) * _numbers(structure, size, exact)
+    file = TokenFile(numbers) if may_store and numbers > IN_MEMORY and len(given) > 1 else None
     whole: dict[str, NDArray[Any]] = {}
-    start = 0
+    start, largest = 0, 0
     for block in _blocks(given, structure):
         rows = slice(start, start + len(block))
         for number, (shape, names) in enumerate(stacks_of(structure).items()):
             place = 0
             for tokens in _tokens(block, names, shape, size, seed, exact):
                 sites = slice(place, place + tokens.S.shape[1])
+                largest = max(largest, tokens.S.shape[-1])
                 for part, array in zip(("left", "S", "right"), tokens, strict=True):
                     name, rank = f"{part}{number}", array.shape[-1]
+                    if file is not None and part != "S":
+                        file.put(name, start, place, array)
+                        continue
                     if name not in whole:  # written in place: joining blocks at the end would take the memory twice
                         whole[name] = np.zeros((len(given), len(names), *array.shape[2:]))
                     whole[name] = _widened(whole[name], max(rank, whole[name].shape[-1]))
@@ -68,8 +84,14 @@ def tokens_of(
         start = rows.stop
         if advance is not None:
             advance(len(block))
-    rank = max((array.shape[-1] for array in whole.values()), default=0)
-    return {name: _widened(array, rank) for name, array in whole.items()}
+    stored = {} if file is None else cast("Inputs", file.tokens(len(given), largest))
+    return stored | {name: _widened(array, largest) for name, array in whole.items()}
+
+
+def _numbers(structure: Structure, size: int, exact: int) -> int:
+    """How many numbers the two sides of one adapter have, at the rank of the structure."""
+    rows = [min(height(size, side, exact), side) for shape in structure.sites.values() for side in shape]
+    return structure.rank * sum(rows)
 
 
 def _blocks(samples: Iterable[Sample], structure: Structure) -> Iterator[list[Adapter]]:
@@ -92,18 +114,39 @@ def _tokens(
     block: Sequence[Adapter], names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
 ) -> Iterator[Tokens]:
     """The tokens of the sites of one shape, one or more blocks of sites after another."""
-    rank = max(1, *(adapter[name].rank for adapter in block for name in names))
-    if min(shape) < LARGE or not all(_is_narrow(adapter, name) for adapter in block for name in names):
-        yield from (_by_qr(block, run, size, seed, exact) for run in _runs(names, len(block) * rank * sum(shape)))
+    if min(shape) >= LARGE:
+        yield _joined([_of_large(adapter, names, shape, size, seed, exact) for adapter in block], axis=0)
         return
-    heights = height(size, shape[0], exact), height(size, shape[1], exact)
-    for run in _runs(names, len(block) * 2 * rank * rank):
-        tokens, unsound = tokens_by_gram(block, run, (min(heights[0], shape[0]), min(heights[1], shape[1])), seed)
+    rank = max(1, *(adapter[name].rank for adapter in block for name in names))
+    yield from (_by_qr(block, run, size, seed, exact) for run in _runs(names, len(block) * rank * sum(shape)))
+
+
+def _of_large(
+    adapter: Adapter, names: Sequence[str], shape: tuple[int, int], size: int, seed: int, exact: int
+) -> Tokens:
+    """The tokens [1, S, …] of large sites of one shape.
+
+    Of one adapter: which way its sites go, and to what rank they are padded, must not depend on who is read with it.
+    """
+    rank = max(1, *(adapter[name].rank for name in names))
+    if not all(_is_narrow(adapter, name) for name in names):
+        return _joined([_by_qr([adapter], run, size, seed, exact) for run in _runs(names, rank * sum(shape))])
+    out, in_ = (min(height(size, n, exact), n) for n in shape)
+    found: list[Tokens] = []
+    for run in _runs(names, 2 * rank * rank):
+        tokens, unsound = tokens_by_gram([adapter], run, (out, in_), seed)
         for place in unsound:
-            by_qr = _by_qr(block, [run[place]], size, seed, exact)
+            by_qr = _by_qr([adapter], [run[place]], size, seed, exact)
             for whole, one in zip(tokens, by_qr, strict=True):
                 whole[:, place] = _widened(one, tokens.S.shape[-1])[:, 0]
-        yield tokens
+        found.append(tokens)
+    return _joined(found)
+
+
+def _joined(parts: Sequence[Tokens], axis: int = 1) -> Tokens:
+    """Tokens of some sites after those of others, or of some adapters (``axis`` 0), with zeros to the largest rank."""
+    rank = max(part.S.shape[-1] for part in parts)
+    return Tokens(*(np.concatenate([_widened(one, rank) for one in own], axis) for own in zip(*parts, strict=True)))
 
 
 def _runs(names: Sequence[str], numbers: int) -> Iterator[Sequence[str]]:
@@ -132,7 +175,7 @@ def sketched(inputs: Inputs, structure: Structure, *, size: int, seed: int) -> I
         for part, side, n in zip(("left", "right"), ("out", "in"), shape, strict=True):
             if inputs[f"{part}{number}"].shape[2] > height(size, n):
                 P = projections(names, side, height(size, n), n, seed=seed)
-                reduced[f"{part}{number}"] = P @ inputs[f"{part}{number}"]
+                reduced[f"{part}{number}"] = P @ np.asarray(inputs[f"{part}{number}"])
     return reduced
 
 

@@ -15,8 +15,12 @@ from lorascope.symmetry import SiteStack
 from lorascope.symmetry.arrays import Array, namespace
 
 
-def log_spectrum(S: Float[Array, "*sites k"], count: int, delta: float) -> Float[Array, "*sites count"]:
+def log_spectrum(
+    S: Float[Array, "*sites k"], count: int, delta: float, floor: Any = FLOOR
+) -> Float[Array, "*sites count"]:
     """½ log(σ_i² + δ² ‖ΔW‖² + ε²) for the ``count`` largest singular values, σ_i = 0 where there are fewer.
+
+    ε = ``floor``, a number or one for each site, [*sites, 1].
 
     >>> import numpy as np
     >>> log_spectrum(np.array([np.e]), 2, 0.0).round(6)
@@ -26,7 +30,7 @@ def log_spectrum(S: Float[Array, "*sites k"], count: int, delta: float) -> Float
     energy = xp.sum(S * S, axis=-1, keepdims=True)
     absent = xp.zeros_like(energy) + xp.zeros((max(0, count - S.shape[-1]),), dtype=S.dtype)
     leading = xp.concat([S[..., :count], absent], axis=-1)
-    return 0.5 * xp.log(leading * leading + delta * delta * energy + FLOOR * FLOOR)
+    return 0.5 * xp.log(leading * leading + delta * delta * energy + floor * floor)
 
 
 @dataclass(frozen=True)

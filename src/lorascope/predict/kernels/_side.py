@@ -40,6 +40,10 @@ def shares(S: NDArray[Any]) -> NDArray[Any]:
 
 
 def filtered(S: NDArray[Any], delta: float = 0.05) -> NDArray[Any]:
-    """f(σ) = σ² / (σ² + δ² Σ σ²): 1 for directions that count, fading to 0 below δ of the norm."""
+    """f(σ) = σ² / (σ² + δ² Σ σ²): 1 for directions that count, fading to 0 below δ of the norm.
+
+    As ``features.side.filter_values``, but relative to σ₁ and without a floor: the same at every size of ΔW, however
+    small or large.
+    """
     p = shares(S)
     return p / (p + delta * delta)

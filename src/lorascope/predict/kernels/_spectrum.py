@@ -7,22 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FLOOR = 1e-6
-"""ε: an untrained site has log ε, an outlier that stays finite."""
+from lorascope.features.invariants.log_norm import FLOOR, log_norm
+from lorascope.features.invariants.log_spectrum import log_spectrum
 
 
-def log_spectrum(S: NDArray[Any], count: int, delta: float = 0.02) -> NDArray[Any]:
+def norm_and_spectrum(S: NDArray[Any], count: int, delta: float = 0.02) -> NDArray[Any]:
     """log ‖ΔW‖ and ½ log(σ_i² + δ² ‖ΔW‖² + ε²) for the ``count`` largest σ, [n, 1 + count].
 
-    >>> log_spectrum(np.array([[1.0, 0.0]]), 1).round(3)
+    >>> norm_and_spectrum(np.array([[1.0, 0.0]]), 1).round(3)
     array([[0., 0.]])
     """
     # relative to σ₁, whose square float32 may not hold
     unit = np.maximum(S.max(axis=-1, keepdims=True, initial=0.0), FLOOR)
-    relative, floor = S / unit, (FLOOR / unit) ** 2
-    energy = (relative**2).sum(axis=-1, keepdims=True)
-    leading = np.zeros((len(S), count), S.dtype)
-    kept = min(count, S.shape[1])
-    leading[:, :kept] = relative[:, :kept]
-    logs = 0.5 * np.log(leading**2 + delta**2 * energy + floor)
-    return np.log(unit) + np.concatenate([0.5 * np.log(energy + floor), logs], axis=1)
+    relative, floor = S / unit, FLOOR / unit
+    return np.log(unit) + np.concatenate(
+        [log_norm(relative, floor), log_spectrum(relative, count, delta, floor)], axis=1
+    )

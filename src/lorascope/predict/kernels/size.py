@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.features.feature import Change
+from lorascope.features.invariants.log_norm import FLOOR
 from lorascope.predict.kernel import Tokens
-from lorascope.predict.kernels._spectrum import FLOOR
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lorascope.features.feature import Change
 from lorascope.predict.kernel import Tokens
-from lorascope.predict.kernels._spectrum import log_spectrum
+from lorascope.predict.kernels._spectrum import norm_and_spectrum
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SpectrumKernel:
     is_rank_stable: ClassVar[bool] = False
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
-        return log_spectrum(tokens.S, 4)
+        return norm_and_spectrum(tokens.S, 4)
 
 
 KERNEL = SpectrumKernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lorascope.features.invariants.log_norm import FLOOR
+from lorascope.features.invariants.log_norm import log_norm
 from lorascope.features.invariants.log_spectrum import log_spectrum
 from lorascope.predict.models._layers import Columns
 from lorascope.predict.neural import Dropout
@@ -37,8 +37,7 @@ class Spectra(torch.nn.Module):
         parts: list[torch.Tensor] = []
         for i in range(len(batch) // 3):
             S = batch[f"S{i}"]
-            norm = 0.5 * torch.log(S.square().sum(-1, keepdim=True) + FLOOR * FLOOR)
-            parts.append(torch.cat([norm, log_spectrum(S, COUNT, DELTA)], dim=-1).flatten(1))
+            parts.append(torch.cat([log_norm(S), log_spectrum(S, COUNT, DELTA)], dim=-1).flatten(1))
         return torch.cat(parts, dim=-1)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
-from lorascope.features.invariants.log_norm import FLOOR as NORM_FLOOR
+from lorascope.features.invariants.log_norm import log_norm
 from lorascope.features.side import FLOOR
 from lorascope.predict.leave_one_out import KernelSolution, fit_kernel_ridge
 from lorascope.predict.model import (
@@ -120,7 +120,7 @@ def delta_kernels(one: Inputs, other: Inputs) -> dict[str, NDArray[np.float64]]:
                 tuple(np.asarray(x[f"{name}{i}"][:, s], np.float64) for name in ("U", "S", "V")) for x in (one, other)
             )
             direction += _cosine(*left, *right)
-            distance += (_log_norm(left[1])[:, None] - _log_norm(right[1])) ** 2
+            distance += (log_norm(left[1]) - log_norm(right[1])[:, 0]) ** 2
             sites += 1
     return {"direction": direction / sites, "magnitude": np.exp(-0.5 * distance / sites)}
 
@@ -143,11 +143,6 @@ def _cosine(U1: Any, S1: Any, V1: Any, U2: Any, S2: Any, V2: Any) -> NDArray[np.
 def _relative(S: NDArray[np.float64]) -> NDArray[np.float64]:
     """σ / √(‖ΔW‖² + ε²)."""
     return S / np.sqrt((S * S).sum(axis=-1, keepdims=True) + FLOOR * FLOOR)
-
-
-def _log_norm(S: NDArray[np.float64]) -> NDArray[np.float64]:
-    """½ log(‖ΔW‖² + ε²), with the ε of the feature ``log-norm``."""
-    return 0.5 * np.log((S * S).sum(axis=-1) + NORM_FLOOR * NORM_FLOOR)
 
 
 def _rows(vectors: NDArray[np.float64]) -> NDArray[np.float64]:

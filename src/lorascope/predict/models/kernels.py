@@ -123,8 +123,10 @@ class Kernels:
     def inputs(
         self, samples: Iterable[Sample], structure: Structure, advance: Callable[[int], Any] | None = None
     ) -> Inputs:
-        """The tokens of every site."""
-        return tokens_of(samples, structure, size=self.size, seed=self.seed, exact=EXACT, advance=advance)
+        """The tokens of every site; those of the sides of many large adapters lie on disk (``stored_tokens``)."""
+        return tokens_of(
+            samples, structure, size=self.size, seed=self.seed, exact=EXACT, advance=advance, may_store=True
+        )
 
     def fit(self, train: Split, validation: Split, target: Target, structure: Structure, *, seed: int) -> FittedKernels:
         """Closed form but for the weights; ``validation`` is not needed, ``seed`` draws the subset."""
