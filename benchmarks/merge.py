@@ -1,9 +1,9 @@
 """Merging 8 adapters of rank 16 to rank 16 by their weighted sum: 16 sites of 2048 × 2048, one thread, float32.
 
 Three ways to the same result: ``lorascope.merge`` in cores; PEFT's ``add_weighted_adapter(combination_type="svd")``
-with its default of full matrices; and the best that a dense SVD can do. The dense ways take two of the sites, since all
-take the same time. Each runs in a process of its own, so that its peak memory is its own; errors are those of what comes
-out, against the exact sum in float64, as multiples of the least that rank 16 allows.
+with its default of full matrices; and a dense SVD of PyTorch without them. The dense ways take two of the sites, since
+all take the same time. Each runs in a process of its own, so that its peak memory is its own; errors are those of what
+comes out, against the exact sum in float64, as multiples of the least that rank 16 allows.
 """
 
 import os

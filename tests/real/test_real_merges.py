@@ -68,9 +68,10 @@ def test_a_pair_merges_to_the_dense_sum_and_is_written(name: str, tmp_path: Path
 
 @pytest.mark.parametrize("method", [name for name in METHODS.names() if name not in ("b-lora", "ffa", "fed-sb")])
 def test_every_method_merges_real_adapters(method: str) -> None:
-    """Of each of the few sites a finite result, whose error is what it says."""
+    """At two small sites, [128, 896]: a finite result of the rank that was asked for."""
     adapters, _ = pair_of("qwen in mlx")
-    few = [one.with_sites({site: one[site] for site in list(one)[:2]}) for one in adapters]
+    small = [site for site in adapters[0] if site.endswith("v_proj")][:2]
+    few = [one.with_sites({site: one[site] for site in small}) for one in adapters]
     done = merge(few, method, cut=Cut(rank=8))
     assert 0 < done.adapter.norm() < 10 * sum(one.norm() for one in few)
     assert {site.rank for site in done.sites.values()} <= set(range(1, 9)) and 0 <= done.relative_error < 1
