@@ -2,8 +2,9 @@
 
 Three ways to the same result: ``lorascope.merge`` in cores; PEFT's ``add_weighted_adapter(combination_type="svd")``
 with its default of full matrices; and a dense SVD of PyTorch without them. The dense ways take two of the sites, since
-all take the same time. Each runs in a process of its own, so that its peak memory is its own; errors are those of what
-comes out, against the exact sum in float64, as multiples of the least that rank 16 allows.
+all take the same time. Times are those of the processor, without what other processes take. Each way runs in a process
+of its own, so that its peak memory is its own; errors are those of what comes out, against the exact sum in float64, as
+multiples of the least that rank 16 allows.
 """
 
 import os
@@ -60,9 +61,9 @@ def cores() -> dict[str, float]:
 
     made = [factors(site) for site in range(SITES)]
     adapters = [Adapter({f"s{site}": LowRank(*made[site][k]) for site in range(SITES)}) for k in range(COUNT)]
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     done = merge(adapters, "linear", cut=Cut(rank=RANK))
-    seconds, memory = time.perf_counter() - start, peak() - before
+    seconds, memory = time.process_time() - start, peak() - before
     update: Any = done.adapter["s0"]
     return {"seconds": seconds, "memory": memory, "error": error_of(0, update.B, update.A)}
 
@@ -86,9 +87,9 @@ def peft() -> dict[str, float]:
             layer = wrapped.base_model.model[site]
             layer.lora_A[name].weight.data = torch.from_numpy(A)
             layer.lora_B[name].weight.data = torch.from_numpy(B)
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     wrapped.add_weighted_adapter(names, [1.0] * COUNT, "merged", combination_type="svd", svd_rank=RANK)
-    seconds, memory = (time.perf_counter() - start) * SITES / FEW, peak() - before
+    seconds, memory = (time.process_time() - start) * SITES / FEW, peak() - before
     layer = wrapped.base_model.model[0]
     B, A = layer.lora_B["merged"].weight, layer.lora_A["merged"].weight
     return {"seconds": seconds, "memory": memory, "error": error_of(0, B.detach().numpy(), A.detach().numpy())}
@@ -99,7 +100,7 @@ def dense() -> dict[str, float]:
 
     torch.set_num_threads(1)
     pairs = [[(torch.from_numpy(B), torch.from_numpy(A)) for B, A in factors(site)] for site in range(FEW)]
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     found: Any = None
     for site in pairs:
         delta = torch.zeros(SIDE, SIDE)
@@ -107,7 +108,7 @@ def dense() -> dict[str, float]:
             delta.addmm_(B, A)
         U, S, Vh = torch.linalg.svd(delta, full_matrices=False)
         found = found or ((U[:, :RANK] * S[:RANK]).numpy(), Vh[:RANK].numpy())
-    seconds, memory = (time.perf_counter() - start) * SITES / FEW, peak() - before
+    seconds, memory = (time.process_time() - start) * SITES / FEW, peak() - before
     return {"seconds": seconds, "memory": memory, "error": error_of(0, *found)}
 
 
