@@ -13,7 +13,7 @@ from lorascope.adapter import Adapter, LowRank, Note, Provenance
 from lorascope.errors import LorascopeError
 from lorascope.formats.parametrisations.dora import decorated
 from lorascope.formats.parametrisations.ia3 import IA3
-from lorascope.merge import Rows, Weights, merge
+from lorascope.merge import METHODS, Rows, Weights, merge
 from lorascope.merge.range_finder import low_rank
 from lorascope.symmetry.truncation import Cut
 from merge import dense_references as references
@@ -239,6 +239,31 @@ def test_the_range_finder_is_near_the_best_and_its_error_is_measured(shape: tupl
     half = low_rank(Rows(shape, lambda rows: matrix[rows]), Cut(energy=0.5), 40, np.random.default_rng(1))
     assert half.B.shape[1] == int(np.argmax(np.cumsum(S**2) >= 0.5 * np.sum(S**2))) + 1
     assert half.relative_error**2 <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("cut", [Cut(error=0.3), Cut(energy=0.9), Cut(ratio=0.5), Cut(rank=30, energy=0.9)])
+def test_the_range_finder_looks_further_until_it_has_what_is_asked(cut: Cut) -> None:
+    """It starts at 2 of 90 singular values, with a width of 18; what is asked is of the whole matrix."""
+    random = np.random.default_rng(0)
+    matrix = random.standard_normal((100, 90))
+    S = np.linalg.svd(matrix, compute_uv=False)
+    found = low_rank(Rows((100, 90), lambda rows: matrix[rows]), cut, 2, np.random.default_rng(1))
+    kept = found.B.shape[1]
+    best = cut.of(S)
+    if cut.rank is not None:
+        assert kept == best == 30
+    elif cut.ratio is not None:
+        assert abs(kept - best) <= 2  # values at the very threshold, which are known to a few per cent
+    else:
+        asked = cut.error if cut.error is not None else np.sqrt(1 - cut.energy)
+        assert found.relative_error <= asked and best <= kept <= best + 6
+
+
+def test_a_relative_error_that_is_asked_of_a_full_rank_method_is_kept() -> None:
+    adapters = references.adapters_of((40, 30), (1, 1))
+    for asked in (0.2, 0.05):
+        done = merge(adapters, METHODS["ties"](density=0.3), cut=Cut(error=asked))
+        assert done.relative_error <= asked + 1e-6 and done.sites["q"].rank > 2
 
 
 def test_a_method_of_full_rank_is_cut_to_the_ranks_of_the_adapters_where_nothing_is_asked() -> None:

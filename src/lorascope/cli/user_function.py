@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lorascope.errors import LorascopeError
 
 
 def function_in(text: str, option: str) -> Callable[..., Any]:
-    """The function of that name in the file of that path, which is executed.
+    """The function of that name in the file of that path, which is executed; its failures name the line.
 
     Raises:
         LorascopeError: where there is no such file or function, or the file fails.
@@ -34,4 +35,15 @@ def function_in(text: str, option: str) -> Callable[..., Any]:
         ) from error
     if not callable(found):
         raise LorascopeError("the file defines no such function", file=path, key=name)
-    return found
+
+    def guarded(*arguments: Any) -> Any:
+        try:
+            return found(*arguments)
+        except LorascopeError:
+            raise
+        except Exception as error:
+            lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+            where = f"{name}, line {lines[-1]}" if lines else name
+            raise LorascopeError("the function fails", file=path, key=where, found=repr(error)) from error
+
+    return guarded
