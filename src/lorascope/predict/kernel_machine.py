@@ -45,6 +45,11 @@ class Centre(NamedTuple):
     mean: Matrix
     scale: Matrix
 
+    @property
+    def varying(self) -> int:
+        """How many columns are not constant: the D of a radial kernel."""
+        return max(1, int(np.count_nonzero(self.scale)))
+
     def __call__(self, values: NDArray[Any]) -> NDArray[Any]:
         return (values - self.mean.astype(values.dtype)) * self.scale.astype(values.dtype)
 
@@ -96,7 +101,7 @@ class Comparison:
                 yield Part(name, site, 0.0), X @ X.T
                 continue
             X = self.features(name, site, inputs, rows)
-            distances = squared_distances(X, X) / X.shape[1]
+            distances = squared_distances(X, X) / self.centres[name, site].varying
             for length in self.kernels[name].lengths:
                 K, _ = centred(np.exp(-distances / (2 * length * length)))
                 yield Part(name, site, length), K.astype(np.float32)
@@ -183,7 +188,7 @@ class Machine:
                 means[name, site] = centre.mean @ slopes[name, site]
                 intercept -= means[name, site]
                 continue
-            distances = squared_distances(X, X) / X.shape[1]
+            distances = squared_distances(X, X) / comparison.centres[name, site].varying
             coefficients: dict[float, Matrix] = {}
             for length, weight in mine.items():
                 _, (mean, whole, unit) = centred(np.exp(-distances / (2 * length * length)))
@@ -218,7 +223,8 @@ class Machine:
                 values = _of_stack(self.comparison.kernels[name], inputs, stack, rows, places)
                 total[rows] += values.reshape(len(values), -1) @ slope.T
         for name, (X, coefficients) in self.radial.items():
-            distances = squared_distances(self.comparison.features(name, -1, inputs), X) / X.shape[1]
+            varying = self.comparison.centres[name, -1].varying
+            distances = squared_distances(self.comparison.features(name, -1, inputs), X) / varying
             for length, coefficient in coefficients.items():
                 total += np.exp(-distances / (2 * length * length)) @ coefficient
         return total

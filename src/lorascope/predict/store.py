@@ -24,7 +24,7 @@ from lorascope.predict.predictor import Member, Predictor
 from lorascope.predict.seal import check_seal, sealed
 from lorascope.predict.targets import TASKS, Target
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version 1 knew neither the residuals of intervals of any level nor what training adapters look like; 2 no digests."""
 
 CONFIG, WEIGHTS = "predictor.json", "weights.safetensors"

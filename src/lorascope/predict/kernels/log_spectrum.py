@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lorascope.features.feature import Change
 from lorascope.predict.kernel import Tokens
-from lorascope.predict.kernels._spectrum import norm_and_spectrum
+from lorascope.predict.kernels._spectrum import norm_and_spectra
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LogSpectrumKernel:
     """Norm and spectrum of a site."""
 
     name: ClassVar[str] = "log-spectrum"
-    formula: ClassVar[str] = "⟨z_s, z_s′⟩, z_s: log ‖ΔW‖ and the logarithms of σ₁ … σ₄"
+    formula: ClassVar[str] = "⟨z_s, z_s′⟩, z_s: log ‖ΔW‖ and the logarithms of σ₁ … σ₄, σ₈, σ₁₆, σ₃₂, σ₆₄"
     reference: ClassVar[str] = "the SVD model of Learning on LoRAs (arXiv 2410.04207), as a kernel"
     cost: ClassVar[str] = "k"
     sees: ClassVar[frozenset[Change]] = frozenset({"scale"})
@@ -26,7 +26,7 @@ class LogSpectrumKernel:
     is_rank_stable: ClassVar[bool] = False
 
     def __call__(self, tokens: Tokens) -> NDArray[Any]:
-        return norm_and_spectrum(tokens.S, 4)
+        return norm_and_spectra(tokens.S)
 
 
 KERNEL = LogSpectrumKernel
