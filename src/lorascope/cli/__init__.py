@@ -25,6 +25,7 @@ def _register() -> None:
     from lorascope.cli import (
         bake,
         bench,
+        compare,
         convert,
         evaluate,
         fit,
@@ -43,6 +44,7 @@ def _register() -> None:
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
     app.command("merge")(merge.merge)
+    app.command("compare")(compare.compare)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
