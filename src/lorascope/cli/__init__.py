@@ -28,9 +28,11 @@ def _register() -> None:
         compare,
         convert,
         evaluate,
+        find,
         fit,
         forge,
         formats,
+        index,
         inspect,
         merge,
         models,
@@ -45,6 +47,8 @@ def _register() -> None:
     app.command("bake")(bake.bake)
     app.command("merge")(merge.merge)
     app.command("compare")(compare.compare)
+    app.command("index")(index.index)
+    app.command("find")(find.find)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)

@@ -1,0 +1,32 @@
+"""Adapters found by their weights: sketches, an index of them, nearest neighbours, duplicates, who was made of whom."""
+
+from lorascope.retrieve.duplicates import Duplicates, Member, duplicates
+from lorascope.retrieve.exact import Measured, measured
+from lorascope.retrieve.finding import Found, Search, nearest
+from lorascope.retrieve.fingerprint import are_neighbours, fingerprint
+from lorascope.retrieve.index import Entry, Index, read_index, write_index
+from lorascope.retrieve.indexing import Indexed, adapters_in, build_index
+from lorascope.retrieve.sketch import Sketch, miss_probability, sketch_of
+
+__all__ = [
+    "Duplicates",
+    "Entry",
+    "Found",
+    "Index",
+    "Indexed",
+    "Measured",
+    "Member",
+    "Search",
+    "Sketch",
+    "adapters_in",
+    "are_neighbours",
+    "build_index",
+    "duplicates",
+    "fingerprint",
+    "measured",
+    "miss_probability",
+    "nearest",
+    "read_index",
+    "sketch_of",
+    "write_index",
+]
