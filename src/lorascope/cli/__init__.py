@@ -28,12 +28,14 @@ def _register() -> None:
         compare,
         convert,
         evaluate,
+        explain_merge,
         find,
         fit,
         forge,
         formats,
         index,
         inspect,
+        lineage,
         merge,
         models,
         predict,
@@ -49,6 +51,8 @@ def _register() -> None:
     app.command("compare")(compare.compare)
     app.command("index")(index.index)
     app.command("find")(find.find)
+    app.command("explain-merge")(explain_merge.explain_merge)
+    app.command("lineage")(lineage.lineage)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)

@@ -2,27 +2,34 @@
 
 from lorascope.retrieve.duplicates import Duplicates, Member, duplicates
 from lorascope.retrieve.exact import Measured, measured
+from lorascope.retrieve.explanation import MergeExplanation, Part, explain_merge
 from lorascope.retrieve.finding import Found, Search, nearest
 from lorascope.retrieve.fingerprint import are_neighbours, fingerprint
 from lorascope.retrieve.index import Entry, Index, read_index, write_index
 from lorascope.retrieve.indexing import Indexed, adapters_in, build_index
+from lorascope.retrieve.lineage import Edge, lineage
 from lorascope.retrieve.sketch import Sketch, miss_probability, sketch_of
 
 __all__ = [
     "Duplicates",
+    "Edge",
     "Entry",
     "Found",
     "Index",
     "Indexed",
     "Measured",
     "Member",
+    "MergeExplanation",
+    "Part",
     "Search",
     "Sketch",
     "adapters_in",
     "are_neighbours",
     "build_index",
     "duplicates",
+    "explain_merge",
     "fingerprint",
+    "lineage",
     "measured",
     "miss_probability",
     "nearest",
