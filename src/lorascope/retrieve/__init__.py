@@ -9,6 +9,7 @@ from lorascope.retrieve.index import Entry, Index, read_index, write_index
 from lorascope.retrieve.indexing import Indexed, adapters_in, build_index
 from lorascope.retrieve.lineage import Edge, lineage
 from lorascope.retrieve.sketch import Sketch, miss_probability, sketch_of
+from lorascope.retrieve.vectors import Vectors
 
 __all__ = [
     "Duplicates",
@@ -23,6 +24,7 @@ __all__ = [
     "Part",
     "Search",
     "Sketch",
+    "Vectors",
     "adapters_in",
     "are_neighbours",
     "build_index",
