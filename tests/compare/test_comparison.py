@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from lorascope.adapter import Adapter, LowRank, Provenance
+from lorascope.cli import app
 from lorascope.compare import compare
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats import read, write
@@ -171,5 +175,24 @@ def test_bad_input_is_one_error_that_names_the_file() -> None:
         compare([replace(one, provenance=Provenance(base_model=base)) for base in ("a/one", "a/two")])
     with pytest.raises(AdapterError, match=r"range|large"):
         compare([one, one.with_sites({site: replace(u, scale=1e200) for site, u in one.items()})])
+    with pytest.raises(LorascopeError, match="signs are counted of two"):
+        compare([one, one, one], has_signs=True)
     with pytest.raises(LorascopeError, match="nothing to compare"):
         compare([one])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    for seed in range(3):
+        write(planted(seed), tmp_path / f"a{seed}", format="peft")
+    places, run = [str(tmp_path / f"a{seed}") for seed in range(3)], CliRunner()
+    two = json.loads(run.invoke(app, ["compare", *places[:2], "--signs", "--json"]).stdout)
+    assert two["schema_version"] == 1 and two["not_shared"] == {} and set(two["sites"]) == {"q", "k"}
+    assert two["distance"] == pytest.approx(compare([planted(0), planted(1)]).distance)
+    assert two["signs"]["agreement"] == pytest.approx(0.5, abs=0.2)
+    plot = tmp_path / "far.png"
+    three = json.loads(run.invoke(app, ["compare", *places, "--json", "--plot", str(plot)]).stdout)
+    assert np.array(three["distance"]).shape == (3, 3) and three["distance"][0][1] == pytest.approx(two["distance"])
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    for some in (places[:2], places):
+        assert "interference" in run.invoke(app, ["compare", *some]).stdout
+    assert isinstance(run.invoke(app, ["compare", *places, "--plot", "far.txt"]).exception, LorascopeError)

@@ -160,7 +160,7 @@ def compare(
 
     Raises:
         AdapterError: where a site has two shapes, no site is common to all, or a ΔW is not known without the base.
-        LorascopeError: for fewer than two.
+        LorascopeError: for fewer than two, or signs of more than two.
 
     >>> from lorascope.adapter import LowRank
     >>> one = Adapter({"q": LowRank(np.array([[3.0], [4.0]]), np.eye(1, 2))})
@@ -171,6 +171,8 @@ def compare(
     """
     if len(adapters) < 2:
         raise LorascopeError("there is nothing to compare", expected="two adapters or more", found=len(adapters))
+    if has_signs and len(adapters) > 2:
+        raise LorascopeError("signs are counted of two adapters", key="signs", expected=2, found=len(adapters))
     common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     if not common.shared:
         raise AdapterError(
