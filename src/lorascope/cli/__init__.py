@@ -25,12 +25,17 @@ def _register() -> None:
     from lorascope.cli import (
         bake,
         bench,
+        compare,
         convert,
         evaluate,
+        explain_merge,
+        find,
         fit,
         forge,
         formats,
+        index,
         inspect,
+        lineage,
         merge,
         models,
         predict,
@@ -43,6 +48,11 @@ def _register() -> None:
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
     app.command("merge")(merge.merge)
+    app.command("compare")(compare.compare)
+    app.command("index")(index.index)
+    app.command("find")(find.find)
+    app.command("explain-merge")(explain_merge.explain_merge)
+    app.command("lineage")(lineage.lineage)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)

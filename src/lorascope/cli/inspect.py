@@ -64,7 +64,7 @@ def inspect(
             return summarise(read_headers(location, format=format), has_values=False)
         return summarise(read(location, format=format, scale=scale, mapping=fields))
 
-    limit = None if sites == "all" else _count(sites)
+    limit = None if sites == "all" else count_of(sites)
     found = expanded(locations)
     if len(found) == 1:
         summary = summary_of(found[0])
@@ -84,7 +84,8 @@ def inspect(
         raise typer.Exit(2)
 
 
-def _count(text: str) -> int:
+def count_of(text: str) -> int:
+    """The number of sites that a table is to list."""
     if not text.isdecimal():
         raise typer.BadParameter(f"expected a number or 'all', found {text!r}", param_hint="--sites")
     return int(text)

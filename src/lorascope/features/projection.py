@@ -74,7 +74,7 @@ def projections(sites: Sequence[str], side: str, size: int, n: int, *, seed: int
         return np.tile(np.eye(n), (len(sites), 1, 1))
     if n >= LARGE:
         return np.stack([sketch_of(site, side, size, n, seed).matrix(n) for site in sites])
-    return np.stack([_signs(site, side, size, n, seed) for site in sites]) / np.sqrt(size)
+    return np.stack([signs(site, side, size, n, seed) for site in sites]) / np.sqrt(size)
 
 
 @lru_cache(maxsize=4096)
@@ -90,8 +90,8 @@ def sketch_of(site: str, side: str, size: int, n: int, seed: int) -> Sketch:
 
 
 @lru_cache(maxsize=1024)
-def _signs(site: str, side: str, size: int, n: int, seed: int) -> Int8[np.ndarray, "size n"]:
-    """The signs of one projection, kept as bytes: 64 sites of 1,000 rows take 4 MB a side."""
+def signs(site: str, side: str, size: int, n: int, seed: int) -> Int8[np.ndarray, "size n"]:
+    """The signs ±1 of one projection [size, n], kept as bytes: 64 sites of 1,000 rows take 4 MB a side."""
     bits = _bits(_words(site, side, size, n, seed, -(-size * n // 64)), size * n)
     return (1 - 2 * bits.astype(np.int8)).reshape(size, n)
 

@@ -103,19 +103,29 @@ def principal_angles(
     >>> round(float(principal_angles(x, x.T, y, y.T)[0]) * 4 / np.pi, 12)
     1.0
     """
-    xp = namespace(B1, A1, B2, A2)
-    Q1, k1 = _basis(B1, A1, side, rtol)
-    Q2, k2 = _basis(B2, A2, side, rtol)
+    return angles_between(*_basis(B1, A1, side, rtol), *_basis(B2, A2, side, rtol))
+
+
+def angles_between(Q1: Float[Array, "*s n k1"], rank1: Any, Q2: Float[Array, "*s n k2"], rank2: Any) -> Array:
+    """The principal angles of two spaces given by orthonormal columns, those beyond ``rank1`` and ``rank2`` zero.
+
+    Radians in [0, π/2], ascending, [*s, min(k1, k2)], NaN beyond the smaller rank.
+
+    >>> import numpy as np
+    >>> angles_between(np.eye(3, 2), np.asarray(2), np.eye(3, 1), np.asarray(1)).round(12)
+    array([0.])
+    """
+    xp = namespace(Q1, Q2)
     count = min(Q1.shape[-1], Q2.shape[-1])
     one, two = _widened(Q1, Q2.shape[-1]), _widened(Q2, Q1.shape[-1])
-    swap = (k1 > k2)[..., None, None]
+    swap = (rank1 > rank2)[..., None, None]
     small, large = xp.where(swap, two, one), xp.where(swap, one, two)
     overlap = transpose(large) @ small
     cosines = xp.clip(xp.linalg.svd(overlap, full_matrices=False).S, 0.0, 1.0)[..., :count]
     outside = xp.linalg.svd(small - large @ overlap, full_matrices=False).S
     # Of the sines, which come in descending order, those of the columns that were cut away are zeros at the
     # end.
-    dimension = xp.minimum(k1, k2)[..., None]
+    dimension = xp.minimum(rank1, rank2)[..., None]
     place = xp.arange(count)
     sines = xp.take_along_axis(outside, xp.clip(dimension - 1 - place, 0, outside.shape[-1] - 1), axis=-1)
     angles = xp.where(cosines > 0.7, xp.asin(xp.clip(sines, 0.0, 1.0)), xp.acos(cosines))

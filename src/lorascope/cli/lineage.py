@@ -1,0 +1,68 @@
+"""``lorascope lineage``: which adapters were made of which others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from lorascope.adapter import Adapter
+
+
+def lineage(
+    sources: Annotated[list[str], typer.Argument(metavar="FOLDER|ZOO|FILE…", help="Adapters, or folders of them.")],
+    tolerance: Annotated[float, typer.Option(help="Relative error up to which a relation is taken for true.")] = 1e-3,
+    cosine: Annotated[float, typer.Option(help="From which on one is taken for the other trained further.")] = 0.5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Tell copies, requantised, scaled, resized, merged and continued adapters from their weights, with the evidence.
+
+    Adapters that cannot be read, or have no ΔW without the base, are counted and left out (exit code 1).
+
+        lorascope lineage ~/adapters
+    """
+    from lorascope.cli.output import console, print_json, progress
+    from lorascope.report.relations import lineage_as_dict, lineage_as_text
+    from lorascope.retrieve import lineage as lineage_of
+
+    found = candidates_of(sources)
+    with progress("comparing sites", len({site for one in found.adapters for site in one})) as advance:
+        edges = lineage_of(found.adapters, found.names, tolerance=tolerance, cosine=cosine, advance=advance)
+    if as_json:
+        print_json(lineage_as_dict(edges, len(found.adapters), found.failures))
+    else:
+        lineage_as_text(edges, len(found.adapters), found.failures, console())
+    raise typer.Exit(1 if found.failures else 0)
+
+
+class Candidates(NamedTuple):
+    """Adapters that have a ΔW of their own, their paths, and path → why others have none."""
+
+    adapters: list[Adapter]
+    names: list[str]
+    failures: dict[str, str]
+
+
+def candidates_of(sources: Sequence[str], *, without: str | None = None) -> Candidates:
+    """Every adapter at or below the sources; each is read once for its norm, which finds what is not finite."""
+    from lorascope.cli.output import track
+    from lorascope.errors import LorascopeError
+    from lorascope.formats import read
+    from lorascope.retrieve import adapters_in, sketch_of
+
+    adapters: list[Adapter] = []
+    names: list[str] = []
+    failures: dict[str, str] = {}
+    paths = [path for path in adapters_in(sources) if path != without]
+    for path in track(paths, len(paths), "reading"):
+        try:
+            adapter = read(path)
+            sketch_of(adapter)
+        except LorascopeError as error:
+            failures[path] = str(error).partition("\n")[0]
+            continue
+        adapters.append(adapter)
+        names.append(path)
+    return Candidates(adapters, names, failures)

@@ -1,0 +1,200 @@
+"""Indexes: incremental, resumable, safe; and what is found in them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from lorascope.adapter import Adapter, LowRank
+from lorascope.cli import app
+from lorascope.compare import pairwise_reference
+from lorascope.errors import LorascopeError
+from lorascope.formats import read, write
+from lorascope.formats.safetensors_file import read_safetensors, write_safetensors
+from lorascope.retrieve import adapters_in, build_index, duplicates, nearest, read_index, write_index
+from lorascope.retrieve import indexing as indexing_module
+from retrieve.test_sketch import planted
+from retrieve.variants import written
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twelve unrelated adapters."""
+    for seed in range(12):
+        write(planted(seed), tmp_path / "zoo" / f"a{seed}", format="peft", dtype="float32")
+    return tmp_path / "zoo"
+
+
+def indexed(folder: Path) -> Any:
+    return build_index(adapters_in([folder])).index
+
+
+def test_nearest_are_those_of_all_pairs(folder: Path) -> None:
+    index = indexed(folder)
+    own = read(folder / "a3")
+    names = [Path(entry.path).name for entry in index.readable]
+    truth = pairwise_reference([own, *(read(folder / name) for name in names)]).distance[0, 1:]
+    for is_approximate in (False, True):
+        found = nearest(own, index, k=3, is_approximate=is_approximate)
+        assert Path(found.found[0].entry.path).name == "a3"
+        assert [one.distance for one in found.found][1:] == pytest.approx(
+            np.sort(truth)[1:3], rel=1e-9
+        ) or is_approximate
+    assert nearest(own, index, k=3, is_approximate=True).read <= 13
+    close = nearest(own, index, k=None, within=0.01)
+    assert [Path(one.entry.path).name for one in close.found] == ["a3"] and close.read == 1
+    without = nearest(own, index, k=1, without=str(folder / "a3"))
+    assert Path(without.found[0].entry.path).name != "a3"
+
+
+def test_an_index_is_brought_up_to_date_and_reads_nothing_twice(folder: Path, monkeypatch: Any) -> None:
+    first = build_index(adapters_in([folder]))
+    assert (first.read, first.kept, first.gone) == (12, 0, 0)
+    shutil.rmtree(folder / "a0")
+    write(planted(99), folder / "a1", format="peft", dtype="float32")
+    config = folder / "a2" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": ', '"lora_alpha": 1'))
+    write(planted(50), folder / "new", format="peft", dtype="float32")
+    seen: list[str] = []
+    real = indexing_module.read
+    monkeypatch.setattr(indexing_module, "read", lambda path: seen.append(Path(path).name) or real(path))
+    second = build_index(adapters_in([folder]), first.index)
+    assert sorted(seen) == ["a1", "a2", "new"]
+    assert (second.read, second.kept, second.gone) == (3, 9, 1)
+    assert len(second.index) == 12
+
+
+def test_interrupted_work_is_saved_and_goes_on(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "index"
+    real, count = indexing_module.read, [0]
+
+    def interrupted(place: str) -> Adapter:
+        count[0] += 1
+        if count[0] == 6:
+            raise KeyboardInterrupt
+        return real(place)
+
+    monkeypatch.setattr(indexing_module, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_index(adapters_in([folder]), save=lambda index: write_index(index, path))
+    rest = build_index(adapters_in([folder]), read_index(path))
+    assert (rest.kept, rest.read) == (5, 7)
+
+
+def test_damaged_files_are_counted_and_the_others_go_on(folder: Path) -> None:
+    (folder / "bad.safetensors").write_bytes(b"no")
+    nan = planted(7).with_sites({"layers.0.q": LowRank(np.full((4, 1), np.nan), np.ones((1, 4)))})
+    write_safetensors(
+        folder / "nan.safetensors",
+        {
+            "base_model.model.q.lora_A.weight": np.ones((1, 4), np.float32),
+            "base_model.model.q.lora_B.weight": np.full((4, 1), np.nan, np.float32),
+        },
+    )
+    assert not np.isfinite(nan["layers.0.q"].stored["B"]).any()
+    found = build_index(adapters_in([folder]))
+    assert len(found.index) == 12 and len(found.index.failures) == 2
+    assert "non-finite" in " ".join(entry.error or "" for entry in found.index.failures)
+    again = build_index(adapters_in([folder]), found.index)
+    assert (again.read, again.kept) == (0, 14)
+
+
+def test_an_index_moves_with_its_folder_and_misses_what_is_gone(folder: Path, tmp_path: Path) -> None:
+    write_index(indexed(folder), folder / "i")
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    index = read_index(moved / "i")
+    own = read(moved / "a3")
+    assert nearest(own, index, k=1).found[0].entry.path == str(moved / "a3")
+    shutil.rmtree(moved / "a3")
+    found = nearest(own, index, k=None, within=0.01)
+    assert not found.found and list(found.unread) == [str(moved / "a3")]
+
+
+def test_what_is_no_sound_index_is_one_error(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "index"
+    write_index(indexed(folder), path)
+    whole, file = path.read_bytes(), read_safetensors(path)
+    tensors, metadata = dict(file.tensors), dict(file.metadata)
+    records = json.loads(tensors["records"].tobytes())
+
+    def refuses(match: str) -> None:
+        with pytest.raises(LorascopeError, match=match) as caught:
+            read_index(path)
+        assert str(path) in str(caught.value)
+
+    path.write_bytes(whole[:-10])
+    refuses("truncated")
+    path.write_bytes(b"nothing")
+    refuses("header")
+    path.unlink()
+    refuses("no such index")
+    write_safetensors(path, {"x": np.ones(2)})
+    refuses("is no index")
+    write_safetensors(path, tensors, metadata | {"schema_version": "2"})
+    refuses("another version")
+    changes: list[dict[str, Any]] = [
+        {"sketches": tensors["sketches"][:3]},
+        {"norms": np.full(12, np.nan)},
+        {"sketches": tensors["sketches"].astype(np.float64)},
+        {"records": np.frombuffer(b"[" * 100_000, np.uint8)},
+        {"records": np.frombuffer(b'{"records": [1]}', np.uint8)},
+        {"records": np.frombuffer(json.dumps(records | {"records": records["records"][:5]}).encode(), np.uint8)},
+    ]
+    for key, value in (("path", 7), ("path", "a\0b"), ("size", "x"), ("error", ["x"]), ("error", "bad")):
+        bad = [record | {key: value} for record in records["records"]]
+        changes.append({"records": np.frombuffer(json.dumps({"records": bad}).encode(), np.uint8)})
+    for change in changes:
+        write_safetensors(path, tensors | change, metadata)
+        refuses("damaged")
+
+
+def test_variants_are_found_to_be_one_and_others_are_not(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for seed in range(6):
+        folder = tmp_path / f"f{seed}"
+        folder.mkdir()
+        written(planted(seed), folder, random)
+    found = duplicates(indexed(tmp_path))
+    assert sorted(len(group) for group in found.groups) == [9] * 6
+    for group in found.groups:
+        assert len({Path(one.entry.path).parent for one in group}) == 1
+
+
+def test_zero_updates_of_other_layers_are_no_duplicates(tmp_path: Path) -> None:
+    for name, sites in (("a", "q"), ("b", "q"), ("c", "k")):
+        write(Adapter({sites: LowRank(np.zeros((4, 1)), np.ones((1, 4)))}), tmp_path / name, format="peft")
+    [group] = duplicates(indexed(tmp_path)).groups
+    assert [Path(one.entry.path).name for one in group] == ["a", "b"]
+
+
+def test_the_commands(folder: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    shutil.copytree(folder / "a4", folder / "copy")
+    place = str(tmp_path / "i")
+
+    def said(*arguments: str, code: int = 0) -> dict[str, Any]:
+        result = run.invoke(app, [*arguments, "--json"])
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout.splitlines()[-1])
+
+    assert said("index", str(folder), "-o", place)["read"] == 13
+    assert said("index", str(folder), "-o", place)["read"] == 0
+    near = said("find", str(folder / "a4"), "--in", place, "-k", "2")
+    assert near["schema_version"] == 1 and Path(near["found"][0]["path"]).name == "copy"
+    assert near["found"][0]["relative_distance"] < 1e-12
+    for where in (place, str(folder)):
+        groups = said("find", "--duplicates", where)["groups"]
+        assert [[Path(m["path"]).name for m in group["members"]] for group in groups] == [["a4", "copy"]]
+    (folder / "bad.safetensors").write_bytes(b"no")
+    assert len(said("find", "--duplicates", str(folder), code=1)["failures"]) == 1
+    assert "groups" in run.invoke(app, ["find", "--duplicates", place]).stdout
+    assert "copy" in run.invoke(app, ["find", str(folder / "a4"), "--in", place]).stdout
+    for arguments in (["find", str(folder / "a4")], ["find", "--duplicates", place, "-k", "2"]):
+        assert isinstance(run.invoke(app, arguments).exception, LorascopeError)
