@@ -15,7 +15,7 @@ from lorascope.predict.kernel_learning import CONSTANT, learn_weights, left_out_
 from lorascope.predict.kernel_levels import levels_of, subset_of_groups
 from lorascope.predict.kernel_machine import Comparison, Machine
 from lorascope.predict.kernel_solution import doubt_of, solved
-from lorascope.predict.kernels._spectrum import norm_and_spectrum
+from lorascope.predict.kernels._spectrum import LEADING, norm_and_spectra, norm_and_spectrum
 from lorascope.predict.leave_one_out import blocks_of_groups
 from lorascope.predict.model import Sample, Structure
 from lorascope.predict.tokens import sites_of
@@ -341,3 +341,16 @@ def test_a_padded_rank_in_another_gauge_is_no_rank(dtype):
     adapter = Adapter({"q": LowRank(B.astype(dtype), A.astype(dtype))})
     inputs = MODELS["kernels"]().inputs([Sample(lambda: adapter, {})], structure)
     assert ranks_of(inputs).tolist() == [4]
+
+
+def test_later_singular_values_are_seen_and_change_nothing_below_their_place() -> None:
+    """At rank 4 the columns of σ₈ … are the same for all, so that a radial kernel is that of the other columns."""
+    rng = np.random.default_rng(0)
+    low = np.sort(rng.uniform(0.5, 2.0, (6, 4)))[:, ::-1]
+    spectra = norm_and_spectra(low)
+    assert np.ptp(spectra[:, 1 + LEADING :], axis=0).max() == 0
+    assert np.array_equal(spectra[:, : 1 + LEADING], norm_and_spectrum(low, LEADING))
+    high = np.concatenate([low, np.full((6, 60), 0.1) * rng.uniform(0.5, 1.0, (6, 1))], axis=1)
+    assert np.ptp(norm_and_spectra(high)[:, 1 + LEADING :], axis=0).min() > 0.01
+    padded = np.concatenate([low, np.zeros((6, 60))], axis=1)
+    assert np.allclose(norm_and_spectra(padded), spectra, rtol=0, atol=1e-15)

@@ -5,7 +5,7 @@ of the features, centred on the training adapters, site by site; a *radial* one 
 together, standardised by the training adapters:
 
     linear    k_s(i, j) = ⟨φ_s(i) − φ̄_s, φ_s(j) − φ̄_s⟩ / mean ‖φ_s − φ̄_s‖²
-    radial    k(i, j)   = exp(−‖z(i) − z(j)‖² / (2 ℓ² D)),     z [D]: all sites' φ, standardised
+    radial    k(i, j)   = exp(−‖z(i) − z(j)‖² / (2 ℓ² D)),     z: all sites' φ, standardised, D of them not constant
 
 The features come from *tokens*: the singular vectors under the site's projections and the singular values. They may be
 functions of them only that signs, rotations inside a cluster of equal values and vectors of σ = 0 leave alone.

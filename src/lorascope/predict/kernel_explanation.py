@@ -55,13 +55,14 @@ def _integrated(machine: Machine, name: str, z: Matrix, width: int) -> tuple[Mat
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     t = (nodes + 1.0) / 2.0
     along = np.concatenate([t[:, None] * z, np.zeros((1, len(z)))])
-    distances = squared_distances(along, X) / len(z)
+    varying = machine.comparison.centres[name, -1].varying
+    distances = squared_distances(along, X) / varying
     total, start = np.zeros((len(z), width)), np.zeros(width)
     for length, coefficient in coefficients.items():
         c = coefficient[:, :width]
         K = np.exp(-distances / (2 * length * length))
         start += K[-1] @ c
-        pull = (weights / 2.0)[:, None] * K[:-1] / (length * length * len(z))  # [nodes, n]
+        pull = (weights / 2.0)[:, None] * K[:-1] / (length * length * varying)  # [nodes, n]
         # ∂f(y) = Σ_i (x_i − y) K_i c_i / (ℓ² D)
         total += z[:, None] * (X.T @ (pull.sum(axis=0)[:, None] * c) - z[:, None] * ((t @ pull) @ c))
     return total, start

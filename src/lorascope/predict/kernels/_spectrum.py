@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from lorascope.features.invariants.log_norm import FLOOR, log_norm
 from lorascope.features.invariants.log_spectrum import log_spectrum
 
-
 LEADING, LATER = 4, (8, 16, 32, 64)
 """The singular values that are seen: σ₁ … σ₄ and these. 500 adapters of rank 64 of digits-vit, cross-validated: R² of
 log size .631 without the later ones, .669 with them; of accuracy .799 and .811."""

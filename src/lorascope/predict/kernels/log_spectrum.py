@@ -17,7 +17,7 @@ class LogSpectrumKernel:
     """Norm and spectrum of a site."""
 
     name: ClassVar[str] = "log-spectrum"
-    formula: ClassVar[str] = "⟨z_s, z_s′⟩, z_s: log ‖ΔW‖ and the logarithms of σ₁ … σ₄, σ₈, σ₁₆, σ₃₂, σ₆₄"
+    formula: ClassVar[str] = "⟨z_s, z_s′⟩, z_s: log ‖ΔW‖, log σ₁ … σ₄, σ₈, σ₁₆, σ₃₂, σ₆₄"
     reference: ClassVar[str] = "the SVD model of Learning on LoRAs (arXiv 2410.04207), as a kernel"
     cost: ClassVar[str] = "k"
     sees: ClassVar[frozenset[Change]] = frozenset({"scale"})

@@ -17,7 +17,7 @@ class SpectrumKernel:
     """Norms and spectra of all sites together."""
 
     name: ClassVar[str] = "spectrum"
-    formula: ClassVar[str] = "exp(−‖z − z′‖² / (2 ℓ² D)), z: log ‖ΔW‖ and the logarithms of σ₁ … σ₄, σ₈, σ₁₆, σ₃₂, σ₆₄ of all sites"
+    formula: ClassVar[str] = "exp(−‖z − z′‖² / (2 ℓ² D)), z: log ‖ΔW‖, log σ₁ … σ₄, σ₈, σ₁₆, σ₃₂, σ₆₄ of all sites"
     reference: ClassVar[str] = "the SVD model of Learning on LoRAs (arXiv 2410.04207), as a kernel"
     cost: ClassVar[str] = "k"
     sees: ClassVar[frozenset[Change]] = frozenset({"scale"})
