@@ -11,6 +11,7 @@ from lorascope.errors import LorascopeError, OutputError, PredictorError
 from lorascope.predict import MODELS, Predictor, fit_predictor, store
 from lorascope.predict.model import Structure
 from lorascope.predict.seal import sealed
+from lorascope.predict.store import SCHEMA_VERSION
 from planted import planted_dataset
 
 
@@ -71,7 +72,7 @@ def test_a_place_that_cannot_be_written_leaves_nothing(predictor, tmp_path):
 
 CHANGES = {
     "older schema": lambda c: c.update(schema_version=2),
-    "newer schema": lambda c: c.update(schema_version=4),
+    "newer schema": lambda c: c.update(schema_version=SCHEMA_VERSION + 1),
     "no schema": lambda c: c.pop("schema_version"),
     "unknown model": lambda c: c["model"].update(name="os.system"),
     "unknown option": lambda c: c["model"]["options"].update(evil=1),
