@@ -34,6 +34,7 @@ def _register() -> None:
         merge,
         models,
         predict,
+        resize,
         verify,
         zoo,
     )
@@ -43,6 +44,7 @@ def _register() -> None:
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
     app.command("merge")(merge.merge)
+    app.command("resize")(resize.resize)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
