@@ -25,7 +25,9 @@ def _register() -> None:
     from lorascope.cli import (
         bake,
         bench,
+        compress,
         convert,
+        decompress,
         evaluate,
         fit,
         forge,
@@ -45,6 +47,8 @@ def _register() -> None:
     app.command("bake")(bake.bake)
     app.command("merge")(merge.merge)
     app.command("resize")(resize.resize)
+    app.command("compress")(compress.compress)
+    app.command("decompress")(decompress.decompress)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
