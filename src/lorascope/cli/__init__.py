@@ -29,6 +29,7 @@ def _register() -> None:
         convert,
         decompress,
         evaluate,
+        extract,
         fit,
         forge,
         formats,
@@ -49,6 +50,7 @@ def _register() -> None:
     app.command("resize")(resize.resize)
     app.command("compress")(compress.compress)
     app.command("decompress")(decompress.decompress)
+    app.command("extract")(extract.extract)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
