@@ -38,6 +38,7 @@ def _register() -> None:
         models,
         predict,
         resize,
+        serve_pack,
         verify,
         zoo,
     )
@@ -51,6 +52,7 @@ def _register() -> None:
     app.command("compress")(compress.compress)
     app.command("decompress")(decompress.decompress)
     app.command("extract")(extract.extract)
+    app.command("serve-pack")(serve_pack.serve_pack)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
