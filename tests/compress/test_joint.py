@@ -16,6 +16,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import main
 from lorascope.compress import compress, decompress, read_pack, write_pack
 from lorascope.compress.clusters import clustered
+from lorascope.compress.diagonal import diagonal_factors
 from lorascope.compress.shared_bases import shared_bases
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.symmetry import gauged, random_gauge
@@ -86,7 +87,22 @@ def test_joint_bases_keep_no_less_and_are_where_neither_side_can_be_better() -> 
     np.testing.assert_allclose(joint.U.T @ joint.U, np.eye(width), atol=1e-12)
 
 
-@pytest.mark.parametrize("method", ["joint", "eigen", "alone"])
+def test_diagonal_cores_are_where_no_part_can_be_better_alone_and_find_what_is_planted() -> None:
+    random = np.random.default_rng(0)
+    left, right, cores = (random.standard_normal(shape) for shape in ((14, 3), (3, 11), (6, 3)))
+    planted = [Pair(left * own, right) for own in cores]
+    U, V, c = diagonal_factors(planted, np.ones(6), 3)
+    for pair, own in zip(planted, c, strict=True):
+        assert np.linalg.norm(U * own @ V.T - pair.B @ pair.A) <= 1e-3 * np.linalg.norm(pair.B @ pair.A)
+    inputs, weights = pairs(), np.linspace(1, 2, 6)
+    U, V, c = diagonal_factors(inputs, weights, 4)
+    for pair, own in zip(inputs, c, strict=True):  # what is left is at right angles to every direction
+        left_over = pair.B @ pair.A - U * own @ V.T
+        angles = np.sum(U * (left_over @ V), axis=0) / np.linalg.norm(U, axis=0) / np.linalg.norm(V, axis=0)
+        np.testing.assert_allclose(angles, 0, atol=1e-9 * np.linalg.norm(left_over))
+
+
+@pytest.mark.parametrize("method", ["joint", "eigen", "diagonal", "alone"])
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_the_gauge_changes_nothing(method: Any, bits: Any) -> None:
     random = np.random.default_rng(0)
@@ -98,7 +114,7 @@ def test_the_gauge_changes_nothing(method: Any, bits: Any) -> None:
         assert one.relative_error == pytest.approx(other.relative_error, rel=tolerance, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["joint", "eigen", "alone"])
+@pytest.mark.parametrize("method", ["joint", "eigen", "diagonal", "alone"])
 @pytest.mark.parametrize(("bits", "dtype"), [(None, "float32"), (None, "float16"), (8, "float32"), (4, "float32")])
 @pytest.mark.parametrize("clusters", [1, 2])
 def test_the_error_reported_is_that_of_the_files_that_come_out(
@@ -151,8 +167,18 @@ def test_an_adapter_of_zeros_comes_back_as_zeros() -> None:
     assert result.pack.unpacked(6).norm() == 0.0 and list(result.errors.values())[6].relative_error == 0.0
 
 
+@pytest.mark.parametrize("method", ["joint", "eigen", "diagonal", "alone"])
+def test_a_site_without_rank_in_any_adapter_stays_without(method: Any) -> None:
+    one = Adapter({"q": LowRank(np.zeros((4, 0)), np.zeros((0, 3))), "k": LowRank(np.ones((4, 2)), np.ones((2, 3)))})
+    result = compress([one, one], method=method)
+    assert result.worst[1] < FLOAT32 and set(result.pack.unpacked(1)) == {"k"}
+
+
 def test_what_does_not_fit_is_refused() -> None:
     inputs = some(2)
+    huge = Adapter({"layers.0.q": LowRank(np.full((14, 1), 1e200), np.full((1, 11), 1e200))})
+    with pytest.raises(AdapterError, match=r"b: layers.0.q: the update is too large"):
+        compress([inputs[0], huge], ["a", "b"])
     nan = inputs[1]["layers.0.q"].stored["B"].copy()
     nan[0, 0] = np.nan
     spoilt = Adapter(inputs[1].sites | {"layers.0.q": LowRank(nan, inputs[1]["layers.0.q"].stored["A"])})

@@ -101,6 +101,21 @@ def test_a_hostile_pack_gives_one_clear_error(case: str, tmp_path: Path) -> None
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (put("adapters", 0, "ranks", value=[1]), "not as wide as its bases"),
+        (put("widths", 0, 0, value=[3, 4]), "two widths"),
+    ],
+)
+def test_a_hostile_pack_of_diagonal_cores_gives_one_clear_error(change: Any, text: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    one = Adapter({"q": LowRank(random.standard_normal((12, 3)), random.standard_normal((3, 9)))})
+    write_pack(compress([one], ["a"], method="diagonal", rank=3).pack, tmp_path / "p.safetensors")
+    with pytest.raises(AdapterError, match=text):
+        read_pack(changed(tmp_path / "p.safetensors", change))
+
+
 def test_what_is_no_pack_is_told(tmp_path: Path) -> None:
     path = written(tmp_path / "p.safetensors")
     whole = path.read_bytes()

@@ -176,6 +176,11 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(AdapterError, match="every ΔW is zero"):
         resize(zero, budget=100)
     assert resize(zero, Cut(rank=1)).relative_error == 0.0
+    huge = Adapter({"q": LowRank(np.full((3, 2), 1e200), np.full((2, 3), 1e200))})
+    with pytest.raises(AdapterError, match=r"q: the update is too large to compute with"):
+        resize(huge, Cut(rank=1))
+    empty = Adapter({"q": LowRank(np.zeros((3, 0)), np.zeros((0, 3)))})
+    assert resize(empty, Cut(rank=1)).relative_error == 0.0
 
 
 def run(arguments: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

@@ -18,7 +18,9 @@ def compress(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="joint or eigen: shared bases; alone: each its own.", show_default="joint, alone for one"),
+        typer.Option(
+            help="joint, eigen, diagonal: shared bases; alone: each its own.", show_default="joint, alone for one"
+        ),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Width of the bases; of alone, largest rank.", show_default="16; all of alone")

@@ -17,8 +17,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter
 from lorascope.compress.clusters import clustered
+from lorascope.compress.diagonal import diagonal_factors
 from lorascope.compress.names import told_apart
 from lorascope.compress.pack import Method, Pack, PackMember, PackSite, is_whole, stored
+from lorascope.compress.resize import check_range
 from lorascope.compress.shared_bases import Bases, shared_bases
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.dtypes import floating_dtype
@@ -27,7 +29,7 @@ from lorascope.symmetry.common_sites import CommonSites, Pair
 from lorascope.symmetry.cores import distance, norm
 from lorascope.symmetry.truncation import Cut, truncated
 
-METHODS: tuple[Method, ...] = ("joint", "eigen", "alone")
+METHODS: tuple[Method, ...] = ("joint", "eigen", "diagonal", "alone")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def compress(
     Args:
         adapters: one or more; ranks, scales, formats and sites may differ.
         names: of the adapters; made fit for file names, and told apart where two are alike.
-        method: "joint" and "eigen" share bases, "alone" keeps each adapter's own balanced factors.
+        method: "joint", "eigen" and "diagonal" (cores of one number for each direction) share bases, "alone" keeps each
+            adapter's own balanced factors.
         rank: the width of the bases, by default 16; of "alone" the largest rank, by default that of the adapter.
         clusters: how many sets of bases; each adapter uses one.
         bits: 8 or 4, to round what is stored to codes; None keeps floating numbers.
@@ -127,7 +130,8 @@ def compress(
         raise AdapterError("the adapters have no sites", file=common.names[0])
     left_out = _left_out(common, is_loss_allowed=is_loss_allowed)
     norms = _norms(common)
-    weights = np.array([1.0 / own if own > 0 else 0.0 for own in norms])
+    smallest = float(np.finfo(np.float64).tiny)  # below it 1 / ‖ΔW‖ has no room
+    weights = np.array([1.0 / own if own >= smallest else 0.0 for own in norms])
     numbers = np.zeros(len(adapters), np.intp)
     width = rank or 16
     if method != "alone" and clusters > 1:
@@ -139,17 +143,22 @@ def compress(
     for place, site in enumerate(common.all):
         pairs = common.pairs(site, np.float64)
         bases: list[Bases] = []
+        cores: dict[int, NDArray[Any]] = {}
         if method != "alone":
             for number, own in enumerate(widths):
                 members = np.flatnonzero(numbers == number)
-                found = shared_bases([pairs[member] for member in members], weights[members], width, method)
+                some = [pairs[int(member)] for member in members]
+                found, diagonals = _shared(some, weights[members], width, method)
+                cores |= dict(zip(members.tolist(), diagonals, strict=False))
                 bases.append(found)
                 own.append((found.U.shape[1], found.V.shape[1]))
                 tensors |= stored(f"basis.{number}.{place}.U", [found.U], bits, kind)
                 tensors |= stored(f"basis.{number}.{place}.V", [found.V], bits, kind)
         for at, pair in enumerate(pairs):
-            own_bases = bases[numbers[at]] if bases else None
-            own_rank, matrices = _parts(pair, own_bases, None if bases else rank)
+            if method == "diagonal":
+                own_rank, matrices = (cores[at].size, [cores[at]]) if cores[at].any() else (0, [])
+            else:
+                own_rank, matrices = _parts(pair, bases[numbers[at]] if bases else None, None if bases else rank)
             ranks[at].append(own_rank)
             parts[at] += matrices
         if advance is not None:
@@ -172,6 +181,16 @@ def compress(
     return Compressed(pack, _errors(common, pack, norms), before, tuple(left_out))
 
 
+def _shared(
+    pairs: Sequence[Pair], weights: NDArray[np.float64], width: int, method: Method
+) -> tuple[Bases, Sequence[NDArray[Any]]]:
+    """The bases of a cluster at a site, and the diagonal cores of its adapters, none for other methods."""
+    if method == "diagonal":
+        U, V, c = diagonal_factors(pairs, weights, width)
+        return Bases(U, V), list(c)
+    return shared_bases(pairs, weights, width, "eigen" if method == "eigen" else "joint"), ()
+
+
 def _parts(pair: Pair, bases: Bases | None, rank: int | None) -> tuple[int, list[NDArray[Any]]]:
     """The rank of a core, or of ΔW, and the matrices that are stored of it: balanced factors, or the core whole."""
     if pair.B.shape[1] == 0:
@@ -192,7 +211,8 @@ def _norms(common: CommonSites) -> list[float]:
     """‖ΔW‖_F of each adapter; what is not finite is refused by name."""
     squares: list[list[float]] = [[] for _ in common.adapters]
     for site in common.all:
-        for own, pair in zip(squares, common.pairs(site, np.float64), strict=True):
+        for own, name, pair in zip(squares, common.names, common.pairs(site, np.float64), strict=True):
+            check_range(pair.B, pair.A, name, site)
             own.append(float(norm(pair.B, pair.A)) if pair.B.shape[1] else 0.0)
     return [math.hypot(*own) for own in squares]
 
@@ -208,7 +228,7 @@ def _errors(common: CommonSites, pack: Pack, norms: Sequence[float]) -> dict[str
             if site in back:
                 B, A, _ = back[site].factors(np.float64)
                 errors.append(float(distance(pair.B, pair.A, B, A)))
-            else:
+            elif pair.B.shape[1]:
                 errors.append(float(norm(pair.B, pair.A)))
         found[member.name] = MemberError(whole, math.hypot(*errors))
     return found

@@ -1,6 +1,7 @@
 """A pack: many adapters of one base as shared bases and small cores, or each as its own balanced factors.
 
     joint, eigen   B_i A_i = ΔW_i ≈ (U L_i)(R_i Vᵀ),  L_i R_i = Uᵀ ΔW_i V balanced      U, V of the adapter's cluster
+    diagonal       B_i A_i = (U diag(c_i)) Vᵀ
     alone          B_i A_i with B = P √S, A = √S Qᵀ of the thin SVD
 
 A core whose two factors would have more numbers than itself is stored whole. All that is stored can be rounded to 8
@@ -23,7 +24,7 @@ from lorascope.compress.quantise import Quantised, quantised, restored, sizes
 from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import cast_to
 
-Method = Literal["joint", "eigen", "alone"]
+Method = Literal["joint", "eigen", "diagonal", "alone"]
 Layout = Literal["stated", "open", "unknown", "fixed"]
 
 
@@ -58,7 +59,8 @@ class PackSite:
 
 @dataclass(frozen=True)
 class PackMember:
-    """An adapter: its name, the cluster whose bases it uses, and for each site the rank of its core, 0 for ΔW = 0."""
+    """An adapter: its name, the cluster whose bases it uses, and for each site the rank of its core (the
+    width of a diagonal one), 0 for ΔW = 0."""
 
     name: str
     cluster: int
@@ -101,8 +103,11 @@ class Pack:
             if not rank:
                 continue
             B, width = next(matrices), self.width(member, place)
-            A = None if width and is_whole(rank, width) else next(matrices)
-            if width:
+            is_diagonal = self.method == "diagonal"
+            A = None if width and (is_diagonal or is_whole(rank, width)) else next(matrices)
+            if width and is_diagonal:
+                B, A = self._basis(member.cluster, place, "U") * B, self._basis(member.cluster, place, "V").T
+            elif width:
                 B = self._basis(member.cluster, place, "U") @ B
                 right = self._basis(member.cluster, place, "V").T
                 A = right if A is None else A @ right
@@ -123,7 +128,9 @@ class Pack:
         for place, rank in enumerate(member.ranks):
             width = self.width(member, place)
             out, in_ = width or self.sites[place].shape
-            if rank and width and is_whole(rank, width):
+            if rank and width and self.method == "diagonal":
+                yield 1, rank
+            elif rank and width and is_whole(rank, width):
                 yield out, in_
             elif rank:
                 yield from ((out, rank), (rank, in_))

@@ -114,9 +114,21 @@ def _checked(header: Mapping[str, Any], tensors: Mapping[str, Any]) -> Pack:
         _member(one, sites, widths, f"adapters[{at}]")
         for at, one in enumerate(_list(header.get("adapters"), "adapters"))
     )
+    if method == "diagonal":
+        _check_diagonal(members, widths)
     if len({member.name.lower() for member in members}) != len(members):
         raise AdapterError("two adapters have one name", key="adapters")
     return Pack(cast("Method", method), bits, base, sites, members, widths, tensors)
+
+
+def _check_diagonal(members: tuple[PackMember, ...], widths: tuple[tuple[tuple[int, int], ...], ...]) -> None:
+    """Check that cores are diagonal: as wide as both bases, or not there."""
+    for number, row in enumerate(widths):
+        if any(one != other for one, other in row):
+            raise AdapterError("two widths for diagonal cores", key=f"widths[{number}]")
+    for at, member in enumerate(members):
+        if any(rank not in (0, width[0]) for rank, width in zip(member.ranks, widths[member.cluster], strict=True)):
+            raise AdapterError("a diagonal core is not as wide as its bases", key=f"adapters[{at}].ranks")
 
 
 def _site(value: Any, key: str) -> PackSite:

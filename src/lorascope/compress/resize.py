@@ -23,6 +23,7 @@ from lorascope.formats.dtypes import cast_to, floating_dtype
 from lorascope.symmetry.canonical import SVD, thin_svd
 from lorascope.symmetry.common_sites import Pair
 from lorascope.symmetry.cores import distance
+from lorascope.symmetry.stack import largest_product
 from lorascope.symmetry.truncation import Cut, Truncated, truncated
 
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors before
@@ -230,9 +231,26 @@ def factors_of_site(adapter: Adapter, name: str) -> Pair:
         raise
     with np.errstate(over="ignore", invalid="ignore"):
         B = B * scale
-    if not bool(np.isfinite(B).all()):
-        raise AdapterError("ΔW is beyond the range of float64", file=adapter.provenance.path, key=name)
+    check_range(B, A, adapter.provenance.path, name)
     return Pair(B, A)
+
+
+def check_range(B: NDArray[Any], A: NDArray[Any], file: object, site: str) -> None:
+    """Check that the squares of ΔW have room in float64.
+
+    Raises:
+        AdapterError: naming the file and the site.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = float(np.abs(B).max(initial=0.0)) * float(np.abs(A).max(initial=0.0))
+    if not largest < largest_product(np.float64):
+        raise AdapterError(
+            "the update is too large to compute with",
+            file=file,
+            key=site,
+            expected=f"scale · max|B| · max|A| below {largest_product(np.float64):.0e}",
+            found=f"{largest:.3g}",
+        )
 
 
 def _allocation(adapter: Adapter, names: list[str], cut: Cut, budget: int) -> Allocation:

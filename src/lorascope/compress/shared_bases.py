@@ -82,9 +82,9 @@ def shared_bases(pairs: Sequence[Pair], weights: NDArray[np.float64], width: int
 
 def _reduced(sides: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """An orthonormal basis of all columns together: whatever is found lies in it."""
-    size = sides[0].shape[0]
-    if sum(side.shape[1] for side in sides) >= size:
-        return np.eye(size)
+    size, count = sides[0].shape[0], sum(side.shape[1] for side in sides)
+    if count >= size or count == 0:
+        return np.eye(size, max(1, min(size, count)))  # one column where there is nothing: a basis has one at least
     return np.linalg.qr(np.concatenate(sides, axis=1)).Q
 
 
