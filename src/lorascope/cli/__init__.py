@@ -26,9 +26,12 @@ def _register() -> None:
         bake,
         bench,
         compare,
+        compress,
         convert,
+        decompress,
         evaluate,
         explain_merge,
+        extract,
         find,
         fit,
         forge,
@@ -39,6 +42,8 @@ def _register() -> None:
         merge,
         models,
         predict,
+        resize,
+        serve_pack,
         verify,
         zoo,
     )
@@ -53,6 +58,11 @@ def _register() -> None:
     app.command("find")(find.find)
     app.command("explain-merge")(explain_merge.explain_merge)
     app.command("lineage")(lineage.lineage)
+    app.command("resize")(resize.resize)
+    app.command("compress")(compress.compress)
+    app.command("decompress")(decompress.decompress)
+    app.command("extract")(extract.extract)
+    app.command("serve-pack")(serve_pack.serve_pack)
     app.command("formats")(formats.formats)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)

@@ -1,0 +1,62 @@
+"""``lorascope serve-pack``: adapters in the shapes that multi-adapter servers load."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def serve_pack(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER…", help="Adapters of one base; a zoo or folder stands for all in it."),
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="DIR", help="A new folder.", show_default=False)],
+    max_rank: Annotated[int, typer.Option(min=1, help="Larger ranks are cut to it.")] = 64,
+    form: Annotated[str, typer.Option(help="stacks, peft or both.")] = "both",
+    dtype: Annotated[str, typer.Option(help="dtype of the factors.")] = "float16",
+    any_base: Annotated[
+        bool, typer.Option("--any-base", help="Take adapters that name different base models.")
+    ] = False,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Leave out saved tensors and changes of biases.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Write adapters for a server of many: stacks by rank with an index, and PEFT folders of one rank for vLLM.
+
+    Sites that an adapter lacks and ranks below that of its group are filled up with zeros, which changes nothing; ranks
+    above --max-rank are cut, and the error is stated.
+
+        lorascope serve-pack a/ b/ c/ -o served/ --max-rank 32
+    """
+    from pathlib import Path
+
+    from lorascope.cli.output import console, print_json, progress
+    from lorascope.cli.sources import adapters_at
+    from lorascope.errors import LorascopeError
+    from lorascope.report.served import served_as_dict, served_as_text
+    from lorascope.serve import serve_pack as run
+
+    given = adapters_at(sources)
+    if not given.adapters:
+        raise given.failures[0] if given.failures else LorascopeError("no adapters here", file=sources[0])
+    with progress("cutting adapters", len(given.adapters)) as advance:
+        served = run(
+            given.adapters,
+            Path(output),
+            given.names,
+            max_rank=max_rank,
+            form=form,  # type: ignore[reportArgumentType]  # checked where it is used
+            dtype=dtype,
+            is_any_base=any_base,
+            is_loss_allowed=allow_loss,
+            advance=advance,
+        )
+    if as_json:
+        print_json(served_as_dict(served, given.failures))
+    else:
+        served_as_text(served, given.failures, console())
+    if given.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,88 @@
+"""A compression as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lorascope.compress import Compressed
+from lorascope.errors import LorascopeError
+from lorascope.report.tables import safe
+
+SCHEMA_VERSION = 1
+_SHOWN = 5
+
+
+def compressed_as_dict(
+    results: Sequence[Compressed],
+    ranks: Sequence[int | None],
+    output: str | None,
+    size: int | None,
+    failures: Sequence[LorascopeError],
+) -> dict[str, Any]:
+    """Size against error for each rank that was tried, and the error of each adapter for the first."""
+    rows = [_row(result, rank) for result, rank in zip(results, ranks, strict=True)]
+    first = results[0]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "output": output,
+        "output_bytes": size,
+        "method": first.pack.method,
+        "bits": first.pack.bits,
+        "relative_error": rows[0]["relative_error"],
+        "table": rows,
+        "adapters": {
+            name: {"norm": own.norm, "relative_error": own.relative_error} for name, own in first.errors.items()
+        },
+        "left_out": list(first.left_out),
+        "failures": [error.as_dict() for error in failures],
+    }
+
+
+def _row(result: Compressed, rank: int | None) -> dict[str, Any]:
+    name, worst = result.worst
+    return {
+        "rank": rank,
+        "clusters": max(len(result.pack.widths), 1),
+        "bytes_before": result.nbytes_before,
+        "bytes": result.nbytes,
+        "relative_error": {"mean": result.mean_error, "worst": worst, "worst_adapter": name},
+    }
+
+
+def compressed_as_text(
+    results: Sequence[Compressed],
+    ranks: Sequence[int | None],
+    output: str | None,
+    size: int | None,
+    failures: Sequence[LorascopeError],
+    console: Console,
+) -> None:
+    """Print a table of size against relative error, and what was left out."""
+    first = results[0].pack
+    rounded = "" if first.bits is None else f", int{first.bits}"
+    console.print(f"{len(first.members)} adapters, {len(first.sites)} sites, {first.method}{rounded}")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
+    for name in ("rank", "bytes", "of as stored", "mean error", "worst error", "of"):
+        table.add_column(name, justify="left" if name == "of" else "right", no_wrap=True)
+    table.add_row("as stored", f"{results[0].nbytes_before:,}", "100 %", "0", "0", "")
+    for result, rank in zip(results, ranks, strict=True):
+        name, worst = result.worst
+        share = result.nbytes / max(result.nbytes_before, 1)
+        row = ["all" if rank is None and first.method == "alone" else str(rank or 16), f"{result.nbytes:,}"]
+        table.add_row(*row, f"{share:.3%}", f"{result.mean_error:.3g}", f"{worst:.3g}", Text(safe(name, 40)))
+    console.print(table)
+    if output is not None:
+        console.print(f"written: {safe(output, 4096)}, {size:,} bytes with its header", soft_wrap=True)
+    for text in results[0].left_out[:_SHOWN]:
+        console.print(Text(f"left out: {safe(text)}", "yellow"), soft_wrap=True)
+    if len(results[0].left_out) > _SHOWN:
+        console.print(Text(f"left out: and {len(results[0].left_out) - _SHOWN} more (--json lists all)", "yellow"))
+    if failures:
+        console.print(Text(f"{len(failures)} adapters could not be read and are not in it:", "yellow"))
+    for error in failures[:_SHOWN]:
+        console.print(Text(f"  {safe(str(error), 2000)}", "yellow"), soft_wrap=True)
