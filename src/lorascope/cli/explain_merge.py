@@ -10,8 +10,11 @@ import typer
 def explain_merge(
     adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="The adapter that may be a merge.")],
     among: Annotated[
-        list[str], typer.Option("--among", metavar="FOLDER|ZOO|FILE", help="The candidates; may be given again.")
+        list[str], typer.Option("--among", metavar="FOLDER|ZOO|FILE", help="The candidates; more may follow.")
     ],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[FOLDER|ZOO|FILE…]", help="More candidates.", show_default=False)
+    ] = None,
     signed: Annotated[bool, typer.Option("--signed", help="Weights may be negative.")] = False,
     smallest: Annotated[float, typer.Option(help="Leave out members that add less than this share of ‖ΔW‖.")] = 0.01,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -21,6 +24,8 @@ def explain_merge(
     Candidates that cannot be read, or have no ΔW without the base, are counted and left out (exit code 1).
 
         lorascope explain-merge unknown.safetensors --among zoo/
+
+        lorascope explain-merge unknown.safetensors --among one.safetensors two/ three/
     """
     from pathlib import Path
 
@@ -33,7 +38,7 @@ def explain_merge(
 
     own = str(Path(adapter).absolute()) if exists(adapter) else None
     merged = read(adapter)
-    others = candidates_of(among, without=own)
+    others = candidates_of([*among, *(more or [])], without=own)
     with progress("comparing sites", len({site for one in others.adapters for site in one})) as advance:
         found = explained(merged, others.adapters, others.names, is_signed=signed, smallest=smallest, advance=advance)
     if as_json:
