@@ -12,6 +12,8 @@ import pytest
 
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
+from lorascope.merge import merge
+from lorascope.symmetry.truncation import Cut
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
@@ -166,6 +168,24 @@ def test_the_outputs_of_a_model_are_the_same_after_loading_a_written_file(tmp_pa
     assert not torch.allclose(loaded(*inputs).sample, expected, atol=1e-3)
     loaded.load_lora_adapter(tmp_path / "written", prefix=None, use_safetensors=True, local_files_only=True)
     torch.testing.assert_close(loaded(*inputs).sample, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "knots-ties"])
+def test_a_merge_of_two_saved_adapters_gives_the_merged_outputs(method: str, tmp_path: Path) -> None:
+    """Of ranks 3 and 5, convolutions among the sites: W + ΔW of the merge is the weight that diffusers fuses."""
+    adapted(unet(), target_modules=ATTENTION + CONVOLUTION).save_lora_adapter(tmp_path / "one")
+    adapted(unet(), r=5, target_modules=["to_q", "to_k", "conv1"]).save_lora_adapter(tmp_path / "two")
+    both = [formats.read(tmp_path / name) for name in ("one", "two")]
+    merged = merge(both, method, weights=[0.7, -0.4], cut=Cut(rank=8)).adapter
+    formats.write(merged, tmp_path / "merged", format="diffusers")
+    model = unet()
+    before = values(model)
+    model.load_lora_adapter(tmp_path / "merged", prefix=None, use_safetensors=True, local_files_only=True)
+    check(merged, "", before, fused(model))
+    if method == "linear":
+        site = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+        expected = sum(w * one[site].delta_weight(np.float64) for w, one in zip([0.7, -0.4], both, strict=True))
+        np.testing.assert_allclose(values(model)[f"{site}.weight"] - before[f"{site}.weight"], expected, atol=1e-5)
 
 
 def saved_pipeline(folder: Path, *, has_metadata: bool, is_old: bool = False) -> tuple[Any, Any]:
