@@ -95,8 +95,8 @@ def merge(
         advance: called with the number of sites done.
 
     Raises:
-        AdapterError: where the adapters do not fit together, a ΔW is not known without the base weight, or the result is
-            too large to compute with or for the dtype.
+        AdapterError: where the adapters do not fit together, a ΔW is not known without the base weight, or the result
+            is too large to compute with or for the dtype.
         LorascopeError: for weights or a number of adapters that the method has no meaning for.
 
     >>> one = Adapter({"q": LowRank(np.eye(3, 1), np.eye(1, 3))})

@@ -60,7 +60,7 @@ def sketch_of(adapter: Adapter, *, size: int = SIZE, seed: int = 0) -> Sketch:
     """The sketch of an adapter.
 
     Raises:
-        AdapterError: where ΔW depends on the base weight, is not finite or too large; it names the site where it is one.
+        AdapterError: where ΔW depends on the base weight, is not finite or too large; it names the site.
 
     >>> from lorascope.adapter import LowRank
     >>> one = Adapter({"unet.q": LowRank(np.ones((40, 2)), np.ones((2, 30)), scale=0.5)})
