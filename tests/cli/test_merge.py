@@ -179,6 +179,26 @@ def test_mistakes_are_said_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["", "beside", "..", "adapter_model.safetensors"])
+def test_no_adapter_is_written_over_by_what_is_made_of_it(
+    place: str, two: list[Path], tmp_path: Path, run: Run
+) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, _, err = run(*two, "-o", two[1] / place, *(("--to", "kohya") if "." in place[2:] else ()))
+    assert code == 2 and "the source is never overwritten" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_files_of_another_adapter_are_not_mixed_with_the_result(two: list[Path], tmp_path: Path, run: Run) -> None:
+    other = written(tmp_path, 3, 2, 1.0, to="mlx")
+    before = {path: path.read_bytes() for path in other.iterdir()}
+    code, _, err = run(*two, "-o", other)
+    assert code == 2 and "the folder is not empty" in err and "found mlx" in err
+    assert {path: path.read_bytes() for path in other.iterdir()} == before
+    code, _, err = run(*two, "-o", other, "--to", "mlx", "--any-base")
+    assert code == 0, err
+
+
 def test_a_users_file_that_fails_is_named(tmp_path: Path, two: list[Path], run: Run) -> None:
     (tmp_path / "broken.py").write_text("raise RuntimeError('no data')\n")
     (tmp_path / "empty.py").write_text("")

@@ -20,6 +20,7 @@ from lorascope.compare import compare
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats import read, write
 from lorascope.symmetry import gauged, random_gauge
+from lorascope.symmetry.common_sites import CommonSites
 from lorascope.testing import CONSTANT, adapters
 
 UNIT = float(np.finfo(np.float64).eps)
@@ -196,3 +197,20 @@ def test_the_command(tmp_path: Path) -> None:
     for some in (places[:2], places):
         assert "interference" in run.invoke(app, ["compare", *some]).stdout
     assert isinstance(run.invoke(app, ["compare", *places, "--plot", "far.txt"]).exception, LorascopeError)
+
+
+def test_sites_that_are_not_shared_are_told_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time for a hundred thousand sites grows with their number, not its square."""
+    passes: list[int] = []
+
+    class Watched(tuple[str, ...]):
+        def __iter__(self) -> Any:
+            passes.append(1)
+            return super().__iter__()
+
+    shared = CommonSites.shared.func
+    monkeypatch.setattr(CommonSites, "shared", property(lambda self: Watched(shared(self))))
+    one = planted(1, sites=[f"q{site}" for site in range(40)])
+    two = planted(2, sites=[f"q{site}" for site in range(20, 60)])
+    found = compare([one, two])
+    assert set(found.not_shared["adapter 1"]) == {f"q{site}" for site in range(20)} and len(passes) < 20

@@ -226,3 +226,38 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit) as stop:  # what is there stays
         main()
     assert stop.value.code == 2 and "already there" in json.loads(capsys.readouterr().out)["what"]
+
+
+def test_a_weight_of_zeros_gets_a_direction_too(tmp_path: Path) -> None:
+    """Layers that start at zero, and rows of a vocabulary that was filled up, have no length that could be kept."""
+    random = np.random.default_rng(2)
+    start = random.standard_normal((20, 11)).astype(np.float32)
+    start[5:8] = 0.0
+    base = edited(
+        saved_base(tmp_path / "base.safetensors"),
+        tmp_path / "zero.safetensors",
+        model__layers__0__q__weight=np.zeros((14, 11), np.float32),
+        model__layers__0__up__weight=start,
+    )
+    change = random.standard_normal((14, 2)) @ random.standard_normal((2, 11))
+    tuned = edited(
+        base,
+        tmp_path / "tuned.safetensors",
+        model__layers__0__q__weight=change.astype(np.float32),
+        model__layers__0__up__weight=(start + random.standard_normal((20, 1)) @ np.ones((1, 11))).astype(np.float32),
+    )
+    found = extract(base, tuned, Cut(rank=2), is_dora=True)
+    assert found.sites["model.layers.0.q"].relative_error < 1e-5 and found.sites["model.layers.0.q"].rank == 2
+    plain = extract(base, tuned, Cut(rank=2))
+    assert found.sites["model.layers.0.up"].relative_error < 0.5
+    assert plain.sites["model.layers.0.q"].relative_error < 1e-6
+
+
+@pytest.mark.parametrize("which", ["base", "tuned"])
+def test_the_checkpoint_with_a_number_that_is_none_is_named(which: str, tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "whole.safetensors")
+    bad = np.full((14, 11), np.nan, np.float32)
+    broken = edited(base, tmp_path / "broken.safetensors", model__layers__0__q__weight=bad)
+    with pytest.raises(AdapterError, match=r"model\.layers\.0\.q\.weight: a weight is not finite") as caught:
+        extract(*((broken, base) if which == "base" else (base, broken)), Cut(rank=2))
+    assert str(broken) in str(caught.value)

@@ -162,3 +162,17 @@ def test_names_are_made_safe_and_told_apart() -> None:
     found = told_apart(names)
     assert all(map(is_safe, found)) and len({one.lower() for one in found}) == len(names)
     assert found[:3] == ["a", "a-2", "A-3"]
+
+
+def test_adapters_come_out_all_or_none(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pairs = [(random.standard_normal((12, 2)), random.standard_normal((2, 9))) for _ in range(2)]
+    some = [Adapter({"q": LowRank(scale * B, A)}) for (B, A), scale in zip(pairs, (1.0, 1e12), strict=True)]
+    pack = compress(some, ["a", "b"], method="alone").pack
+    for room in ("out", "deeper/out"):
+        with pytest.raises(AdapterError, match="too large for the dtype"):
+            decompress(pack, tmp_path / room, dtype="float16")
+        assert not (tmp_path / room).exists()
+    (tmp_path / "empty").mkdir()
+    written = decompress(pack, tmp_path / "empty")
+    assert written == [tmp_path / "empty" / name for name in ("a", "b")] == sorted((tmp_path / "empty").iterdir())

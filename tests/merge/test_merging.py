@@ -99,6 +99,41 @@ REFUSED: dict[str, tuple[list[Adapter], dict[str, Any], str]] = {
         "layers.0.q: ties does not say what becomes of a change of the bias",
     ),
     "a dtype": ([ONE, TWO], {"dtype": "int8"}, "int8"),
+    "weights whose sum overflows": (
+        [ONE, TWO],
+        {"method": "average", "weights": [1e308, 1e308]},
+        "weights: a weight is too large to compute with",
+    ),
+    "an update whose squares overflow": (
+        [ONE, Adapter({"layers.0.q": update(3, scale=1e160)})],
+        {},
+        "adapter 2: layers.0.q: the update is too large to compute with",
+    ),
+    "a weight that makes it so": (
+        [ONE, Adapter({"layers.0.q": update(3, scale=1e100)})],
+        {"weights": [1.0, 1e100]},
+        "adapter 2: layers.0.q: the update is too large to compute with",
+    ),
+    "an option that makes it so": (
+        [ONE, TWO],
+        {"method": METHODS["ties"](factor=1e308)},  # type: ignore[call-arg]  # an option of this one
+        "layers.0.q: the matrix is too large to compute with",
+    ),
+    "a result beyond its dtype": (
+        [ONE, TWO],
+        {"weights": [1e12, 1e12], "dtype": "float16"},
+        "layers.0.q: a value is too large for the dtype asked for .found float16.\n.*wider one",
+    ),
+    "a result beyond a dtype without infinity": (
+        [ONE, TWO],
+        {"weights": [1e8, 1e8], "dtype": "float8_e4m3fn"},
+        "layers.0.q: a value is too large for the dtype asked for",
+    ),
+    "a bias beyond float32": (
+        [Adapter({"layers.0.q": update(bias=np.ones(6))})] * 2,
+        {"weights": [1e39, 1.0]},
+        "adapter 1: layers.0.q: the merged change of the bias is too large",
+    ),
 }
 
 

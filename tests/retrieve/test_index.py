@@ -198,3 +198,42 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
     assert "copy" in run.invoke(app, ["find", str(folder / "a4"), "--in", place]).stdout
     for arguments in (["find", str(folder / "a4")], ["find", "--duplicates", place, "-k", "2"]):
         assert isinstance(run.invoke(app, arguments).exception, LorascopeError)
+
+
+def with_what_has_no_sketch(folder: Path) -> tuple[Path, Path]:
+    """Adds an IA3 adapter, which does not tell the shape of its layers, and one whose ΔW is beyond float32."""
+    gates, large = folder / "gates", folder / "large"
+    gates.mkdir()
+    config = {"peft_type": "IA3", "target_modules": ["q"], "feedforward_modules": []}
+    (gates / "adapter_config.json").write_text(json.dumps(config))
+    write_safetensors(
+        gates / "adapter_model.safetensors", {"base_model.model.q.ia3_l": np.ones((8, 1), np.float32)}, {"format": "pt"}
+    )
+    factors = [np.full(shape, 1e25, np.float32) for shape in ((8, 2), (2, 6))]
+    write(Adapter({"q": LowRank(*factors)}), large, format="peft", dtype="float32")
+    return gates, large
+
+
+def test_what_has_no_sketch_is_counted_and_spoils_no_index(folder: Path, tmp_path: Path) -> None:
+    gates, large = with_what_has_no_sketch(folder)
+    index = indexed(folder)
+    told = {Path(entry.path): entry.error for entry in index.failures}
+    assert len(index) == 12 and set(told) == {gates, large}
+    assert "relative to the base weight" in str(told[gates]) and "too large for a sketch" in str(told[large])
+    write_index(index, tmp_path / "index")
+    again = read_index(tmp_path / "index")
+    assert np.array_equal(again.sketches, index.sketches) and len(again.failures) == 2
+    for path, words in ((gates, "relative to the base weight"), (large, "too large for a sketch")):
+        with pytest.raises(LorascopeError, match=words):
+            nearest(read(path), index)
+
+
+@pytest.mark.parametrize("verb", ["lineage", "explain-merge"])
+def test_adapters_without_a_sketch_stop_no_others(verb: str, folder: Path) -> None:
+    pytest.importorskip("scipy")
+    gates, large = with_what_has_no_sketch(folder)
+    given = [str(folder / "a0"), "--among"] if verb == "explain-merge" else []
+    done = CliRunner().invoke(app, [verb, *given, str(folder), "--json"])
+    assert done.exit_code == 1 and set(json.loads(done.stdout)["failures"]) == {str(gates), str(large)}
+    done = CliRunner().invoke(app, [verb, *given, str(gates)])
+    assert "none of the adapters can be used" in str(done.exception) and "relative to the base" in str(done.exception)

@@ -46,7 +46,11 @@ class Candidates(NamedTuple):
 
 
 def candidates_of(sources: Sequence[str], *, without: str | None = None) -> Candidates:
-    """Every adapter at or below the sources; each is read once for its norm, which finds what is not finite."""
+    """Every adapter at or below the sources; each is read once for its norm, which finds what is not finite.
+
+    Raises:
+        LorascopeError: where there are some, and none of them can be used.
+    """
     from lorascope.cli.output import track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
@@ -65,4 +69,10 @@ def candidates_of(sources: Sequence[str], *, without: str | None = None) -> Cand
             continue
         adapters.append(adapter)
         names.append(path)
+    if failures and not adapters:
+        raise LorascopeError(
+            "none of the adapters can be used",
+            expected="one or more",
+            found=f"{len(failures)}: {next(iter(failures.values()))}",
+        )
     return Candidates(adapters, names, failures)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def merge(
@@ -75,9 +78,12 @@ def merge(
 
         lorascope merge a b c -o fitted --learn examples.py:loss
     """
+    from pathlib import Path
+
     from lorascope.cli.options import with_options
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.user_function import function_in
+    from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
     from lorascope.formats import read, write
     from lorascope.merge import METHODS, learn_weights
@@ -100,6 +106,9 @@ def merge(
     chosen = None if weights is None else _numbers(weights, "--weights")
     loss = None if learn is None else function_in(learn, "--learn")
     adapters = [read(source) for source in sources]
+    for source, adapter in zip(sources, adapters, strict=True):
+        check_apart(source, adapter, Path(output))
+    _check_folder(Path(output), to)
     learned = None
     if loss is not None:
         with progress("learning weights", evaluations) as advance:
@@ -135,6 +144,24 @@ def merge(
         print_json(merged_as_dict(result, output, method, learned))
     else:
         merged_as_text(result, output, method, console(), learned)
+
+
+def _check_folder(output: Path, to: str) -> None:
+    """Refuse a folder that holds anything but an adapter of that format: its files would be mixed with the new ones."""
+    from lorascope.errors import LorascopeError, OutputError
+    from lorascope.formats import read
+
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    try:
+        found = read(output).provenance.format
+    except LorascopeError:
+        found = "something else"
+    if found != to:
+        raise OutputError(
+            "the folder is not empty", file=output, expected=f"a new folder, or an adapter of {to}", found=found,
+            hint="give a new name",
+        )  # fmt: skip
 
 
 def _numbers(text: str, key: str) -> list[float]:

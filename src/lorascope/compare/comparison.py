@@ -182,9 +182,9 @@ def compare(
             found=", ".join(next(iter(adapter), "none") for adapter in common.adapters[:2]),
         )
     own = [(name, adapter) for name, adapter in zip(common.names, common.adapters, strict=True)]
+    shared = set(common.shared)
     not_shared = {
-        name: {site: _norm_of(adapter, site, name) for site in adapter if site not in set(common.shared)}
-        for name, adapter in own
+        name: {site: _norm_of(adapter, site, name) for site in adapter if site not in shared} for name, adapter in own
     }
     sites = _two(common, advance, has_signs=has_signs) if len(adapters) == 2 else {}
     found = _of_sites(sites) if sites else pairwise(common, sites=common.shared, advance=advance)

@@ -8,7 +8,7 @@ limits that were asked for are met; either way the error is measured against W' 
 
     D  with rows d_o = ⟨w'_o, w_o + v_o⟩ / ‖w'_o‖²,  V = the best of its rank of D W' − W,  m_o = ⟨w'_o, direction_o⟩
 
-which starts from d = ‖w‖ / ‖w'‖, so that a change of lengths alone needs no V; m is the best beside V.
+which starts from d = ‖w‖ / ‖w'‖ (1 where w = 0), so that a change of lengths alone needs no V; m is the best beside V.
 
 Source: the difference as kohya-ss/sd-scripts (``extract_lora_from_models.py``) and arcee-ai/mergekit
 (``extract_lora``) take it; DoRA: Liu et al. (2024), arXiv 2402.09353, equation 5.
@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,8 +139,12 @@ def extract(
         else:
             place = _Place.of(one, site, before.shape)
             generator = np.random.default_rng([seed, *site.encode()])
-            weights = _Weights.of(before, after, place, name)
-            found[site], errors[site] = (_dora if is_dora else _plain)(weights, place, cut, kind, generator)
+            try:
+                weights = _Weights.of({one.path: before, two.path: after}, place)
+                found[site], errors[site] = (_dora if is_dora else _plain)(weights, place, cut, kind, generator)
+            except AdapterError as error:
+                error.file, error.key = error.file or str(two.path), error.key or name
+                raise
         if on_tensor is not None:
             on_tensor(number, len(one.tensors))
     if unused:
@@ -191,12 +196,12 @@ class _Weights:
     after: NDArray[Any]
 
     @classmethod
-    def of(cls, before: NDArray[Any], after: NDArray[Any], place: _Place, name: str) -> _Weights:
-        both = [as_matrix(weight, is_transposed=place.is_transposed) for weight in (before, after)]
-        for weight in both:
+    def of(cls, stored: Mapping[Path, NDArray[Any]], place: _Place) -> _Weights:
+        both = [as_matrix(weight, is_transposed=place.is_transposed) for weight in stored.values()]
+        for path, weight in zip(stored, both, strict=True):
             for block in row_blocks(weight.shape):
                 if not bool(np.isfinite(weight[block].astype(np.float64)).all()):
-                    raise AdapterError("a weight is not finite", key=name, found="NaN or infinity")
+                    raise AdapterError("a weight is not finite", file=path, found="NaN or infinity")
         return cls(*both)
 
     @property
@@ -234,7 +239,8 @@ def _dora(
     blocks = list(row_blocks(weights.shape))
     lengths = np.concatenate([np.linalg.norm(weights.new(rows), axis=1) for rows in blocks])
     safe = np.where(lengths > 0, lengths, 1.0)
-    stretch = np.concatenate([np.linalg.norm(weights.old(rows), axis=1) for rows in blocks]) / safe
+    old = np.concatenate([np.linalg.norm(weights.old(rows), axis=1) for rows in blocks])
+    stretch = np.where(old > 0, old / safe, 1.0)  # a row of zeros has no length to keep, and would stay at zero
     update = place.update(np.zeros((weights.shape[0], 1)), np.zeros((1, weights.shape[1])), dtype)
     for _ in range(_TURNS):
         ratio = stretch

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from lorascope.compress.pack import Pack
 from lorascope.errors import AdapterError, LorascopeError, OutputError
 from lorascope.formats import format_named, write
+from lorascope.formats.output_file import written_folder
 
 FREE_GROWTH = 1 << 30
 """Bytes of adapters that are no growth to speak of."""
@@ -30,7 +31,7 @@ def decompress(
     is_growth_allowed: bool = False,
     advance: Callable[[int], Any] | None = None,
 ) -> list[Path]:
-    """Write the adapters of a pack, one in memory at a time; the paths written.
+    """Write the adapters of a pack, one in memory at a time, all of them or none; the paths written.
 
     Args:
         pack: as ``read_pack`` gives it.
@@ -54,16 +55,14 @@ def decompress(
         _check_growth(pack, chosen)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError("there is something here already", file=output, hint="give a new name")
-    output.mkdir(parents=True, exist_ok=True)
     member = format_named(to)
-    written: list[Path] = []
-    for number in chosen:
-        path = output / (names[number] + ("" if member.is_folder else member.suffix))
-        write(pack.unpacked(number), path, format=to, dtype=dtype)
-        written.append(path)
-        if advance is not None:
-            advance(1)
-    return written
+    files = [names[number] + ("" if member.is_folder else member.suffix) for number in chosen]
+    with written_folder(output) as folder:
+        for number, file in zip(chosen, files, strict=True):
+            write(pack.unpacked(number), folder / file, format=to, dtype=dtype)
+            if advance is not None:
+                advance(1)
+    return [output / file for file in files]
 
 
 def _check_growth(pack: Pack, chosen: Sequence[int]) -> None:

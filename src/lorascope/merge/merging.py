@@ -16,13 +16,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats.dtypes import floating_dtype
+from lorascope.formats.dtypes import cast_to, floating_dtype
 from lorascope.merge.method import METHODS, Method, Parts, Product
 from lorascope.merge.range_finder import low_rank
 from lorascope.merge.weights import Weights
 from lorascope.symmetry.canonical import SVD, thin_svd
 from lorascope.symmetry.common_sites import CommonSites, Pair
 from lorascope.symmetry.cores import distance
+from lorascope.symmetry.stack import largest_product
 from lorascope.symmetry.truncation import Cut, Truncated, truncated
 
 
@@ -94,7 +95,8 @@ def merge(
         advance: called with the number of sites done.
 
     Raises:
-        AdapterError: where the adapters do not fit together, or a ΔW is not known without the base weight.
+        AdapterError: where the adapters do not fit together, a ΔW is not known without the base weight, or the result
+            is too large to compute with or for the dtype.
         LorascopeError: for weights or a number of adapters that the method has no meaning for.
 
     >>> one = Adapter({"q": LowRank(np.eye(3, 1), np.eye(1, 3))})
@@ -161,16 +163,30 @@ def _merged_site(
     In float64 all the way: products of few columns cost little, and then the error is that of the cut and of the dtype.
     """
     parts = Parts(site, common.pairs(site, np.float64), weights, seed)
-    result = member(parts)
+    for pair, weight, name in zip(parts.pairs, weights.tolist(), common.names, strict=True):
+        _check_range(pair, max(1.0, abs(weight)), site, name)
+    with np.errstate(over="ignore", invalid="ignore"):  # what an option makes too large is refused below
+        result = member(parts)
     example = common.example(site)
     if isinstance(result, Product):
+        _check_range(result, 1.0, site, "the merged update")
         done = cut_product(result, cut)
     else:
         ranks = sum(rank_of(pair) for pair in parts.pairs)
-        done = low_rank(result, cut, max(1, ranks), parts.generator(len(parts.pairs)))
+        try:
+            done = low_rank(result, cut, max(1, ranks), parts.generator(len(parts.pairs)))
+        except AdapterError as error:
+            error.key = error.key or site
+            raise
+    try:
+        B, A = cast_to(done.B, dtype), cast_to(done.A, dtype)
+    except AdapterError as error:
+        error.key = error.key or site
+        error.hint = error.hint or "take a wider one, such as bfloat16 or float32, or smaller weights"
+        raise
     update = LowRank(
-        done.B.astype(dtype),
-        done.A.astype(dtype),
+        B,
+        A,
         layer=example.layer,
         kernel=example.kernel,
         is_transposed=example.is_transposed,
@@ -179,6 +195,20 @@ def _merged_site(
     written = (update.B.astype(np.float64), update.A.astype(np.float64))
     rounding = float(distance(*written, done.B.astype(np.float64), done.A.astype(np.float64)))
     return update, SiteError(update.rank, done.norm, math.hypot(done.error, rounding))
+
+
+def _check_range(product: Product | Pair, factor: float, site: str, name: str) -> None:
+    """Check that the squares of a product, times a factor, have room in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = factor * float(np.abs(product.B).max(initial=0.0)) * float(np.abs(product.A).max(initial=0.0))
+    if not largest < largest_product(np.float64):
+        raise AdapterError(
+            "the update is too large to compute with",
+            file=name,
+            key=site,
+            expected=f"weight · max|B| · max|A| below {largest_product(np.float64):.0e}",
+            found=f"{largest:.3g}",
+        )
 
 
 def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
@@ -276,4 +306,8 @@ def _bias(
             hint="--allow-loss leaves it out",
         )
     pairs = zip(factors, deltas, strict=True)
-    return np.sum([factor * delta for factor, delta in pairs if delta is not None], axis=0).astype(np.float32), []
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum([factor * delta for factor, delta in pairs if delta is not None], axis=0)
+    if not float(np.abs(total).max(initial=0.0)) <= float(np.finfo(np.float32).max):
+        raise AdapterError("the merged change of the bias is too large for float32", file=common.names[0], key=site)
+    return total.astype(np.float32), []

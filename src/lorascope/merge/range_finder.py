@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter.rows import row_blocks
+from lorascope.errors import AdapterError
 from lorascope.merge.method import Rows
 from lorascope.symmetry.canonical import SVD
 from lorascope.symmetry.truncation import Cut, Truncated, truncated
@@ -34,15 +35,21 @@ def low_rank(matrix: Rows, cut: Cut, largest: int, generator: np.random.Generato
         largest: the rank that is looked for first where ``cut`` names none.
         generator: of Ω.
 
+    Raises:
+        AdapterError: where ‖matrix‖² is beyond the range of float64, or a number in it is not finite.
+
     >>> wanted = np.diag([3.0, 2.0, 1e-3, 0.0])
     >>> found = low_rank(Rows((4, 4), lambda rows: wanted[rows]), Cut(rank=2), 4, np.random.default_rng(0))
     >>> found.B.shape, round(found.error, 6)
     ((4, 2), 0.001)
     """
     whole = min(matrix.shape)
-    norm = math.hypot(
-        *(float(np.linalg.norm(np.asarray(matrix.rows(b), np.float64))) for b in row_blocks(matrix.shape))
-    )
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = math.hypot(
+            *(float(np.linalg.norm(np.asarray(matrix.rows(b), np.float64))) for b in row_blocks(matrix.shape))
+        )
+    if not math.isfinite(norm):
+        raise AdapterError("the matrix is too large to compute with, or a number in it is not finite")
     limit = min(whole, largest if cut.is_open else whole if cut.rank is None else cut.rank)
     rank = min(limit, limit if cut.rank is not None else largest)
     while True:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.errors import LorascopeError
+from lorascope.symmetry.stack import largest_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,4 +67,6 @@ def _checked(count: int, values: Sequence[float] | NDArray[np.float64], key: str
         raise LorascopeError("there is not one weight for each adapter", key=key, expected=count, found=own.size)
     if not all(math.isfinite(value) for value in cast("list[float]", own.tolist())):
         raise LorascopeError("a weight is not a finite number", key=key, found=own.tolist())
+    if float(np.abs(own).max(initial=0.0)) >= largest_product(np.float64):
+        raise LorascopeError("a weight is too large to compute with", key=key, found=own.tolist())
     return own

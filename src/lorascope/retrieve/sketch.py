@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lorascope.adapter import Adapter, LowRank
+from lorascope.adapter import Adapter, LowRank, Update
 from lorascope.errors import AdapterError
 from lorascope.features.projection import signs
-from lorascope.retrieve.sites import at_site, keys_of, stacks
+from lorascope.retrieve.sites import Key, at_site, keys_of, stacks
 from lorascope.symmetry.cores import norm
 
 SIZE = 16
@@ -32,6 +32,9 @@ SIZE = 16
 
 REACH = 6.0
 """x: how much larger than the distance of two adapters that of their sketches is taken to be at most."""
+
+LARGEST = 1e37
+"""Of norms and of the numbers of a sketch: differences of two have room in float32, in which an index keeps them."""
 
 VERSION = 1
 """Of the sketch: those of different versions cannot be compared."""
@@ -57,7 +60,7 @@ def sketch_of(adapter: Adapter, *, size: int = SIZE, seed: int = 0) -> Sketch:
     """The sketch of an adapter.
 
     Raises:
-        AdapterError: where ΔW depends on the base weight, or is not finite; it names the site.
+        AdapterError: where ΔW depends on the base weight, is not finite or too large; it names the site.
 
     >>> from lorascope.adapter import LowRank
     >>> one = Adapter({"unet.q": LowRank(np.ones((40, 2)), np.ones((2, 30)), scale=0.5)})
@@ -79,15 +82,23 @@ def sketch_of(adapter: Adapter, *, size: int = SIZE, seed: int = 0) -> Sketch:
         norms += np.atleast_1d(norm(stack.B, stack.A)).tolist()
     for key, site in keys.items():
         if key not in plain:  # a structured update is applied without its factors, of which it has hundreds of columns
-            update = adapter[site]
-            P, Q = (
-                signs(key.name, side, size, n, seed).astype(np.float64)
-                for side, n in (("out", key.out), ("in", key.in_))
-            )
-            total += at_site(adapter, site, lambda update=update, P=P, Q=Q: P @ update.apply(Q).T)
-            norms.append(at_site(adapter, site, update.norm))
+            total += at_site(adapter, site, lambda key=key, site=site: _projected(adapter[site], key, size, seed))
+            norms.append(at_site(adapter, site, adapter[site].norm))
     values = total.reshape(-1) / size
     whole = math.hypot(*norms)
     if not (math.isfinite(whole) and np.isfinite(values).all()):
         raise AdapterError("ΔW is beyond the range of float64", file=adapter.provenance.path)
+    if max(whole, float(np.abs(values).max())) > LARGEST:
+        raise AdapterError(
+            "ΔW is too large for a sketch, which is kept in float32",
+            file=adapter.provenance.path,
+            expected=f"a norm of at most {LARGEST:.0e}",
+            found=f"{whole:.3g}",
+        )
     return Sketch(values, whole)
+
+
+def _projected(update: Update, key: Key, size: int, seed: int) -> NDArray[np.float64]:
+    """P ΔW Qᵀ [size, size] of a structured update; its shape is known only where its ΔW is."""
+    P, Q = (signs(key.name, side, size, n, seed).astype(np.float64) for side, n in (("out", key.out), ("in", key.in_)))
+    return P @ update.apply(Q).T
