@@ -18,6 +18,7 @@ from torch import nn
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import main
+from lorascope.compress import compress
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.serve import serve_pack
 
@@ -59,6 +60,15 @@ def test_stacks_hold_every_adapter_at_its_place(tmp_path: Path) -> None:
             assert B.shape == (shape[0], own["rank"]) and A.shape == (own["rank"], shape[1])
             np.testing.assert_allclose(B @ A, dense(one, site), atol=1e-12 * np.abs(dense(one, site)).max() + 1e-15)
         assert own["relative_error"] < 1e-12
+
+
+def test_layers_that_differ_in_what_a_framework_puts_in_front_are_one(tmp_path: Path) -> None:
+    one = adapter(1, 4)
+    other = Adapter({f"base_model.{site}": update for site, update in adapter(2, 4).items()})
+    served = serve_pack([one, other], tmp_path / "out", ["a", "b"], form="stacks")
+    assert list(served.sites) == list(one)
+    packed = compress([one, other], ["a", "b"], method="alone").pack
+    assert [site.name for site in packed.sites] == list(one) and all(packed.members[1].ranks)
 
 
 def test_larger_ranks_are_cut_and_the_error_is_that_of_the_files(tmp_path: Path) -> None:

@@ -75,9 +75,12 @@ def merge(
 
         lorascope merge a b c -o fitted --learn examples.py:loss
     """
+    from pathlib import Path
+
     from lorascope.cli.options import with_options
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.user_function import function_in
+    from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
     from lorascope.formats import read, write
     from lorascope.merge import METHODS, learn_weights
@@ -100,6 +103,8 @@ def merge(
     chosen = None if weights is None else _numbers(weights, "--weights")
     loss = None if learn is None else function_in(learn, "--learn")
     adapters = [read(source) for source in sources]
+    for source, adapter in zip(sources, adapters, strict=True):
+        check_apart(source, adapter, Path(output))
     learned = None
     if loss is not None:
         with progress("learning weights", evaluations) as advance:

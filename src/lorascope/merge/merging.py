@@ -16,14 +16,14 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, LowRank, Note, Provenance, Update
 from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats.dtypes import floating_dtype
+from lorascope.formats.dtypes import cast_to, floating_dtype
 from lorascope.merge.method import METHODS, Method, Parts, Product
 from lorascope.merge.range_finder import low_rank
 from lorascope.merge.weights import Weights
-from lorascope.symmetry.canonical import SVD, thin_svd
-from lorascope.symmetry.common_sites import CommonSites, Pair
+from lorascope.symmetry.common_sites import CommonSites, Pair, check_range
 from lorascope.symmetry.cores import distance
-from lorascope.symmetry.truncation import Cut, Truncated, truncated
+from lorascope.symmetry.site_names import named_alike
+from lorascope.symmetry.truncation import Cut, Truncated, beyond_rounding, truncated
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def merge(
 ) -> Merged:
     """Merge adapters.
 
-    Ranks, scales and formats may differ. A site that an adapter does not have is zero there. Biases are summed with
+    Ranks, scales and formats may differ; layers whose names differ in what a framework puts in front are one, under the
+    name that the first adapter has. A site that an adapter does not have is zero there. Biases are summed with
     the weights where the method is a weighted sum. Saved tensors (heads, token rows) stay where all adapters have
     the same; otherwise no merge is defined for them.
 
@@ -94,7 +95,8 @@ def merge(
         advance: called with the number of sites done.
 
     Raises:
-        AdapterError: where the adapters do not fit together, or a ΔW is not known without the base weight.
+        AdapterError: where the adapters do not fit together, a ΔW is not known without the base weight, or the result
+            is too large for the dtype.
         LorascopeError: for weights or a number of adapters that the method has no meaning for.
 
     >>> one = Adapter({"q": LowRank(np.eye(3, 1), np.eye(1, 3))})
@@ -107,7 +109,7 @@ def merge(
     if not adapters:
         raise LorascopeError("there is nothing to merge", expected="one or more adapters", found=0)
     member.check(len(adapters))
-    common = CommonSites.of(adapters, names, is_any_base=is_any_base)
+    common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     if not common.all:
         raise AdapterError("the adapters have no sites", file=common.names[0])
     if len(adapters) > 1 and not any(_sites_of_two(common)):
@@ -115,7 +117,7 @@ def merge(
             "no two of the adapters have a site in common",
             file=common.names[0],
             expected="adapters of the same layers of one base",
-            found=f"sites such as {common.all[0]} and {next(iter(adapters[1]), 'none')}",
+            found=f"sites such as {common.all[0]} and {next(iter(common.adapters[1]), 'none')}",
         )
     member.check_sites(common.all)
     taken = Weights.of(
@@ -160,7 +162,10 @@ def _merged_site(
 
     In float64 all the way: products of few columns cost little, and then the error is that of the cut and of the dtype.
     """
-    parts = Parts(site, common.pairs(site, np.float64), weights, seed)
+    pairs = common.pairs(site, np.float64)
+    for pair, name in zip(pairs, common.names, strict=True):
+        check_range(pair.B, pair.A, name, site)
+    parts = Parts(site, pairs, weights, seed)
     result = member(parts)
     example = common.example(site)
     if isinstance(result, Product):
@@ -168,9 +173,14 @@ def _merged_site(
     else:
         ranks = sum(rank_of(pair) for pair in parts.pairs)
         done = low_rank(result, cut, max(1, ranks), parts.generator(len(parts.pairs)))
+    try:
+        B, A = cast_to(done.B, dtype), cast_to(done.A, dtype)
+    except AdapterError as refusal:
+        refusal.key = refusal.key or site
+        raise
     update = LowRank(
-        done.B.astype(dtype),
-        done.A.astype(dtype),
+        B,
+        A,
         layer=example.layer,
         kernel=example.kernel,
         is_transposed=example.is_transposed,
@@ -187,7 +197,7 @@ def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
     A product of which nothing is left beyond rounding, as where updates cancel, is zero: rank 1, norm and error 0.
     """
     out, in_ = product.B.shape[0], product.A.shape[1]
-    svd, rank = _beyond_rounding(product)
+    svd, rank = beyond_rounding(product.B, product.A)
     if rank == 0:
         return Truncated(np.zeros((out, 1), product.B.dtype), np.zeros((1, in_), product.A.dtype), 0.0, 0.0)
     return truncated(svd, cut.of(np.where(np.arange(len(svd.S)) < rank, svd.S, 0.0)))
@@ -195,21 +205,7 @@ def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
 
 def rank_of(product: Product | Pair) -> int:
     """How many directions a product has beyond rounding: neither padding of the factors nor their gauge counts."""
-    return _beyond_rounding(product)[1]
-
-
-def _beyond_rounding(product: Product | Pair) -> tuple[SVD, int]:
-    """The thin SVD, and how many of its values exceed what rounding makes: of B A, eps · rank · Σ_j ‖b_j‖ ‖a_j‖, where
-    its terms cancel; of the SVD, eps · max(out, in) · σ₁.
-    """
-    B, A = product.B, product.A
-    out, in_ = B.shape[0], A.shape[1]
-    if B.shape[1] == 0:
-        return SVD(np.zeros((out, 0), B.dtype), np.zeros(0, B.dtype), np.zeros((0, in_), A.dtype)), 0
-    svd = thin_svd(B, A)
-    terms = float(np.linalg.norm(B, axis=0) @ np.linalg.norm(A, axis=1))
-    rounding = float(np.finfo(svd.S.dtype).eps) * max(B.shape[1] * terms, max(out, in_) * float(svd.S[0]))
-    return svd, int(np.count_nonzero(svd.S > rounding))
+    return beyond_rounding(product.B, product.A)[1]
 
 
 def _refuse_unclear(common: CommonSites) -> None:
