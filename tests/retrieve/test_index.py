@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,30 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
     assert "copy" in run.invoke(app, ["find", str(folder / "a4"), "--in", place]).stdout
     for arguments in (["find", str(folder / "a4")], ["find", "--duplicates", place, "-k", "2"]):
         assert isinstance(run.invoke(app, arguments).exception, LorascopeError)
+
+
+def test_an_adapter_is_not_its_own_neighbour_however_its_path_is_written(folder: Path, monkeypatch: Any) -> None:
+    inside = folder / "a1"
+    monkeypatch.chdir(inside)
+    run = CliRunner()
+    for place in (str(inside), "../a1", "../a2/../a1", "../a1/adapter_model.safetensors", "."):
+        for where in ("..", str(inside / "adapter_model.safetensors")):
+            result = run.invoke(app, ["find", place, "--in", where, "--within", "0.5", "--json"])
+            assert json.loads(result.stdout)["found"] == [], (place, where)
+    assert adapters_in([inside, inside / "adapter_model.safetensors"]) == [os.path.normpath(inside)]
+
+
+def test_an_approximate_search_without_k_is_refused(folder: Path) -> None:
+    with pytest.raises(LorascopeError, match="approximate"):
+        nearest(read(folder / "a1"), indexed(folder), k=None, within=0.1, is_approximate=True)
+
+
+def test_a_file_that_has_changed_into_what_cannot_be_compared_is_counted(folder: Path) -> None:
+    shutil.copytree(folder / "a4", folder / "copy")
+    index = indexed(folder)
+    weights = folder / "copy" / "adapter_model.safetensors"
+    file = read_safetensors(weights)
+    broken = {name: np.full_like(tensor, np.nan) for name, tensor in file.tensors.items()}
+    write_safetensors(weights, broken, dict(file.metadata))
+    found = duplicates(index)
+    assert found.groups == () and list(found.unread) == [str(folder / "copy")]

@@ -8,10 +8,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import app
+from lorascope.errors import LorascopeError
 from lorascope.formats import write
 from lorascope.merge import merge
 from lorascope.retrieve import lineage
@@ -96,3 +98,11 @@ def test_the_commands(tmp_path: Path) -> None:
     found = run.invoke(app, ["explain-merge", merged, "--among", str(tmp_path / "all"), "--json"])
     assert {Path(m["path"]).name for m in json.loads(found.stdout)["members"]} == {"stranger3", "stranger4"}
     assert "unexplained" in run.invoke(app, ["explain-merge", merged, "--among", str(tmp_path / "all")]).stdout
+
+
+@pytest.mark.parametrize(
+    "options", [{"tolerance": 0.0}, {"tolerance": -1.0}, {"tolerance": 1.0}, {"cosine": 0.0}, {"cosine": 1.5}]
+)
+def test_limits_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(LorascopeError, match="there is no such"):
+        lineage([planted(1), planted(2)], ["a", "b"], **options)

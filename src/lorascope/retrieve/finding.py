@@ -81,7 +81,8 @@ def nearest(
         advance: called with the number of adapters read or passed over.
 
     Raises:
-        LorascopeError: where neither k nor ``within`` is given, or one is out of its range.
+        LorascopeError: where neither k nor ``within`` is given, or one is out of its range; where an approximate
+            search has no k.
         AdapterError: where ΔW of the adapter is not known without the base weight.
 
     >>> from lorascope.retrieve import Index
@@ -93,6 +94,13 @@ def nearest(
         raise LorascopeError("nothing says how many to find", expected="k or within")
     if k is not None and k < 1:
         raise LorascopeError("so many cannot be found", key="k", expected="at least 1", found=k)
+    if is_approximate and k is None:
+        raise LorascopeError(
+            "an approximate search reads as many files as k asks for",
+            key="approximate",
+            expected="k",
+            found="within alone",
+        )
     check_within(within)
     own = sketch_of(adapter)
     estimates = distances_to(index.sketches, own.values)

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats import find, read
+from lorascope.formats import find, is_adapter, read
 from lorascope.formats.config_file import MAX_CONFIG
-from lorascope.formats.source import config_beside, stored_names, weights_at
+from lorascope.formats.source import config_beside, exists, stored_names, weights_at
 from lorascope.formats.stored_zip import open_stored, through_stored
 from lorascope.retrieve.index import Entry, Index
 from lorascope.retrieve.sites import sites_digest
@@ -42,7 +42,7 @@ class Indexed:
 
 
 def adapters_in(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The absolute paths of the adapters that are at or below the sources, each once.
+    """The absolute paths of the adapters at or below the sources, each once: of a folder's weights, the folder.
 
     Raises:
         LorascopeError: where a source is not there, or holds none.
@@ -52,12 +52,28 @@ def adapters_in(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
         path = Path(source)
         here = [str(one.absolute()) for one in find(path)] if path.is_dir() else []
         if not here and (path.is_file() or through_stored(path) is not None):
-            here = [str(path.absolute())]
+            own = place_of(path)
+            here = [] if own is None else [own]
         if not here:
             what = "the folder holds no adapters" if path.is_dir() else "no such file or folder"
             raise LorascopeError(what, file=source, expected="a folder, a zoo or a file of adapters")
         found.update(dict.fromkeys(os.path.normpath(one) for one in here))
     return list(found)
+
+
+def place_of(location: str | os.PathLike[str]) -> str | None:
+    """The path under which ``adapters_in`` lists an adapter, however it is written; None of one that is not local.
+
+    >>> place_of("no/such/adapter") is None
+    True
+    """
+    path = Path(os.path.normpath(Path(location).absolute()))
+    if not exists(path) and through_stored(path) is None:
+        return None
+    folder = path.parent
+    if path.is_file() and is_adapter(folder) and weights_at(folder) == path:
+        return str(folder)
+    return str(path)
 
 
 def build_index(

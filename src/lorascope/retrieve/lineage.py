@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lorascope.adapter import Adapter
 from lorascope.adapter.spectra import spectra_of
 from lorascope.compare.pairwise import Pairwise
+from lorascope.errors import LorascopeError
 from lorascope.retrieve.explanation import SMALLEST, explained
 from lorascope.retrieve.gathered import all_pairs, gathered
 from lorascope.retrieve.merge_weights import few_weights
@@ -78,6 +79,7 @@ def lineage(
 
     Raises:
         AdapterError: where a ΔW is not known without the base weight, or is not finite.
+        LorascopeError: where the tolerance or the cosine is out of its range.
         MissingExtraError: without scipy.
 
     >>> import pytest; _ = pytest.importorskip("scipy")
@@ -87,6 +89,10 @@ def lineage(
     >>> [(edge.relation, edge.child, edge.parents) for edge in lineage([one, cut], ["one", "cut"])]
     [('resized', 'cut', ('one',))]
     """
+    if not 0 < tolerance < 1:
+        raise LorascopeError("there is no such tolerance", key="tolerance", expected="between 0 and 1", found=tolerance)
+    if not 0 < cosine <= 1:
+        raise LorascopeError("there is no such cosine", key="cosine", expected="above 0, at most 1", found=cosine)
     common = gathered(adapters, names)
     found = all_pairs(common, advance)
     finder = _Finder(common, found, tolerance, cosine)
