@@ -30,11 +30,11 @@ Adapters of one base, in any of the formats, become one adapter in any of the fo
 scales may differ; a site that an adapter does not have is ΔW = 0 there, and is listed. All works on
 ΔW = scale · B · A, never on averaged factors: there are no cross terms B_i A_j, and the same finetunes in another gauge
 give the same merge, but where a method declares otherwise (and where singular values are equal, so that their vectors
-are anything: `knots-ties`, `knots-dare-ties`, `core-space`, `lego`). An adapter of weight 0 at a site takes no part there.
-Layers whose names differ in what a framework puts in front (`unet.`, `model.`) are one. What cannot be merged is refused, with the file and the
-site: other shapes, names of other base models (`--any-base` where they mean the same), ΔW that only the base weight
-tells (DoRA, IA3, OFT) or that is relative to a changed base (PiSSA), a scale that no file states, saved heads that
-differ (`--allow-loss` leaves them out, and says so).
+are anything: `knots-ties`, `knots-dare-ties`, `core-space`, `lego`). An adapter of weight 0 at a site takes no part
+there. Layers whose names differ in what a framework puts in front (`unet.`, `model.`) are one. What cannot be merged is
+refused, with the file and the site: other shapes, names of other base models (`--any-base` where they mean the same),
+ΔW that only the base weight tells (DoRA, IA3, OFT) or that is relative to a changed base (PiSSA), a scale that no file
+states, saved heads that differ (`--allow-loss` leaves them out, and says so).
 
 ## Rank and error
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import app
 from lorascope.compare import pairwise_reference
-from lorascope.errors import LorascopeError
+from lorascope.errors import LorascopeError, MissingExtraError
 from lorascope.formats import read, write
 from lorascope.formats.safetensors_file import read_safetensors, write_safetensors
 from lorascope.retrieve import adapters_in, build_index, duplicates, nearest, read_index, write_index
@@ -226,3 +226,19 @@ def test_a_file_that_has_changed_into_what_cannot_be_compared_is_counted(folder:
     write_safetensors(weights, broken, dict(file.metadata))
     found = duplicates(index)
     assert found.groups == () and list(found.unread) == [str(folder / "copy")]
+
+
+def test_what_an_extra_was_missing_for_is_read_once_it_is_there(folder: Path, monkeypatch: Any) -> None:
+    real = indexing_module.read
+
+    def without(place: str) -> Adapter:
+        if Path(place).name == "a1":
+            raise MissingExtraError.of("torch", "learn", "reading pickled files")
+        return real(place)
+
+    monkeypatch.setattr(indexing_module, "read", without)
+    first = build_index(adapters_in([folder]))
+    assert len(first.index.failures) == 1
+    monkeypatch.setattr(indexing_module, "read", real)
+    second = build_index(adapters_in([folder]), first.index)
+    assert (second.read, second.kept, len(second.index.failures)) == (1, 11, 0)

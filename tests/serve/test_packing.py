@@ -143,3 +143,15 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     report = json.loads(capsys.readouterr().out)
     assert not stop.value.code and [one["name"] for one in report["adapters"]] == ["a", "b", "c"]
     assert report["relative_error"] == max(one["relative_error"] for one in report["adapters"])
+
+
+def test_the_rank_that_vllm_needs_is_one_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats.write(adapter(0, 30), tmp_path / "many" / "a")
+    arguments = ["serve-pack", tmp_path / "many", "-o", tmp_path / "out", "--max-rank", 9]
+    monkeypatch.setattr(sys, "argv", ["lorascope", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "of rank 9: vLLM needs --max-lora-rank 16 or more" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import AdapterError, LorascopeError
+from lorascope.errors import AdapterError, LorascopeError, MissingExtraError
 from lorascope.formats import find, is_adapter, read
 from lorascope.formats.config_file import MAX_CONFIG
 from lorascope.formats.source import config_beside, exists, stored_names, weights_at
@@ -182,7 +182,9 @@ def _read(facts: Entry) -> tuple[Entry, Sketch | None]:
         known = replace(facts, sites=len(adapter), layers=sites_digest(adapter), base=adapter.provenance.base_model)
     except LorascopeError as error:
         error.file = error.file or facts.path
-        return replace(facts, error=_said(error)), None
+        # what is missing here today may be installed tomorrow: without its header it is tried again
+        header = "" if isinstance(error, MissingExtraError) else facts.header
+        return replace(facts, header=header, error=_said(error)), None
     return known, found
 
 
