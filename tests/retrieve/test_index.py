@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -209,7 +208,9 @@ def test_an_adapter_is_not_its_own_neighbour_however_its_path_is_written(folder:
         for where in ("..", str(inside / "adapter_model.safetensors")):
             result = run.invoke(app, ["find", place, "--in", where, "--within", "0.5", "--json"])
             assert json.loads(result.stdout)["found"] == [], (place, where)
-    assert adapters_in([inside, inside / "adapter_model.safetensors"]) == [os.path.normpath(inside)]
+            among = ["--among", where, "--among", str(folder / "a2"), "--json"]
+            result = run.invoke(app, ["explain-merge", place, *among])
+            assert not any("a1" in Path(one["path"]).parts for one in json.loads(result.stdout)["members"])
 
 
 def test_an_approximate_search_without_k_is_refused(folder: Path) -> None:

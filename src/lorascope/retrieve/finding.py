@@ -25,6 +25,7 @@ from lorascope.errors import LorascopeError
 from lorascope.formats import read
 from lorascope.retrieve.exact import measured
 from lorascope.retrieve.index import Entry, Index
+from lorascope.retrieve.indexing import place_of
 from lorascope.retrieve.sketch import REACH, Sketch, sketch_of
 
 READ_FOR_EACH = 4
@@ -77,7 +78,7 @@ def nearest(
         k: how many at most; None for all that ``within`` allows.
         within: only those of at most this relative distance.
         is_approximate: read only those whose sketches are nearest.
-        without: a path that is left out, that of the adapter itself.
+        without: a path that is left out, that of the adapter itself, as ``place_of`` gives it.
         advance: called with the number of adapters read or passed over.
 
     Raises:
@@ -120,7 +121,7 @@ def nearest(
         )
         if advance is not None:
             advance(1)
-        if entry.path == without or is_beyond:
+        if is_beyond or (without is not None and without in (entry.path, place_of(entry.path))):
             continue
         try:
             one = _compared(adapter, entry)

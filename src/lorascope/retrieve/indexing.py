@@ -42,7 +42,7 @@ class Indexed:
 
 
 def adapters_in(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The absolute paths of the adapters at or below the sources, each once: of a folder's weights, the folder.
+    """The absolute paths of the adapters that are at or below the sources, each once.
 
     Raises:
         LorascopeError: where a source is not there, or holds none.
@@ -52,8 +52,7 @@ def adapters_in(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
         path = Path(source)
         here = [str(one.absolute()) for one in find(path)] if path.is_dir() else []
         if not here and (path.is_file() or through_stored(path) is not None):
-            own = place_of(path)
-            here = [] if own is None else [own]
+            here = [str(path.absolute())]
         if not here:
             what = "the folder holds no adapters" if path.is_dir() else "no such file or folder"
             raise LorascopeError(what, file=source, expected="a folder, a zoo or a file of adapters")
@@ -62,7 +61,7 @@ def adapters_in(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def place_of(location: str | os.PathLike[str]) -> str | None:
-    """The path under which ``adapters_in`` lists an adapter, however it is written; None of one that is not local.
+    """The absolute path of an adapter, however it is written, of a folder's weights the folder; None where it is not.
 
     >>> place_of("no/such/adapter") is None
     True
