@@ -29,10 +29,12 @@ In Python: `lorascope.merge.merge(adapters, method, weights=…, cut=Cut(rank=16
 Adapters of one base, in any of the formats, become one adapter in any of the formats; the base is not needed. Ranks and
 scales may differ; a site that an adapter does not have is ΔW = 0 there, and is listed. All works on
 ΔW = scale · B · A, never on averaged factors: there are no cross terms B_i A_j, and the same finetunes in another gauge
-give the same merge, but where a method declares otherwise. What cannot be merged is refused, with the file and the
-site: other shapes, names of other base models (`--any-base` where they mean the same), ΔW that only the base weight
-tells (DoRA, IA3, OFT) or that is relative to a changed base (PiSSA), a scale that no file states, saved heads that
-differ (`--allow-loss` leaves them out, and says so).
+give the same merge, but where a method declares otherwise (and where singular values are equal, so that their vectors
+are anything: `knots-ties`, `knots-dare-ties`, `core-space`, `lego`). An adapter of weight 0 at a site takes no part
+there. Layers whose names differ in what a framework puts in front (`unet.`, `model.`) are one. What cannot be merged is
+refused, with the file and the site: other shapes, names of other base models (`--any-base` where they mean the same),
+ΔW that only the base weight tells (DoRA, IA3, OFT) or that is relative to a changed base (PiSSA), a scale that no file
+states, saved heads that differ (`--allow-loss` leaves them out, and says so).
 
 ## Rank and error
 
@@ -46,7 +48,7 @@ best. Thresholds for single entries are exact.
 | none | all of a product but rounding; of a matrix of full rank, as many as the ranks of the adapters together |
 | `--rank k` | at most k singular values of each site |
 | `--energy e` | the fewest with Σ σ² ≥ e of the whole |
-| `--error e` | the fewest with a relative error of at most e at each site |
+| `--error e` | the fewest with a relative error of at most e at each site, before rounding to the dtype |
 
 Of several, the smallest rank counts. `relative_error`, of each site and of all, is ‖written − exact‖ / ‖exact‖,
 measured on the factors in the dtype that they are written in, against what the method gave; it says how well the

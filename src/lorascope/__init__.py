@@ -1,7 +1,11 @@
 """lorascope: LoRA adapters as data.
 
-The names below are imported when they are first used, so that ``import lorascope`` is cheap and brings
+The names below and the packages are imported when they are first used, so that ``import lorascope`` is cheap and brings
 neither PyTorch nor a hub client.
+
+>>> import lorascope
+>>> lorascope.merge.METHODS["linear"].formula
+'Σ w_i ΔW_i'
 """
 
 from __future__ import annotations
@@ -33,6 +37,24 @@ _HOME = {
     "write": "lorascope.formats",
 }
 
+_PACKAGES = (
+    "adapter",
+    "compare",
+    "compress",
+    "conversion",
+    "features",
+    "forge",
+    "formats",
+    "merge",
+    "nn",
+    "predict",
+    "retrieve",
+    "scan",
+    "serve",
+    "symmetry",
+    "zoo",
+)
+
 __all__ = [
     "Adapter",
     "AdapterError",
@@ -52,4 +74,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"lorascope.{name}")
     raise AttributeError(f"module 'lorascope' has no attribute {name!r}")

@@ -210,3 +210,18 @@ def test_a_users_file_that_fails_is_named(tmp_path: Path, two: list[Path], run: 
     ):
         code, _, err = run(*two, "-o", tmp_path / "out", "--learn", f"{tmp_path / name}.py:loss")
         assert code == 2 and words in err and not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_is_merged_is_never_overwritten(two: list[Path], run: Run) -> None:
+    weights = [path / "adapter_model.safetensors" for path in two]
+    before = [one.read_bytes() for one in weights]
+    for output in (two[0], two[1], weights[1], two[0].parent):
+        code, _, err = run(*two, "-o", output)
+        assert code == 2 and "the source is never overwritten" in err
+    assert [one.read_bytes() for one in weights] == before
+
+
+def test_a_result_beyond_the_range_of_the_dtype_is_refused_and_not_written(two: list[Path], run: Run) -> None:
+    output = two[0].parent / "out"
+    code, _, err = run(*two, "-o", output, "--weights", "1e12,1", "--dtype", "float16")
+    assert code == 2 and SITES[0] in err and "too large for the dtype" in err and not output.exists()

@@ -13,7 +13,7 @@ import pytest
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank, Note
 from lorascope.cli import main
-from lorascope.compress import resize
+from lorascope.compress import compress, resize
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.symmetry import gauged, random_gauge
 from lorascope.symmetry.truncation import Cut
@@ -70,6 +70,18 @@ def test_the_gauge_changes_nothing() -> None:
             assert np.linalg.norm(deltas[0] - deltas[1]) <= 1e-9 * np.linalg.norm(deltas[0])
 
 
+@pytest.mark.parametrize("cut", [Cut(energy=1.0), Cut(error=0.0), Cut(ratio=1e-15)], ids=["energy", "error", "ratio"])
+def test_rounding_of_a_badly_conditioned_gauge_is_no_direction(cut: Cut) -> None:
+    random = np.random.default_rng(5)
+    B, A = random.standard_normal((64, 4)), random.standard_normal((4, 48))
+    B[:, 3] = 0.0
+    for condition in (1.0, 1e8):
+        M = random_gauge(4, condition=condition, rng=random)
+        turned = Adapter({"q": LowRank(B @ np.linalg.inv(M), M @ A)})
+        assert resize(turned, cut).sites["q"].rank == 3
+        assert compress([turned], method="alone").pack.members[0].ranks == (3,)
+
+
 def test_limits_hold_at_each_site() -> None:
     for bound in (0.6, 0.3, 1e-3):
         small = resize(planted(), Cut(error=bound))
@@ -100,6 +112,14 @@ def test_a_budget_is_kept_and_sites_without_a_share_are_left_out_and_counted() -
     assert small.allocation.least_error <= small.relative_error
     whole = resize(adapter, budget=10_000)
     assert whole.relative_error < 1e-12 and whole.left_out == ()
+
+
+def test_what_the_cut_takes_away_counts_in_the_figures_of_a_budget() -> None:
+    """A budget with room for all, so that the cut alone decides: the bound is the error."""
+    small = resize(planted(), Cut(rank=2), budget=10_000, dtype=np.float64)
+    assert small.allocation is not None and small.relative_error > 0.1
+    assert small.allocation.relative_error == pytest.approx(small.relative_error, rel=1e-9)
+    assert small.allocation.least_error == pytest.approx(small.relative_error, rel=1e-9)
 
 
 def test_a_site_that_changes_its_bias_is_not_left_out() -> None:

@@ -59,6 +59,26 @@ def test_it_inspects_and_predicts_as_the_full_install_does(environment, tmp_path
     assert np.isclose(json.loads(predicted.stdout)["prediction"], expected.value, rtol=1e-9, atol=1e-9)
 
 
+def test_it_merges_resizes_compares_and_finds(environment, tmp_path):
+    places = [tmp_path / "zoo" / name for name in ("one", "two")]
+    for sample, place in zip(planted_dataset(2).samples, places, strict=True):
+        lorascope.write(sample.read(), place)
+    merged, small = tmp_path / "merged", tmp_path / "small"
+    for words in (
+        ("merge", *places, "-o", merged),
+        ("merge", *places, "-o", tmp_path / "ties", "--method", "ties"),
+        ("resize", merged, "-o", small, "--rank", "1"),
+        ("compare", *places, merged),
+        ("find", places[0], "--in", tmp_path / "zoo"),
+        ("find", "--duplicates", tmp_path / "zoo"),
+        ("compress", *places, "-o", tmp_path / "pack.safetensors"),
+    ):
+        result = run(environment, *map(str, words), "--json")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout)["schema_version"] >= 1
+    assert lorascope.compare.compare([lorascope.read(merged), lorascope.read(small)]).relative_distance < 1
+
+
 def test_what_needs_an_extra_names_it(environment, tmp_path):
     (tmp_path / "labels.csv").write_text("path,y\na,1\n")
     result = run(environment, "zoo", "info", str(tmp_path))

@@ -24,7 +24,25 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
     return set(json.loads(result.stdout.splitlines()[-1]))
 
 
-VERBS = ["", "inspect", "forge", "fit", "evaluate", "predict", "bench", "models", "zoo", "zoo import", "zoo info"]
+VERBS = [
+    "",
+    "merge",
+    "compare",
+    "resize",
+    "find",
+    "compress",
+    "lineage",
+    "inspect",
+    "forge",
+    "fit",
+    "evaluate",
+    "predict",
+    "bench",
+    "models",
+    "zoo",
+    "zoo import",
+    "zoo info",
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -40,6 +58,13 @@ def test_importing_the_package_is_light():
 def test_the_public_names_are_there_and_bring_no_torch():
     loaded = modules_after("import lorascope; [getattr(lorascope, name) for name in lorascope.__all__]")
     assert not loaded & {"torch", "huggingface_hub", "pyarrow", "sklearn", "peft"}
+
+
+def test_the_algebra_is_there_by_name_and_brings_nothing_of_an_extra():
+    code = (
+        "import lorascope; [getattr(lorascope, name) for name in ('merge', 'compare', 'compress', 'retrieve', 'serve')]"
+    )
+    assert not modules_after(code) & {"torch", "huggingface_hub", "pyarrow", "scipy", "sklearn", "peft"}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -122,6 +122,15 @@ def test_the_order_does_not_matter_where_the_formula_is_symmetric(name: str) -> 
             assert_same(one, other, tolerance=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TWO])
+def test_an_adapter_of_weight_0_changes_nothing(name: str) -> None:
+    """Not even the bases, groups and limits that are made of all adapters."""
+    member, inputs = method_named(name), given(name)
+    options: dict[str, Any] = {"dtype": np.float64, "cut": Cut(rank=12)}
+    one = merge([*inputs[:2], planted(9, 4)], member, weights=[0.6, 0.4, 0.0], **options).adapter
+    assert_same(merge(inputs[:2], member, weights=[0.6, 0.4], **options).adapter, one, tolerance=1e-9)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_error_reported_is_the_error_measured(name: str) -> None:
     """Against the same method without a cut, in float64: by the full rank that every site can have."""

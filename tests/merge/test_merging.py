@@ -10,11 +10,11 @@ import pytest
 
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank, Note, Provenance
-from lorascope.errors import LorascopeError
+from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.parametrisations.dora import decorated
 from lorascope.formats.parametrisations.ia3 import IA3
 from lorascope.merge import METHODS, Rows, Weights, merge
-from lorascope.merge.range_finder import low_rank
+from lorascope.merge.range_finder import _with_rest, low_rank  # type: ignore[reportPrivateUsage]
 from lorascope.symmetry.truncation import Cut
 from merge import dense_references as references
 
@@ -319,3 +319,26 @@ def test_the_error_counts_the_rounding_to_the_dtype(dtype: str, tmp_path: Any) -
         expected = delta(ONE, site) + delta(TWO, site)
         measured = np.linalg.norm(delta(again, site) - expected)
         assert measured == pytest.approx(done.sites[site].error, rel=1e-6)
+
+
+def test_layers_that_differ_in_what_a_framework_puts_in_front_are_one() -> None:
+    other = Adapter({f"model.{site}": TWO[site] for site in TWO})
+    merged = merge([ONE, other], "linear", dtype=np.float64)
+    assert list(merged.adapter) == list(ONE) and not merged.missing
+    for site in ONE:
+        expected = delta(ONE, site) + delta(TWO, site)
+        assert np.linalg.norm(delta(merged.adapter, site) - expected) <= 1e-13 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+def test_updates_beyond_the_range_of_float64_are_refused_by_name(method: str) -> None:
+    huge = LowRank(np.full((6, 1), 1e200), np.full((1, 5), 1e200))
+    with pytest.raises(AdapterError, match=r"huge: layers\.0\.k: the update is too large to compute with"):
+        merge([ONE, TWO.with_sites({"layers.0.k": huge})], method, names=["one", "huge"])
+
+
+def test_what_the_range_finder_has_not_seen_is_bounded_by_what_the_matrix_has() -> None:
+    """A last value of rounding size would stand for 10^28 others."""
+    S, norm = np.array([1.0, 1e-17]), float(np.hypot(1.0, 1e-3))
+    whole = _with_rest(S, norm, 30)
+    assert len(whole) == 32 and np.linalg.norm(whole) == pytest.approx(norm, rel=1e-12)

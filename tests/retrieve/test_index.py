@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import app
 from lorascope.compare import pairwise_reference
-from lorascope.errors import LorascopeError
+from lorascope.errors import LorascopeError, MissingExtraError
 from lorascope.formats import read, write
 from lorascope.formats.safetensors_file import read_safetensors, write_safetensors
 from lorascope.retrieve import adapters_in, build_index, duplicates, nearest, read_index, write_index
@@ -237,3 +237,48 @@ def test_adapters_without_a_sketch_stop_no_others(verb: str, folder: Path) -> No
     assert done.exit_code == 1 and set(json.loads(done.stdout)["failures"]) == {str(gates), str(large)}
     done = CliRunner().invoke(app, [verb, *given, str(gates)])
     assert "none of the adapters can be used" in str(done.exception) and "relative to the base" in str(done.exception)
+
+
+def test_an_adapter_is_not_its_own_neighbour_however_its_path_is_written(folder: Path, monkeypatch: Any) -> None:
+    inside = folder / "a1"
+    monkeypatch.chdir(inside)
+    run = CliRunner()
+    for place in (str(inside), "../a1", "../a2/../a1", "../a1/adapter_model.safetensors", "."):
+        for where in ("..", str(inside / "adapter_model.safetensors")):
+            result = run.invoke(app, ["find", place, "--in", where, "--within", "0.5", "--json"])
+            assert json.loads(result.stdout)["found"] == [], (place, where)
+            among = ["--among", where, "--among", str(folder / "a2"), "--json"]
+            result = run.invoke(app, ["explain-merge", place, *among])
+            assert not any("a1" in Path(one["path"]).parts for one in json.loads(result.stdout)["members"])
+
+
+def test_an_approximate_search_without_k_is_refused(folder: Path) -> None:
+    with pytest.raises(LorascopeError, match="approximate"):
+        nearest(read(folder / "a1"), indexed(folder), k=None, within=0.1, is_approximate=True)
+
+
+def test_a_file_that_has_changed_into_what_cannot_be_compared_is_counted(folder: Path) -> None:
+    shutil.copytree(folder / "a4", folder / "copy")
+    index = indexed(folder)
+    weights = folder / "copy" / "adapter_model.safetensors"
+    file = read_safetensors(weights)
+    broken = {name: np.full_like(tensor, np.nan) for name, tensor in file.tensors.items()}
+    write_safetensors(weights, broken, dict(file.metadata))
+    found = duplicates(index)
+    assert found.groups == () and list(found.unread) == [str(folder / "copy")]
+
+
+def test_what_an_extra_was_missing_for_is_read_once_it_is_there(folder: Path, monkeypatch: Any) -> None:
+    real = indexing_module.read
+
+    def without(place: str) -> Adapter:
+        if Path(place).name == "a1":
+            raise MissingExtraError.of("torch", "learn", "reading pickled files")
+        return real(place)
+
+    monkeypatch.setattr(indexing_module, "read", without)
+    first = build_index(adapters_in([folder]))
+    assert len(first.index.failures) == 1
+    monkeypatch.setattr(indexing_module, "read", real)
+    second = build_index(adapters_in([folder]), first.index)
+    assert (second.read, second.kept, len(second.index.failures)) == (1, 11, 0)

@@ -100,7 +100,17 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "unexplained" in run.invoke(app, ["explain-merge", merged, "--among", str(tmp_path / "all")]).stdout
 
 
-@pytest.mark.parametrize("options", [{"tolerance": float("nan")}, {"tolerance": -1.0}, {"cosine": 2.0}])
-def test_thresholds_that_nothing_can_meet_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(LorascopeError, match=f"{next(iter(options))}: there is no such share"):
-        lineage([planted(0), planted(1)], ["a", "b"], **options)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tolerance": float("nan")},
+        {"tolerance": 0.0},
+        {"tolerance": -1.0},
+        {"tolerance": 1.0},
+        {"cosine": 0.0},
+        {"cosine": 1.5},
+    ],
+)
+def test_limits_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(LorascopeError, match="there is no such"):
+        lineage([planted(1), planted(2)], ["a", "b"], **options)

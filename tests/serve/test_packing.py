@@ -18,6 +18,7 @@ from torch import nn
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import main
+from lorascope.compress import compress
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.serve import serve_pack
 
@@ -59,6 +60,15 @@ def test_stacks_hold_every_adapter_at_its_place(tmp_path: Path) -> None:
             assert B.shape == (shape[0], own["rank"]) and A.shape == (own["rank"], shape[1])
             np.testing.assert_allclose(B @ A, dense(one, site), atol=1e-12 * np.abs(dense(one, site)).max() + 1e-15)
         assert own["relative_error"] < 1e-12
+
+
+def test_layers_that_differ_in_what_a_framework_puts_in_front_are_one(tmp_path: Path) -> None:
+    one = adapter(1, 4)
+    other = Adapter({f"base_model.{site}": update for site, update in adapter(2, 4).items()})
+    served = serve_pack([one, other], tmp_path / "out", ["a", "b"], form="stacks")
+    assert list(served.sites) == list(one)
+    packed = compress([one, other], ["a", "b"], method="alone").pack
+    assert [site.name for site in packed.sites] == list(one) and all(packed.members[1].ranks)
 
 
 def test_larger_ranks_are_cut_and_the_error_is_that_of_the_files(tmp_path: Path) -> None:
@@ -133,3 +143,15 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     report = json.loads(capsys.readouterr().out)
     assert not stop.value.code and [one["name"] for one in report["adapters"]] == ["a", "b", "c"]
     assert report["relative_error"] == max(one["relative_error"] for one in report["adapters"])
+
+
+def test_the_rank_that_vllm_needs_is_one_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats.write(adapter(0, 30), tmp_path / "many" / "a")
+    arguments = ["serve-pack", tmp_path / "many", "-o", tmp_path / "out", "--max-rank", 9]
+    monkeypatch.setattr(sys, "argv", ["lorascope", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "of rank 9: vLLM needs --max-lora-rank 16 or more" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from lorascope.errors import LorascopeError
 
 app = typer.Typer(
     name="lorascope",
-    help="LoRA adapters as data: read, verify and convert them exactly, forge zoos of them, learn from their weights.",
+    help="LoRA adapters as data: read, convert, merge, shrink, compare and find them, each error stated; forge zoos of "
+    "them, learn from their weights.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -50,20 +51,20 @@ def _register() -> None:
 
     app.command("inspect")(inspect.inspect)
     app.command("verify")(verify.verify)
+    app.command("formats")(formats.formats)
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
+    app.command("extract")(extract.extract)
     app.command("merge")(merge.merge)
-    app.command("compare")(compare.compare)
-    app.command("index")(index.index)
-    app.command("find")(find.find)
-    app.command("explain-merge")(explain_merge.explain_merge)
-    app.command("lineage")(lineage.lineage)
     app.command("resize")(resize.resize)
     app.command("compress")(compress.compress)
     app.command("decompress")(decompress.decompress)
-    app.command("extract")(extract.extract)
     app.command("serve-pack")(serve_pack.serve_pack)
-    app.command("formats")(formats.formats)
+    app.command("compare")(compare.compare)
+    app.command("index")(index.index)
+    app.command("find")(find.find)
+    app.command("lineage")(lineage.lineage)
+    app.command("explain-merge")(explain_merge.explain_merge)
     app.command("forge")(forge.forge)
     app.command("models")(models.models)
     app.command("fit")(fit.fit)

@@ -27,18 +27,15 @@ def explain_merge(
 
         lorascope explain-merge unknown.safetensors --among one.safetensors two/ three/
     """
-    from pathlib import Path
-
     from lorascope.cli.lineage import candidates_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.formats import read
-    from lorascope.formats.source import exists
     from lorascope.report.relations import explanation_as_dict, explanation_as_text
     from lorascope.retrieve import explain_merge as explained
+    from lorascope.retrieve import place_of
 
-    own = str(Path(adapter).absolute()) if exists(adapter) else None
     merged = read(adapter)
-    others = candidates_of([*among, *(more or [])], without=own)
+    others = candidates_of([*among, *(more or [])], without=place_of(adapter))
     with progress("comparing sites", len({site for one in others.adapters for site in one})) as advance:
         found = explained(merged, others.adapters, others.names, is_signed=signed, smallest=smallest, advance=advance)
     if as_json:

@@ -44,12 +44,9 @@ def find(
 
         lorascope find --duplicates ~/adapters
     """
-    from pathlib import Path
-
     from lorascope.cli.output import console, print_json, progress
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
-    from lorascope.formats.source import exists
     from lorascope.report.retrieved import (
         duplicates_as_dict,
         duplicates_as_text,
@@ -57,7 +54,7 @@ def find(
         search_as_text,
     )
     from lorascope.retrieve import duplicates as duplicates_of
-    from lorascope.retrieve import nearest, sketch_of
+    from lorascope.retrieve import nearest, place_of, sketch_of
     from lorascope.retrieve.duplicates import WITHIN
     from lorascope.retrieve.finding import check_within
     from lorascope.retrieve.fingerprint import fingerprint
@@ -82,7 +79,7 @@ def find(
         )
     adapter = read(places[0])
     index = _index_of(where)
-    own = str(Path(places[0]).absolute()) if exists(places[0]) else None
+    own = place_of(places[0])
     wanted = k if k is not None else (None if within is not None else 10)
     with progress("comparing", len(index)) as advance:
         found = nearest(

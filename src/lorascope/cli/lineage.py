@@ -54,12 +54,12 @@ def candidates_of(sources: Sequence[str], *, without: str | None = None) -> Cand
     from lorascope.cli.output import track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
-    from lorascope.retrieve import adapters_in, sketch_of
+    from lorascope.retrieve import adapters_in, place_of, sketch_of
 
     adapters: list[Adapter] = []
     names: list[str] = []
     failures: dict[str, str] = {}
-    paths = [path for path in adapters_in(sources) if path != without]
+    paths = [path for path in adapters_in(sources) if without is None or without not in (path, place_of(path))]
     for path in track(paths, len(paths), "reading"):
         try:
             adapter = read(path)

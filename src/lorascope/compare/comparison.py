@@ -27,11 +27,11 @@ from lorascope.adapter.spectra import Spectrum, spectra_of
 from lorascope.compare.angles import Angles, mean_angles
 from lorascope.compare.pairwise import Pairwise, pairwise
 from lorascope.compare.signs import Signs, sign_agreement
-from lorascope.compare.site_names import named_alike
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.symmetry.canonical import SVD, thin_svd
 from lorascope.symmetry.common_sites import CommonSites, Pair
 from lorascope.symmetry.cores import distance, inner, norm
+from lorascope.symmetry.site_names import named_alike
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ class Allocation:
         ranks: site → how many directions are kept, 0 of a site that is left out.
         budget: the parameters that were allowed.
         parameters: Σ rank · (out + in), at most ``budget``.
-        kept: the share of Σ σ² that is kept.
-        bound: the share that no choice of ranks within the budget exceeds.
+        kept: the share of Σ σ² of all of ΔW that is kept.
+        bound: the share that no choice of ranks exceeds, within the budget and what each site has to keep and may have.
     """
 
     ranks: Mapping[str, int]
@@ -54,6 +54,7 @@ def allocated(
     shapes: Mapping[str, tuple[int, int]],
     budget: int,
     least: Mapping[str, int] | None = None,
+    most: Mapping[str, int] | None = None,
 ) -> Allocation:
     """The best ranks within a budget, optimal but for what the last direction leaves unused.
 
@@ -62,6 +63,7 @@ def allocated(
         shapes: site → (out, in).
         budget: parameters of all sites together.
         least: site → a rank that it has to keep, 0 where it is not named.
+        most: site → a rank that it may have, all of its values where it is not named.
 
     Raises:
         LorascopeError: where the budget holds not one direction, or not what has to be kept.
@@ -86,7 +88,8 @@ def allocated(
     total = math.fsum(math.fsum(values) for values in squares.values())
     kept = math.fsum(math.fsum(squares[site][:rank]) for site, rank in ranks.items())
     bound: float | None = None
-    for site, value in _ordered(squares, costs, ranks):
+    allowed = {site: values[: (most or {}).get(site, len(values))] for site, values in squares.items()}
+    for site, value in _ordered(allowed, costs, ranks):
         if costs[site] <= room:
             ranks[site] += 1
             room -= costs[site]

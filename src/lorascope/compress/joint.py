@@ -20,14 +20,13 @@ from lorascope.compress.clusters import clustered
 from lorascope.compress.diagonal import diagonal_factors
 from lorascope.compress.names import told_apart
 from lorascope.compress.pack import Method, Pack, PackMember, PackSite, is_whole, stored
-from lorascope.compress.resize import check_range
 from lorascope.compress.shared_bases import Bases, shared_bases
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.dtypes import floating_dtype
-from lorascope.symmetry.canonical import numerical_rank, thin_svd
-from lorascope.symmetry.common_sites import CommonSites, Pair
+from lorascope.symmetry.common_sites import CommonSites, Pair, check_range
 from lorascope.symmetry.cores import distance, norm
-from lorascope.symmetry.truncation import Cut, truncated
+from lorascope.symmetry.site_names import named_alike
+from lorascope.symmetry.truncation import Cut, beyond_rounding, truncated
 
 METHODS: tuple[Method, ...] = ("joint", "eigen", "diagonal", "alone")
 
@@ -125,7 +124,7 @@ def compress(
     kind = floating_dtype(dtype)
     if kind.itemsize < 2:
         raise LorascopeError("no dtype for a pack", key="dtype", found=kind.name, hint="--quantise int8 has eight bits")
-    common = CommonSites.of(adapters, names, is_any_base=is_any_base)
+    common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     if not common.all:
         raise AdapterError("the adapters have no sites", file=common.names[0])
     left_out = _left_out(common, is_loss_allowed=is_loss_allowed)
@@ -196,9 +195,8 @@ def _parts(pair: Pair, bases: Bases | None, rank: int | None) -> tuple[int, list
     if pair.B.shape[1] == 0:
         return 0, []
     core = pair if bases is None else bases.core(pair)
-    svd = thin_svd(core.B, core.A)
-    rtol = float(np.finfo(np.float64).eps) * max(pair.B.shape[0], pair.A.shape[1])
-    kept = min(int(numerical_rank(svd.S, rtol=rtol)), Cut(rank=rank).of(svd.S))
+    svd, told = beyond_rounding(core.B, core.A)
+    kept = Cut(rank=rank).of(svd.S[:told])
     if not kept:
         return 0, []
     if bases is not None and is_whole(kept, (bases.U.shape[1], bases.V.shape[1])):

@@ -16,15 +16,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Dense, Expanded, LowRank, Relative, Update
-from lorascope.adapter.low_rank import product_spectrum
 from lorascope.compress.budget import Allocation, allocated
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.dtypes import cast_to, floating_dtype
-from lorascope.symmetry.canonical import SVD, thin_svd
-from lorascope.symmetry.common_sites import Pair
+from lorascope.symmetry.canonical import SVD
+from lorascope.symmetry.common_sites import Pair, check_range
 from lorascope.symmetry.cores import distance
-from lorascope.symmetry.stack import largest_product
-from lorascope.symmetry.truncation import Cut, Truncated, truncated
+from lorascope.symmetry.truncation import Cut, Truncated, beyond_rounding, truncated
 
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors before
 _RANKS = ("ss_network_dim", "ss_network_alpha")
@@ -157,8 +155,8 @@ def _resized(
     """One site, in float64 until it is rounded to the dtype of the result."""
     update = adapter[name]
     pair = factors_of_site(adapter, name)
-    svd = thin_svd(pair.B, pair.A)
-    kept = cut.of(_beyond_rounding(svd.S, update.shape))
+    svd, told = beyond_rounding(pair.B, pair.A)
+    kept = cut.of(svd.S[:told])
     done = truncated(svd, kept if not rank else min(rank, kept))
     dtype = _factor_dtype(update) if stored is None else stored
     is_left_out = rank == 0
@@ -184,12 +182,6 @@ def _error(svd: SVD, done: Truncated, small: LowRank) -> float:
         return 0.0
     square = (done.error / largest) ** 2 + (rounding / largest) ** 2 - 2 * (float(overlap.sum()) / largest) / largest
     return largest * math.sqrt(max(square, 0.0))
-
-
-def _beyond_rounding(S: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Singular values with zeros in the place of those that are rounding alone."""
-    smallest = float(np.finfo(np.float64).eps) * max(shape) * (float(S[0]) if len(S) else 0.0)
-    return np.where(S > smallest, S, 0.0)
 
 
 def _metadata(before: Mapping[str, str], sites: Mapping[str, ResizedSite]) -> dict[str, str]:
@@ -235,35 +227,18 @@ def factors_of_site(adapter: Adapter, name: str) -> Pair:
     return Pair(B, A)
 
 
-def check_range(B: NDArray[Any], A: NDArray[Any], file: object, site: str) -> None:
-    """Check that the squares of ΔW have room in float64.
-
-    Raises:
-        AdapterError: naming the file and the site.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        largest = float(np.abs(B).max(initial=0.0)) * float(np.abs(A).max(initial=0.0))
-    if not largest < largest_product(np.float64):
-        raise AdapterError(
-            "the update is too large to compute with",
-            file=file,
-            key=site,
-            expected=f"scale · max|B| · max|A| below {largest_product(np.float64):.0e}",
-            found=f"{largest:.3g}",
-        )
-
-
 def _allocation(adapter: Adapter, names: list[str], cut: Cut, budget: int) -> Allocation:
     spectra: dict[str, NDArray[np.float64]] = {}
+    most: dict[str, int] = {}
     shapes = {name: adapter[name].shape for name in names}
     for name in names:
-        B, A = factors_of_site(adapter, name)
-        S = product_spectrum(B, A, 1.0, name)
-        spectra[name] = S[: cut.of(_beyond_rounding(S, shapes[name]))]
-    if not any(len(S) for S in spectra.values()):
+        svd, told = beyond_rounding(*factors_of_site(adapter, name))
+        spectra[name] = svd.S[:told]
+        most[name] = cut.of(spectra[name])
+    if not any(most.values()):
         raise AdapterError("every ΔW is zero: there is nothing to keep", file=adapter.provenance.path)
     least = {name: 1 for name in names if adapter[name].bias is not None}
-    return allocated(spectra, shapes, budget, least)
+    return allocated(spectra, shapes, budget, least, most)
 
 
 def _factor_dtype(update: Update) -> np.dtype[Any]:

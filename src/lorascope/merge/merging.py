@@ -20,11 +20,10 @@ from lorascope.formats.dtypes import cast_to, floating_dtype
 from lorascope.merge.method import METHODS, Method, Parts, Product
 from lorascope.merge.range_finder import low_rank
 from lorascope.merge.weights import Weights
-from lorascope.symmetry.canonical import SVD, thin_svd
-from lorascope.symmetry.common_sites import CommonSites, Pair
+from lorascope.symmetry.common_sites import CommonSites, Pair, check_range
 from lorascope.symmetry.cores import distance
-from lorascope.symmetry.stack import largest_product
-from lorascope.symmetry.truncation import Cut, Truncated, truncated
+from lorascope.symmetry.site_names import named_alike
+from lorascope.symmetry.truncation import Cut, Truncated, beyond_rounding, truncated
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,8 @@ def merge(
 ) -> Merged:
     """Merge adapters.
 
-    Ranks, scales and formats may differ. A site that an adapter does not have is zero there. Biases are summed with
+    Ranks, scales and formats may differ; layers whose names differ in what a framework puts in front are one, under the
+    name that the first adapter has. A site that an adapter does not have is zero there. Biases are summed with
     the weights where the method is a weighted sum. Saved tensors (heads, token rows) stay where all adapters have
     the same; otherwise no merge is defined for them.
 
@@ -109,7 +109,7 @@ def merge(
     if not adapters:
         raise LorascopeError("there is nothing to merge", expected="one or more adapters", found=0)
     member.check(len(adapters))
-    common = CommonSites.of(adapters, names, is_any_base=is_any_base)
+    common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     if not common.all:
         raise AdapterError("the adapters have no sites", file=common.names[0])
     if len(adapters) > 1 and not any(_sites_of_two(common)):
@@ -117,7 +117,7 @@ def merge(
             "no two of the adapters have a site in common",
             file=common.names[0],
             expected="adapters of the same layers of one base",
-            found=f"sites such as {common.all[0]} and {next(iter(adapters[1]), 'none')}",
+            found=f"sites such as {common.all[0]} and {next(iter(common.adapters[1]), 'none')}",
         )
     member.check_sites(common.all)
     taken = Weights.of(
@@ -164,12 +164,12 @@ def _merged_site(
     """
     parts = Parts(site, common.pairs(site, np.float64), weights, seed)
     for pair, weight, name in zip(parts.pairs, weights.tolist(), common.names, strict=True):
-        _check_range(pair, max(1.0, abs(weight)), site, name)
+        check_range(*pair, name, site, max(1.0, abs(weight)))
     with np.errstate(over="ignore", invalid="ignore"):  # what an option makes too large is refused below
         result = member(parts)
     example = common.example(site)
     if isinstance(result, Product):
-        _check_range(result, 1.0, site, "the merged update")
+        check_range(result.B, result.A, "the merged update", site)
         done = cut_product(result, cut)
     else:
         ranks = sum(rank_of(pair) for pair in parts.pairs)
@@ -197,27 +197,13 @@ def _merged_site(
     return update, SiteError(update.rank, done.norm, math.hypot(done.error, rounding))
 
 
-def _check_range(product: Product | Pair, factor: float, site: str, name: str) -> None:
-    """Check that the squares of a product, times a factor, have room in float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        largest = factor * float(np.abs(product.B).max(initial=0.0)) * float(np.abs(product.A).max(initial=0.0))
-    if not largest < largest_product(np.float64):
-        raise AdapterError(
-            "the update is too large to compute with",
-            file=name,
-            key=site,
-            expected=f"weight · max|B| · max|A| below {largest_product(np.float64):.0e}",
-            found=f"{largest:.3g}",
-        )
-
-
 def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
     """The best part of a product that the cut allows, balanced; nothing but rounding is lost where it asks nothing.
 
     A product of which nothing is left beyond rounding, as where updates cancel, is zero: rank 1, norm and error 0.
     """
     out, in_ = product.B.shape[0], product.A.shape[1]
-    svd, rank = _beyond_rounding(product)
+    svd, rank = beyond_rounding(product.B, product.A)
     if rank == 0:
         return Truncated(np.zeros((out, 1), product.B.dtype), np.zeros((1, in_), product.A.dtype), 0.0, 0.0)
     return truncated(svd, cut.of(np.where(np.arange(len(svd.S)) < rank, svd.S, 0.0)))
@@ -225,21 +211,7 @@ def cut_product(product: Product | Pair, cut: Cut) -> Truncated:
 
 def rank_of(product: Product | Pair) -> int:
     """How many directions a product has beyond rounding: neither padding of the factors nor their gauge counts."""
-    return _beyond_rounding(product)[1]
-
-
-def _beyond_rounding(product: Product | Pair) -> tuple[SVD, int]:
-    """The thin SVD, and how many of its values exceed what rounding makes: of B A, eps · rank · Σ_j ‖b_j‖ ‖a_j‖, where
-    its terms cancel; of the SVD, eps · max(out, in) · σ₁.
-    """
-    B, A = product.B, product.A
-    out, in_ = B.shape[0], A.shape[1]
-    if B.shape[1] == 0:
-        return SVD(np.zeros((out, 0), B.dtype), np.zeros(0, B.dtype), np.zeros((0, in_), A.dtype)), 0
-    svd = thin_svd(B, A)
-    terms = float(np.linalg.norm(B, axis=0) @ np.linalg.norm(A, axis=1))
-    rounding = float(np.finfo(svd.S.dtype).eps) * max(B.shape[1] * terms, max(out, in_) * float(svd.S[0]))
-    return svd, int(np.count_nonzero(svd.S > rounding))
+    return beyond_rounding(product.B, product.A)[1]
 
 
 def _refuse_unclear(common: CommonSites) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,6 +55,17 @@ class Parts:
     def shape(self) -> tuple[int, int]:
         """(out, in)."""
         return self.pairs[0].B.shape[0], self.pairs[0].A.shape[1]
+
+    @property
+    def counting(self) -> Parts:
+        """The same without the adapters of weight 0, for what is made of all of them alike; as it is where all have it.
+
+        Of random numbers by place: places are those that are left.
+        """
+        kept = np.flatnonzero(self.weights)
+        if not len(kept):
+            return self
+        return replace(self, pairs=[self.pairs[int(k)] for k in kept], weights=self.weights[kept])
 
     def generator(self, number: int = 0) -> np.random.Generator:
         """The random numbers of this site (and of one adapter): the same whatever the order of the sites."""

@@ -54,7 +54,7 @@ def low_rank(matrix: Rows, cut: Cut, largest: int, generator: np.random.Generato
     rank = min(limit, limit if cut.rank is not None else largest)
     while True:
         svd = _leading(matrix, min(whole, rank + OVERSAMPLED), generator)
-        kept = cut.of(_with_rest(np.asarray(svd.S[:rank], np.float64), norm))
+        kept = cut.of(_with_rest(np.asarray(svd.S[:rank], np.float64), norm, whole - rank))
         if kept <= rank or rank >= limit:
             break
         rank = min(2 * rank, limit)
@@ -78,12 +78,13 @@ def _leading(matrix: Rows, width: int, generator: np.random.Generator) -> SVD:
     return SVD(Q @ P, S, Vh)
 
 
-def _with_rest(S: NDArray[np.float64], norm: float) -> NDArray[np.float64]:
-    """S and what else the norm is made of, as values that are equal and no larger than the last of S."""
+def _with_rest(S: NDArray[np.float64], norm: float, most: int) -> NDArray[np.float64]:
+    """S and what else the norm is made of, as equal values: so many that none is larger than the last of S, but no more
+    than ``most``, those that the matrix has beside S."""
     rest = math.sqrt(max(norm**2 - float(S @ S), 0.0))
-    if rest <= 1e-7 * norm or S[-1] == 0:  # the root of a rounding error
+    if rest <= 1e-7 * norm or S[-1] == 0 or most < 1:  # the root of a rounding error
         return S
-    count = math.ceil((rest / S[-1]) ** 2)
+    count = math.ceil(min((rest / S[-1]) ** 2, most))
     return np.append(S, np.full(count, rest / math.sqrt(count)))
 
 

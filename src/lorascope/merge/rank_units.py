@@ -2,7 +2,7 @@
 
 Lloyd's iteration over anything that has means and distances. It starts at the units that lie farthest apart (the
 largest, then always the one farthest from those taken), so that neither the order of the adapters nor a random number
-decides.
+decides; only of units that are just as large or as far, the first is taken.
 
 Source: Zhao et al. (2024), arXiv 2409.16167: rank-wise clustering, one representative for each cluster.
 """

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from lorascope.compare import Angles, Comparison, Signs, SitePair
+from lorascope.report.listed import SHOWN
 from lorascope.report.numbers import DASH
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def comparison_as_dict(found: Comparison) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def comparison_as_text(found: Comparison, console: Console, limit: int | None = 
         f"{len(found.shared)} shared sites; interference {_number(found.interference)} (0: all one way, 1: they cancel)"
     )
     for name, sites in found.not_shared.items():
-        first = [f"{safe(site)} ({_number(norm)})" for site, norm in list(sites.items())[:_SHOWN]]
-        more = ", …" if len(sites) > _SHOWN else ""
+        first = [f"{safe(site)} ({_number(norm)})" for site, norm in list(sites.items())[:SHOWN]]
+        more = ", …" if len(sites) > SHOWN else ""
         text = f"not shared, so not counted: {len(sites)} sites of {safe(name)}: {', '.join(first)}{more}"
         console.print(Text(text, "dim"), soft_wrap=True)
 

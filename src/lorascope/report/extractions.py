@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from lorascope.compress import Extracted
+from lorascope.report.listed import SHOWN
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def extracted_as_dict(extracted: Extracted, output: str) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def extracted_as_text(extracted: Extracted, output: str, console: Console) -> No
 def _listed(title: str, changes: Mapping[str, float], console: Console) -> None:
     if not changes:
         return
-    largest = sorted(changes.items(), key=lambda item: -item[1])[:_SHOWN]
+    largest = sorted(changes.items(), key=lambda item: -item[1])[:SHOWN]
     shown = ", ".join(f"{safe(name)} (‖·‖ {size:.3g})" for name, size in largest)
-    text = f"{title}: {len(changes)} tensors: {shown}" + ", …" * (len(changes) > _SHOWN)
+    text = f"{title}: {len(changes)} tensors: {shown}" + ", …" * (len(changes) > SHOWN)
     console.print(Text(text, "yellow"), soft_wrap=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.text import Text
 
 from lorascope.conversion import LossReport
+from lorascope.report.listed import print_listed
 from lorascope.report.tables import safe
-
-_SHOWN = 5
 
 
 def losses_as_text(report: LossReport, console: Console) -> None:
@@ -31,7 +29,4 @@ def losses_as_text(report: LossReport, console: Console) -> None:
         console.print(f"the scale of {len(report.folded)} sites was multiplied into a factor: {shown}", soft_wrap=True)
     dropped = [loss for loss in report.dropped if not loss.is_replaced]
     for title, losses, style in (("dropped", dropped, "dim"), ("lost", report.lost, "yellow")):
-        for loss in losses[:_SHOWN]:
-            console.print(Text(f"{title}: {safe(loss.what)}: {safe(loss.why)}", style), soft_wrap=True)
-        if len(losses) > _SHOWN:
-            console.print(Text(f"{title}: and {len(losses) - _SHOWN} more (--json lists all)", style))
+        print_listed(title, (f"{loss.what}: {loss.why}" for loss in losses), console, style)

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lorascope.merge import METHODS, LearnedWeights, Merged
+from lorascope.report.listed import first_of, print_listed
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def methods_as_dicts() -> dict[str, Any]:
@@ -96,9 +96,6 @@ def merged_as_text(
             soft_wrap=True,
         )
     for name, sites in merged.missing.items():
-        shown = ", ".join(safe(one) for one in sites[:_SHOWN]) + ", …" * (len(sites) > _SHOWN)
-        console.print(Text(f"{safe(name)} has nothing at {len(sites)} sites: {shown}", "dim"), soft_wrap=True)
-    for text in merged.left_out[:_SHOWN]:
-        console.print(Text(f"left out: {safe(text)}", "yellow"), soft_wrap=True)
-    if len(merged.left_out) > _SHOWN:
-        console.print(Text(f"left out: and {len(merged.left_out) - _SHOWN} more (--json lists all)", "yellow"))
+        text = f"{safe(name)} has nothing at {len(sites)} sites: {first_of(sites)}"
+        console.print(Text(text, "dim"), soft_wrap=True)
+    print_listed("left out", merged.left_out, console)

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from lorascope.compress import Compressed
 from lorascope.errors import LorascopeError
+from lorascope.report.listed import print_listed, print_unread
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def compressed_as_dict(
@@ -78,11 +78,5 @@ def compressed_as_text(
     console.print(table)
     if output is not None:
         console.print(f"written: {safe(output, 4096)}, {size:,} bytes with its header", soft_wrap=True)
-    for text in results[0].left_out[:_SHOWN]:
-        console.print(Text(f"left out: {safe(text)}", "yellow"), soft_wrap=True)
-    if len(results[0].left_out) > _SHOWN:
-        console.print(Text(f"left out: and {len(results[0].left_out) - _SHOWN} more (--json lists all)", "yellow"))
-    if failures:
-        console.print(Text(f"{len(failures)} adapters could not be read and are not in it:", "yellow"))
-    for error in failures[:_SHOWN]:
-        console.print(Text(f"  {safe(str(error), 2000)}", "yellow"), soft_wrap=True)
+    print_listed("left out", results[0].left_out, console)
+    print_unread(failures, console)

@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lorascope.report.listed import print_listed
 from lorascope.report.numbers import DASH
 from lorascope.report.tables import safe
 from lorascope.retrieve import Edge, MergeExplanation
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def explanation_as_dict(found: MergeExplanation, adapter: str, failures: Mapping[str, str]) -> dict[str, Any]:
@@ -82,7 +82,4 @@ def _shown(value: Any) -> str:
 
 
 def _print_failures(failures: Mapping[str, str], console: Console) -> None:
-    for error in list(failures.values())[:_SHOWN]:
-        console.print(Text(f"left out: {safe(error, 2000)}", "yellow"), soft_wrap=True)
-    if len(failures) > _SHOWN:
-        console.print(Text(f"left out: and {len(failures) - _SHOWN} more (--json lists all)", "yellow"))
+    print_listed("left out", failures.values(), console)

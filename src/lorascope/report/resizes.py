@@ -9,10 +9,10 @@ from rich.text import Text
 
 from lorascope.compress import Resized
 from lorascope.conversion import LossReport
+from lorascope.report.listed import first_of, print_listed
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def resized_as_dict(resized: Resized, written: LossReport) -> dict[str, Any]:
@@ -72,12 +72,8 @@ def resized_as_text(resized: Resized, written: LossReport, console: Console) -> 
         )
     for title, names in (("left out, of rank 0", resized.left_out), ("unchanged", resized.unchanged)):
         if names:
-            shown = ", ".join(safe(name) for name in names[:_SHOWN]) + ", …" * (len(names) > _SHOWN)
-            console.print(Text(f"{title}: {len(names)} sites: {shown}", "yellow"), soft_wrap=True)
-    for loss in written.lost[:_SHOWN]:
-        console.print(Text(f"lost: {safe(loss.what)}: {safe(loss.why)}", "yellow"), soft_wrap=True)
-    if len(written.lost) > _SHOWN:
-        console.print(Text(f"lost: and {len(written.lost) - _SHOWN} more (--json lists all)", "yellow"))
+            console.print(Text(f"{title}: {len(names)} sites: {first_of(names)}", "yellow"), soft_wrap=True)
+    print_listed("lost", (f"{loss.what}: {loss.why}" for loss in written.lost), console)
 
 
 def _span(values: list[int]) -> str:

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lorascope.report.listed import print_listed
 from lorascope.report.numbers import DASH
 from lorascope.report.tables import safe
-from lorascope.retrieve import Duplicates, Entry, Index, Indexed, Search, miss_probability
+from lorascope.retrieve import Duplicates, Index, Indexed, Search, miss_probability
 from lorascope.retrieve.duplicates import SAME
 
 SCHEMA_VERSION = 1
-_SHOWN = 5
 
 
 def indexed_as_dict(found: Indexed, output: str) -> dict[str, Any]:
@@ -136,15 +136,8 @@ def _failures(index: Index) -> dict[str, str]:
 
 
 def _print_failures(index: Index, console: Console) -> None:
-    failures: tuple[Entry, ...] = index.failures
-    for entry in failures[:_SHOWN]:
-        console.print(Text(f"not searched: {safe(entry.error or entry.path, 2000)}", "yellow"), soft_wrap=True)
-    if len(failures) > _SHOWN:
-        console.print(Text(f"not searched: and {len(failures) - _SHOWN} more (--json lists all)", "yellow"))
+    print_listed("not searched", (entry.error or entry.path for entry in index.failures), console)
 
 
 def _print_unread(unread: dict[str, str], console: Console) -> None:
-    for error in list(unread.values())[:_SHOWN]:
-        console.print(Text(f"could not be compared: {safe(error, 2000)}", "yellow"), soft_wrap=True)
-    if len(unread) > _SHOWN:
-        console.print(Text(f"could not be compared: and {len(unread) - _SHOWN} more (--json lists all)", "yellow"))
+    print_listed("could not be compared", unread.values(), console)

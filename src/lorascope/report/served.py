@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from lorascope.errors import LorascopeError
+from lorascope.report.listed import print_listed, print_unread
 from lorascope.report.tables import safe
 from lorascope.serve import Served
-
-_SHOWN = 5
+from lorascope.serve.packing import RANKS
 
 
 def served_as_dict(served: Served, failures: Sequence[LorascopeError]) -> dict[str, Any]:
@@ -34,14 +33,10 @@ def served_as_text(served: Served, failures: Sequence[LorascopeError], console: 
     for group in served.as_dict()["groups"]:
         console.print(f"rank {group['rank']}: {len(group['adapters'])} adapters")
     if served.peft_rank is not None:
-        console.print(f"PEFT folders of rank {served.peft_rank}: vLLM needs --max-lora-rank {served.peft_rank} or more")
+        least = next((rank for rank in RANKS if rank >= served.peft_rank), None)
+        needed = "has no rank as large" if least is None else f"needs --max-lora-rank {least} or more"
+        console.print(f"PEFT folders of rank {served.peft_rank}: vLLM {needed}")
     worst = max(served.adapters, key=lambda one: one.relative_error)
     console.print(f"relative error of ΔW: at most {worst.relative_error:.3g} ({safe(worst.name)})", soft_wrap=True)
-    for text in served.left_out[:_SHOWN]:
-        console.print(Text(f"left out: {safe(text)}", "yellow"), soft_wrap=True)
-    if len(served.left_out) > _SHOWN:
-        console.print(Text(f"left out: and {len(served.left_out) - _SHOWN} more (--json lists all)", "yellow"))
-    if failures:
-        console.print(Text(f"{len(failures)} adapters could not be read and are not in it:", "yellow"))
-    for error in failures[:_SHOWN]:
-        console.print(Text(f"  {safe(str(error), 2000)}", "yellow"), soft_wrap=True)
+    print_listed("left out", served.left_out, console)
+    print_unread(failures, console)

@@ -6,7 +6,7 @@ from lorascope.retrieve.explanation import MergeExplanation, Part, explain_merge
 from lorascope.retrieve.finding import Found, Search, nearest
 from lorascope.retrieve.fingerprint import are_neighbours, fingerprint
 from lorascope.retrieve.index import Entry, Index, read_index, write_index
-from lorascope.retrieve.indexing import Indexed, adapters_in, build_index
+from lorascope.retrieve.indexing import Indexed, adapters_in, build_index, place_of
 from lorascope.retrieve.lineage import Edge, lineage
 from lorascope.retrieve.sketch import Sketch, miss_probability, sketch_of
 from lorascope.retrieve.vectors import Vectors
@@ -35,6 +35,7 @@ __all__ = [
     "measured",
     "miss_probability",
     "nearest",
+    "place_of",
     "read_index",
     "sketch_of",
     "write_index",

@@ -90,7 +90,9 @@ def candidates(index: Index, within: float, advance: Callable[[int], Any] | None
     """
     order = np.argsort(index.norms, kind="stable")
     norms, sketches = index.norms[order], index.sketches[order]
-    ends = np.searchsorted(norms, norms / max(1 - within, 1e-300) * (1 + 1e-12), side="right")
+    with np.errstate(over="ignore"):  # from within = 1 on, norms of any size may be near
+        reach = norms / max(1 - within, 1e-300) * (1 + 1e-12)
+    ends = np.searchsorted(norms, reach, side="right")
     for place, end in enumerate(ends.tolist()):
         if end > place + 1:
             block = sketches[place + 1 : end] - sketches[place]
@@ -136,7 +138,11 @@ class _Files:
     def measured(self, one: str, other: str) -> Any:
         """The two compared; None where one cannot be read."""
         left, right = self._read(one), self._read(other)
-        return None if left is None or right is None else measured(left, right)
+        try:
+            return None if left is None or right is None else measured(left, right)
+        except LorascopeError as error:  # a file that has changed since it was indexed
+            self.unread[one if str(error.file).startswith(one) else other] = str(error)
+            return None
 
     def _read(self, path: str) -> Adapter | None:
         if path in self.unread:

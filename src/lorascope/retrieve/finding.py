@@ -25,6 +25,7 @@ from lorascope.errors import LorascopeError
 from lorascope.formats import read
 from lorascope.retrieve.exact import measured
 from lorascope.retrieve.index import Entry, Index
+from lorascope.retrieve.indexing import place_of
 from lorascope.retrieve.sketch import REACH, Sketch, sketch_of
 
 READ_FOR_EACH = 4
@@ -77,11 +78,12 @@ def nearest(
         k: how many at most; None for all that ``within`` allows.
         within: only those of at most this relative distance.
         is_approximate: read only those whose sketches are nearest.
-        without: a path that is left out, that of the adapter itself.
+        without: a path that is left out, that of the adapter itself, as ``place_of`` gives it.
         advance: called with the number of adapters read or passed over.
 
     Raises:
-        LorascopeError: where neither k nor ``within`` is given, or one is out of its range.
+        LorascopeError: where neither k nor ``within`` is given, or one is out of its range; where an approximate
+            search has no k.
         AdapterError: where ΔW of the adapter is not known without the base weight.
 
     >>> from lorascope.retrieve import Index
@@ -93,6 +95,13 @@ def nearest(
         raise LorascopeError("nothing says how many to find", expected="k or within")
     if k is not None and k < 1:
         raise LorascopeError("so many cannot be found", key="k", expected="at least 1", found=k)
+    if is_approximate and k is None:
+        raise LorascopeError(
+            "an approximate search reads as many files as k asks for",
+            key="approximate",
+            expected="k",
+            found="within alone",
+        )
     check_within(within)
     own = sketch_of(adapter)
     estimates = distances_to(index.sketches, own.values)
@@ -112,7 +121,7 @@ def nearest(
         )
         if advance is not None:
             advance(1)
-        if entry.path == without or is_beyond:
+        if is_beyond or (without is not None and without in (entry.path, place_of(entry.path))):
             continue
         try:
             one = _compared(adapter, entry)

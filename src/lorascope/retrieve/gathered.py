@@ -7,9 +7,9 @@ from typing import Any
 
 from lorascope.adapter import Adapter
 from lorascope.compare.pairwise import Pairwise, pairwise
-from lorascope.compare.site_names import bare_names
 from lorascope.errors import AdapterError
 from lorascope.symmetry.common_sites import CommonSites
+from lorascope.symmetry.site_names import bare_names
 
 
 def gathered(adapters: Sequence[Adapter], names: Sequence[str]) -> CommonSites:

@@ -15,10 +15,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats import find, read
+from lorascope.errors import AdapterError, LorascopeError, MissingExtraError
+from lorascope.formats import find, is_adapter, read
 from lorascope.formats.config_file import MAX_CONFIG
-from lorascope.formats.source import config_beside, stored_names, weights_at
+from lorascope.formats.source import config_beside, exists, stored_names, weights_at
 from lorascope.formats.stored_zip import open_stored, through_stored
 from lorascope.retrieve.index import Entry, Index
 from lorascope.retrieve.sites import sites_digest
@@ -58,6 +58,21 @@ def adapters_in(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
             raise LorascopeError(what, file=source, expected="a folder, a zoo or a file of adapters")
         found.update(dict.fromkeys(os.path.normpath(one) for one in here))
     return list(found)
+
+
+def place_of(location: str | os.PathLike[str]) -> str | None:
+    """The absolute path of an adapter, however it is written, of a folder's weights the folder; None where it is not.
+
+    >>> place_of("no/such/adapter") is None
+    True
+    """
+    path = Path(os.path.normpath(Path(location).absolute()))
+    if not exists(path) and through_stored(path) is None:
+        return None
+    folder = path.parent
+    if path.is_file() and is_adapter(folder) and weights_at(folder) == path:
+        return str(folder)
+    return str(path)
 
 
 def build_index(
@@ -166,7 +181,9 @@ def _read(facts: Entry) -> tuple[Entry, Sketch | None]:
         known = replace(facts, sites=len(adapter), layers=sites_digest(adapter), base=adapter.provenance.base_model)
     except LorascopeError as error:
         error.file = error.file or facts.path
-        return replace(facts, error=_said(error)), None
+        # what is missing here today may be installed tomorrow: without its header it is tried again
+        header = "" if isinstance(error, MissingExtraError) else facts.header
+        return replace(facts, header=header, error=_said(error)), None
     return known, found
 
 

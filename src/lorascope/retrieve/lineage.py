@@ -79,7 +79,7 @@ def lineage(
 
     Raises:
         AdapterError: where a ΔW is not known without the base weight, or is not finite.
-        LorascopeError: where ``tolerance`` or ``cosine`` is not in [0, 1].
+        LorascopeError: where the tolerance or the cosine is out of its range.
         MissingExtraError: without scipy.
 
     >>> import pytest; _ = pytest.importorskip("scipy")
@@ -89,9 +89,10 @@ def lineage(
     >>> [(edge.relation, edge.child, edge.parents) for edge in lineage([one, cut], ["one", "cut"])]
     [('resized', 'cut', ('one',))]
     """
-    for name, value in (("tolerance", tolerance), ("cosine", cosine)):
-        if not 0 <= value <= 1:
-            raise LorascopeError("there is no such share", key=name, expected="0 to 1", found=value)
+    if not 0 < tolerance < 1:
+        raise LorascopeError("there is no such tolerance", key="tolerance", expected="between 0 and 1", found=tolerance)
+    if not 0 < cosine <= 1:
+        raise LorascopeError("there is no such cosine", key="cosine", expected="above 0, at most 1", found=cosine)
     common = gathered(adapters, names)
     found = all_pairs(common, advance)
     finder = _Finder(common, found, tolerance, cosine)

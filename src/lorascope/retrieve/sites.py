@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.adapter import Adapter
-from lorascope.compare.site_names import bare_names
 from lorascope.errors import AdapterError
+from lorascope.symmetry.site_names import bare_names
 from lorascope.symmetry.stack import factors_of
 
 T = TypeVar("T")

@@ -36,6 +36,7 @@ from lorascope.formats.output_file import written_folder
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.formats.stream_file import Unit, site_unit, write_units
 from lorascope.symmetry.common_sites import CommonSites
+from lorascope.symmetry.site_names import named_alike
 from lorascope.symmetry.truncation import Cut
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -128,11 +129,11 @@ def serve_pack(
     if output.exists():
         raise LorascopeError("the output is already there", file=output, hint="give a new name")
     kind = floating_dtype(dtype)
-    common = CommonSites.of(adapters, names, is_any_base=is_any_base)
+    common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     left_out: list[str] = []
     small: list[Adapter] = []
     errors: list[float] = []
-    for adapter, name in zip(adapters, common.names, strict=True):
+    for adapter, name in zip(common.adapters, common.names, strict=True):
         plain = _plain(adapter, name, left_out, is_loss_allowed=is_loss_allowed)
         try:
             resized = resize(plain, Cut(rank=max_rank), dtype=kind)

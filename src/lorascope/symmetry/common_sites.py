@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lorascope.adapter import Adapter, Update
 from lorascope.errors import AdapterError
-from lorascope.symmetry.stack import factors_of
+from lorascope.symmetry.stack import factors_of, largest_product
 
 
 class Pair(NamedTuple):
@@ -114,6 +114,24 @@ class CommonSites:
                 raise
             found.append(Pair(B * np.asarray(scale, B.dtype), A))
         return found
+
+
+def check_range(B: NDArray[Any], A: NDArray[Any], file: object, site: str, factor: float = 1.0) -> None:
+    """Check that the squares of ΔW, times a factor, have room in float64.
+
+    Raises:
+        AdapterError: naming the file and the site.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = factor * float(np.abs(B).max(initial=0.0)) * float(np.abs(A).max(initial=0.0))
+    if not largest < largest_product(np.float64):
+        raise AdapterError(
+            "the update is too large to compute with",
+            file=file,
+            key=site,
+            expected=f"scale · max|B| · max|A| below {largest_product(np.float64):.0e}",
+            found=f"{largest:.3g}",
+        )
 
 
 def _shape(update: Update) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorascope.errors import LorascopeError
-from lorascope.symmetry.canonical import SVD
+from lorascope.symmetry.canonical import SVD, thin_svd
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,29 @@ def _tails(relative: NDArray[np.float64]) -> NDArray[np.float64]:
 def _fewest(tails: NDArray[np.float64], share: float) -> int:
     """The fewest values whose tail is at most this share of the whole."""
     return int(np.argmax(tails <= share * tails[0]))
+
+
+def beyond_rounding(B: NDArray[Any], A: NDArray[Any]) -> tuple[SVD, int]:
+    """The thin SVD of B A, and how many of its values exceed what rounding makes: the rank that can be told.
+
+    Of the product itself that is eps · rank · Σ_j ‖b_j‖ ‖a_j‖, where its terms cancel (as they do in a gauge that is
+    badly conditioned); of the SVD, eps · max(out, in) · σ₁. So neither padding of the factors nor their gauge counts.
+
+    Args:
+        B: [out, rank], the rank 0 or more.
+        A: [rank, in].
+
+    >>> B = np.array([[1.0, 1.0], [0.0, 1e-30]])
+    >>> beyond_rounding(B, np.eye(2))[1], beyond_rounding(np.zeros((2, 0)), np.zeros((0, 3)))[1]
+    (1, 0)
+    """
+    out, in_ = B.shape[0], A.shape[1]
+    if B.shape[1] == 0:
+        return SVD(np.zeros((out, 0), B.dtype), np.zeros(0, B.dtype), np.zeros((0, in_), A.dtype)), 0
+    svd = thin_svd(B, A)
+    terms = float(np.linalg.norm(B, axis=0) @ np.linalg.norm(A, axis=1))
+    rounding = float(np.finfo(svd.S.dtype).eps) * max(B.shape[1] * terms, max(out, in_) * float(svd.S[0]))
+    return svd, int(np.count_nonzero(svd.S > rounding))
 
 
 class Truncated(NamedTuple):

@@ -24,7 +24,8 @@ class CoreSpace(Base):
 
     No information is lost: ΔW_i = U M_i Vᵀ. So with ``inner=linear`` the result is that of ``linear``, and with
     ``inner=iso-c`` that of ``iso-c``, the singular values of the cores being those of the updates. By default each
-    weight is 1; with TIES weights act relative to each other.
+    weight is 1; with TIES weights act relative to each other, and where singular values of the bases are equal, their
+    vectors and so the result are not unique.
 
     Args:
         inner: what merges the cores: linear, ties or iso-c.
@@ -58,6 +59,7 @@ class CoreSpace(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of rank at most the sum of the ranks, exactly."""
+        parts = parts.counting
         U, V = columns_of(parts.pairs).basis, rows_of(parts.pairs).basis
         cores = [(U.T @ pair.B) @ (pair.A @ V) for pair in parts.pairs]
         if self.inner == "ties":

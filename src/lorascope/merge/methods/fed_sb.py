@@ -37,6 +37,7 @@ class FedSb(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of the rank of one adapter."""
+        parts = parts.counting
         U = shared_columns(parts.pairs, self.tolerance, parts.site)
         V = shared_rows(parts.pairs, self.tolerance, parts.site)
         weights = normalised(parts.weights, self.name)

@@ -36,6 +36,7 @@ class Ffa(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of the rank of one adapter."""
+        parts = parts.counting
         V = shared_rows(parts.pairs, self.tolerance, parts.site)
         weights = normalised(parts.weights, self.name)
         own = [w * (pair.B @ (pair.A @ V)) for w, pair in zip(weights, parts.pairs, strict=True)]

@@ -47,6 +47,7 @@ class Frechet(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """In the coordinates of the joint bases, where all is as small as the ranks together."""
+        parts = parts.counting
         weights = convex(parts.weights, self.name)
         U, V = columns_of(parts.pairs).basis, rows_of(parts.pairs).basis
         cores = [(U.T @ pair.B) @ (pair.A @ V) for pair in parts.pairs]

@@ -48,6 +48,7 @@ class IsoCts(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of at most the rank of the sum."""
+        parts = parts.counting
         whole = leading_svd(concatenated(parts.pairs, parts.weights), self.cutoff)
         rank, count = len(whole.S), len(parts.pairs)
         own = min(rank // count, round((rank - int(self.common * rank)) / count))

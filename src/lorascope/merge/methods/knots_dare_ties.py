@@ -40,7 +40,7 @@ class KnotsDareTies(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of rank at most the sum of the ranks, exactly."""
-        U = columns_of(parts.pairs).basis
+        U = columns_of(parts.counting.pairs).basis
 
         def dropped() -> Iterator[NDArray[Any]]:
             for place, pair in enumerate(parts.pairs):

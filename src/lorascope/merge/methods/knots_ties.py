@@ -15,6 +15,7 @@ from lorascope.merge.method import Base, Parts, Product
 class KnotsTies(Base):
     """TIES on S V_iᵀ = Uᵀ ΔW_i, as the authors' code has it (their text merges V_i), trimmed per site.
 
+    Where singular values S are equal, their vectors and so the result are not unique.
     With the weighted sum in place of TIES the result is that of ``linear``. Weights act as in ``ties``.
 
     Args:
@@ -36,7 +37,7 @@ class KnotsTies(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of rank at most the sum of the ranks, exactly."""
-        U = columns_of(parts.pairs).basis
+        U = columns_of(parts.counting.pairs).basis
         own = (trimmed_to((U.T @ pair.B) @ pair.A, self.density) for pair in parts.pairs)
         return Product(U, self.factor * elected_mean(own, parts.weights))
 

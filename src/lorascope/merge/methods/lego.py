@@ -54,6 +54,7 @@ class Lego(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of rank at most ``clusters``."""
+        parts = parts.counting
         rounding = float(np.finfo(np.float64).eps) * max(parts.shape)
         svds = [leading_svd(pair, rounding) for pair in parts.pairs]
         signs = np.where(parts.weights < 0, -1.0, 1.0)

@@ -42,6 +42,7 @@ class LegoOriginal(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of rank at most ``clusters``."""
+        parts = parts.counting
         signs = np.where(parts.weights < 0, -1.0, 1.0)
         z = np.concatenate(
             [np.concatenate([sign * pair.B.T, pair.A], axis=1) for sign, pair in zip(signs, parts.pairs, strict=True)]

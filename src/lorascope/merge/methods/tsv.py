@@ -43,6 +43,7 @@ class Tsv(Base):
 
     def __call__(self, parts: Parts) -> Product:
         """Of rank at most the sum of the ranks."""
+        parts = parts.counting
         most = max(1, min(parts.shape) // len(parts.pairs))
         rounding = float(np.finfo(np.float64).eps) * max(parts.shape)
         own = [leading_svd(pair, rounding) for pair in parts.pairs]
