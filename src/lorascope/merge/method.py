@@ -128,7 +128,7 @@ class Base:
     invariance: ClassVar[Invariance] = "GL(r)"
     is_symmetric: ClassVar[bool] = True
     is_idempotent: ClassVar[bool] = True
-    is_experimental: ClassVar[bool] = True
+    is_experimental: ClassVar[bool] = False
 
     def default_weights(self, count: int) -> NDArray[np.float64]:
         """1/n each."""
@@ -150,8 +150,6 @@ class Base:
 
 class WeightedSum(Base, ABC):
     """Methods that are a weighted sum of the updates, exactly: the factors side by side."""
-
-    is_experimental: ClassVar[bool] = False
 
     @abstractmethod
     def factors(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -32,6 +32,7 @@ class BLora(Base):
     name: ClassVar[str] = "b-lora"
     formula: ClassVar[str] = "w_1 ΔW_1 at sites of content, w_2 ΔW_2 at sites of style, else 0"
     reference: ClassVar[str] = "B-LoRA, Frenkel et al. (arXiv 2403.14572)"
+    is_experimental: ClassVar[bool] = True
     is_symmetric: ClassVar[bool] = False
     is_idempotent: ClassVar[bool] = False
 

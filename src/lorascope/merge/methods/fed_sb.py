@@ -27,6 +27,7 @@ class FedSb(Base):
     name: ClassVar[str] = "fed-sb"
     formula: ClassVar[str] = "U (Σ w_i Uᵀ ΔW_i V) Vᵀ, U and V the columns and rows that all share, Σ w_i = 1"
     reference: ClassVar[str] = "Fed-SB, Singhal et al. (arXiv 2502.15436), up to the gauge of B and A"
+    is_experimental: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_tolerance("tolerance", self.tolerance)

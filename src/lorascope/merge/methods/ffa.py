@@ -26,6 +26,7 @@ class Ffa(Base):
     name: ClassVar[str] = "ffa"
     formula: ClassVar[str] = "(Σ w_i ΔW_i V) Vᵀ, V the rows that all A_i share, Σ w_i = 1"
     reference: ClassVar[str] = "FFA-LoRA, Sun et al. (arXiv 2403.12313), up to the gauge of A"
+    is_experimental: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_tolerance("tolerance", self.tolerance)

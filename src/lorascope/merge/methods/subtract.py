@@ -19,6 +19,7 @@ class Subtract(WeightedSum):
     name: ClassVar[str] = "subtract"
     formula: ClassVar[str] = "w_1 ΔW_1 − Σ_{i>1} w_i ΔW_i"
     reference: ClassVar[str] = "negation of task vectors, Ilharco et al. (arXiv 2212.04089)"
+    is_experimental: ClassVar[bool] = True
     is_symmetric: ClassVar[bool] = False
     is_idempotent: ClassVar[bool] = False
 
