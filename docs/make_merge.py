@@ -39,10 +39,10 @@ states, saved heads that differ (`--allow-loss` leaves them out, and says so).
 ## Which method
 
 For adapters of different tasks: `iso-c`. On 120 draws of 2 to 8 adapters
-([experiments/merging](../experiments/merging/README.md)) it is first or within one standard deviation of the first in every
-column, as are `iso-cts` and `tsv`; `linear` with the best common weight is close. Methods differ far more in the weight that
-suits them than at their best weights: look for it on data of your own (`--learn`). For parts of one picture (style and subject),
-and to take something out: `linear`, the default, which is the exact sum.
+([experiments/merging](../experiments/merging/README.md)) it is first or within one standard deviation of the first in
+every column, as are `iso-cts` and `tsv`; `linear` with the best common weight is close. Methods differ far more in the
+weight that suits them than at their best weights: look for it on data of your own (`--learn`). For parts of one picture
+(style and subject), and to take something out: `linear`, the default, which is the exact sum.
 
 ## Rank and error
 
