@@ -132,7 +132,7 @@ def test_the_methods_are_listed(run: Run) -> None:
     [ties] = [one for one in listed["methods"] if one["name"] == "ties"]
     assert ties["options"] == {"density": 0.2, "factor": 1.0} and ties["invariance"] == "GL(r)"
     code, out, _ = run("--methods")
-    assert code == 0 and "ties *" in out and "density=0.2" in out and "lego-original *" in out
+    assert code == 0 and "ffa *" in out and "ties *" not in out and "density=0.2" in out
     assert "content=*up_blocks.0.attentions.0.*,*output_blocks.0.1.*" in out
 
 
