@@ -87,7 +87,7 @@ def measured(way, side, sites):
 
     import numpy as np
     import peft  # noqa: F401  (so that the idle process is the same for all)
-    import torch  # noqa: F401
+    import torch  # noqa: F401  (as peft)
 
     from lorascope.symmetry.cores import distance, norm
 

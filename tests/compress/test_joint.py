@@ -193,7 +193,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert compress([saved], is_loss_allowed=True).left_out == ("the tensor head.weight of adapter 1",)
     for options in ({"rank": 0}, {"clusters": 0}, {"method": "other"}, {"bits": 3}, {"dtype": "float8_e5m2"}):
         with pytest.raises(LorascopeError):
-            compress(inputs, **options)  # type: ignore[arg-type]
+            compress(inputs, **options)  # type: ignore[arg-type]  # of several types
     with pytest.raises(LorascopeError, match="nothing to compress"):
         compress([])
 

@@ -14,7 +14,7 @@ from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats.parametrisations.dora import decorated
 from lorascope.formats.parametrisations.ia3 import IA3
 from lorascope.merge import METHODS, Rows, Weights, merge
-from lorascope.merge.range_finder import _with_rest, low_rank  # type: ignore[reportPrivateUsage]
+from lorascope.merge.range_finder import _with_rest, low_rank  # type: ignore[reportPrivateUsage]  # a step of it
 from lorascope.symmetry.truncation import Cut
 from merge import dense_references as references
 

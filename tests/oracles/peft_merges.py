@@ -87,7 +87,7 @@ def compared(adapter: Adapter, before: dict[str, Any], after: dict[str, Any]) ->
         if delta_bias is not None:
             seen.add(f"{site}.bias")
             assert error(delta_bias, after[f"{site}.bias"] - bias) < DOUBLE
-        resolved: Any = update.resolved(base.shape)  # type: ignore[attr-defined]
+        resolved: Any = update.resolved(base.shape)  # type: ignore[attr-defined]  # of those alone
         assert resolved.base_shape == base.shape
         if isinstance(resolved, Expanded):
             assert resolved.norm() == pytest.approx(float(np.linalg.norm(change)), rel=1e-10)

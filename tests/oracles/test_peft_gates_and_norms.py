@@ -47,7 +47,7 @@ def test_ia3(make: Make, which: str, tmp_path: Path) -> None:
         config = peft.IA3Config(target_modules=f"({'|'.join(names)})", feedforward_modules=feedforward, **fields)
     adapter = checked(make, config, tmp_path / "a")
     checked_as_loaded(adapter, make, tmp_path / "b", "IA3")
-    on_input = {site for site, update in adapter.items() if update.axis == "in"}  # type: ignore[attr-defined]
+    on_input = {site for site, update in adapter.items() if update.axis == "in"}  # type: ignore[attr-defined]  # of IA3
     assert on_input == {"none": set(), "all": set(names), "some": set(names[:1]), "pattern": set(names[:2])}[which]
 
 

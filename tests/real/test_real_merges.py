@@ -110,7 +110,7 @@ def test_peft_loads_the_merge_and_its_layers_give_the_merged_outputs(tmp_path: P
     formats.write(done.adapter, tmp_path / "merged", format="peft")
     assert json.loads((tmp_path / "merged" / "adapter_config.json").read_text())["r"] == 16
 
-    class Holder(torch.nn.Module):  # type: ignore[misc, name-defined]
+    class Holder(torch.nn.Module):  # type: ignore[misc, name-defined]  # as importorskip gives it
         def forward(self, x: Any) -> Any:
             return x
 

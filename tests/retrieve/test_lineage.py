@@ -38,7 +38,7 @@ def family() -> dict[str, Adapter]:
     found["bfloat16"] = in_dtype(two, ml_dtypes.bfloat16)
     found["rank 2"] = in_dtype(cut(found["stranger2"], 2), np.float32)
     found["merge"] = merge([found["stranger3"], found["stranger4"]], "linear", weights=[0.7, 0.6]).adapter
-    found["twice"] = Adapter({s: LowRank(u.B, u.A, 2.0) for s, u in found["stranger5"].items()})  # type: ignore[attr-defined]
+    found["twice"] = Adapter({s: LowRank(u.B, u.A, 2.0) for s, u in found["stranger5"].items()})  # type: ignore[attr-defined]  # LowRank
     start = in_dtype(planted(50), np.float32)
     found["start"] = start
     steps = {site: 0.3 * random.standard_normal(update.stored["B"].shape) for site, update in start.items()}

@@ -29,7 +29,7 @@ def function_in(text: str, option: str) -> Callable[..., Any]:
         raise LorascopeError("there is no such file", file=path, key=option)
     try:
         found = runpy.run_path(path).get(name)
-    except Exception as error:
+    except Exception as error:  # whatever the user's own code raises
         raise LorascopeError(
             "the file fails when it is executed", file=path, found=f"{type(error).__name__}: {error}"
         ) from error
@@ -41,7 +41,7 @@ def function_in(text: str, option: str) -> Callable[..., Any]:
             return found(*arguments)
         except LorascopeError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever the user's own code raises
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
             where = f"{name}, line {lines[-1]}" if lines else name
             raise LorascopeError("the function fails", file=path, key=where, found=repr(error)) from error
