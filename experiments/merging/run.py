@@ -1,6 +1,6 @@
 """Merges that are run: 2 to 8 adapters of disjoint tasks, by every method and by PEFT's, on the same draws.
 
-    python experiments/merging/run.py                # 20 draws of each number; some 40 minutes on one core
+    python experiments/merging/run.py                # 20 draws of each number; an hour; goes on where it was
     python experiments/merging/run.py --small        # 3 draws
 
 Normalised accuracy: that of the base with the merged adapter on a task's test images, over that of the task's own
@@ -14,6 +14,7 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ from lorascope.formats import read, write
 from lorascope.merge import METHODS, merge
 
 HERE = Path(__file__).parent
-SCALES = (0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
+SCALES = (0.03, 0.05, 0.07, 0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4)
 """The common weight of the adapters: a merge of weights 1/n is multiplied by n times this, as every method is
 homogeneous in its weights."""
 PEFT = {
@@ -40,6 +41,7 @@ PEFT = {
     "dare_ties_svd": {"density": 0.5},
     "magnitude_prune_svd": {"density": 0.5},
 }
+ROWS = Path.home() / ".cache/lorascope/merging/rows.jsonl"
 NOT_HERE = {"subtract", "b-lora", "ffa", "fed-sb"}
 """Methods of another question: one without the others, parts of a base, adapters that share a factor."""
 
@@ -52,6 +54,33 @@ def ours(adapters, method):
 def scaled(adapter, factor):
     """The adapter with ΔW multiplied."""
     return adapter.with_sites({site: update.rescaled(factor * update.scale) for site, update in adapter.items()})
+
+
+class Kept:
+    """The rows that are measured already, one line of a file for each method of a draw."""
+
+    def __init__(self, path):
+        self.path = path
+        self.found = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                rows = json.loads(line)
+                self.found[self.key(rows[0])] = rows
+
+    @staticmethod
+    def key(row):
+        """What a line is of."""
+        return tuple(row[name] for name in ("setting", "tasks", "draw", "method"))
+
+    def __call__(self, head, method, measured):
+        """The rows of a method of a draw: those of the file, or measured now and written there."""
+        key = self.key({**head, "method": method})
+        if key not in self.found:
+            self.found[key] = [{**head, "method": method, **row} for row in measured()]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.found[key]) + "\n")
+        return self.found[key]
 
 
 class Peft:
@@ -91,14 +120,16 @@ def main():
     parser.add_argument("--small", action="store_true", help="3 draws of each number")
     parser.add_argument("--methods", nargs="*", help="ours; by default all that take any adapters")
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--rows", type=Path, help="where each draw is kept when it is done", default=ROWS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     draws = 3 if arguments.small else 20
     methods = arguments.methods or [name for name in METHODS.names() if name not in NOT_HERE]
-    model, rows = base(), []
+    model, kept = base(), Kept(arguments.rows)
+    rows = []
     for setting in SETTINGS:
         for count in setting.counts:
-            rows += ran(model, setting, count, draws, methods)
+            rows += ran(model, setting, count, draws, methods, kept)
     summary = summarised(rows)
     (arguments.out / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
     text = "\n".join(f"## {setting.title}\n\n{table(summary, setting)}" for setting in SETTINGS)
@@ -132,7 +163,7 @@ def drawn_tasks(setting, count, number):
     return [Task("upright", tuple(sorted(order[k::count].tolist()))) for k in range(count)], seeds
 
 
-def ran(model, setting, count, draws, methods):
+def ran(model, setting, count, draws, methods, kept):
     """The rows of one number of tasks: every method at every scale, on every draw."""
     images, start, rows = parts(), time.perf_counter(), []
     drawn = [drawn_tasks(setting, count, number) for number in range(draws)]
@@ -158,36 +189,47 @@ def ran(model, setting, count, draws, methods):
     for number, (own, _) in enumerate(drawn):
         places = list(range(number * count, (number + 1) * count))
         adapters = [single[place] for place in places]
-        alone = [
-            accuracies(model, adapter, [task], images.test)[0] for adapter, task in zip(adapters, own, strict=True)
-        ]
-        head = {"setting": setting.name, "tasks": count, "draw": number}
-
-        def record(name, scale, adapter, own=own, alone=alone, head=head):
-            scores = [
-                float(np.mean(np.divide(accuracies(model, adapter, own, part), alone)))
-                for part in (images.validation, images.test)
-            ]
-            rows.append({**head, "method": name, "scale": scale, "validation": scores[0], "test": scores[1]})
-
-        record("base alone", None, None)
-        for place, adapter in enumerate(adapters):
-            record("best single", place, adapter)
-        record("trained together", None, together[number % len(together)])
+        score = Score(model, own, adapters, images)
+        measures = {
+            "base alone": lambda score=score: [score(None, None)],
+            "best single": lambda score=score, adapters=adapters: [score(k, one) for k, one in enumerate(adapters)],
+            "trained together": lambda score=score, number=number: [score(None, together[number % len(together)])],
+        }
         for method in methods:
-            try:
-                merged = ours(adapters, method)
-            except LorascopeError as error:
-                rows.append({**head, "method": method, "error": str(error)})
-                continue
-            for scale in SCALES:
-                record(method, scale, scaled(merged, scale * count))
+            measures[method] = partial(score.at_scales, partial(ours, adapters, method), count)
         for kind, options in PEFT.items():
-            merged = peft(places, kind, options)
-            for scale in SCALES:
-                record(f"peft {kind}", scale, scaled(merged, scale))
+            measures[f"peft {kind}"] = partial(score.at_scales, partial(peft, places, kind, options), 1)
+        head = {"setting": setting.name, "tasks": count, "draw": number}
+        for method, measure in measures.items():
+            rows += kept(head, method, measure)
         print(json.dumps({**head, "seconds": _since(start)}), flush=True)
     return rows
+
+
+class Score:
+    """The normalised accuracies of adapters over the tasks of one draw, of which each has its own adapter."""
+
+    def __init__(self, model, tasks, adapters, images):
+        self.model, self.tasks, self.images = model, tasks, images
+        self.alone = [
+            accuracies(model, adapter, [task], images.test)[0] for adapter, task in zip(adapters, tasks, strict=True)
+        ]
+
+    def __call__(self, scale, adapter):
+        """The row of one adapter."""
+        chosen, judged = (
+            float(np.mean(np.divide(accuracies(self.model, adapter, self.tasks, part), self.alone)))
+            for part in (self.images.validation, self.images.test)
+        )
+        return {"scale": scale, "validation": chosen, "test": judged}
+
+    def at_scales(self, make, factor):
+        """The rows of a merge at each scale, or why it cannot be made."""
+        try:
+            merged = make()
+        except LorascopeError as error:
+            return [{"error": str(error)}]
+        return [self(scale, scaled(merged, scale * factor)) for scale in SCALES]
 
 
 def _since(start):
