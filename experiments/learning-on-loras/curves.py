@@ -1,6 +1,6 @@
 """What more adapters would bring: test scores of some models over the number of adapters that they learn from.
 
-    python experiments/learning-on-loras/curves.py                       # digits, glyphs, minilm; half an hour and more
+    python experiments/learning-on-loras/curves.py                       # digits, glyphs, minilm; goes on where it was
     python experiments/learning-on-loras/curves.py --zoos digits --models kernels,ridge --repeats 3
     python experiments/learning-on-loras/curves.py --small
 
@@ -11,15 +11,15 @@ models; smaller choices lie inside larger ones), measured on the whole test spli
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from zoos import zoo_named
+from zoos import home, zoo_named
 
 from lorascope.predict import MODELS, Dataset, Target
-from lorascope.predict.dataset import rows_of
 from lorascope.predict.fitting import fit_member
 from lorascope.predict.metrics import measure
 
@@ -46,12 +46,35 @@ def nested(groups, sizes, seed):
     return {**chosen, len(groups): np.arange(len(groups))}
 
 
-def curve(dataset, target, name, repeats):
+class Kept:
+    """The scores that are measured already, one line of a file each."""
+
+    def __init__(self, path):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.found = {self.key(row): row for row in map(json.loads, lines)}
+
+    @staticmethod
+    def key(row):
+        """What a line is of."""
+        return tuple(row[name] for name in ("zoo", "target", "model", "size", "repeat"))
+
+    def __call__(self, row, measured):
+        """The row with its score: that of the file, or measured now and written there."""
+        key = self.key(row)
+        if key not in self.found:
+            self.found[key] = {**row, **measured()}
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.found[key]) + "\n")
+            print(json.dumps(self.found[key]), flush=True)
+        return self.found[key]
+
+
+def curve(zoo, dataset, target, name, repeats, kept):
     """One row for each size and repeat: the primary metric on the test split."""
     model = MODELS[name]()
     learn, test = dataset.where("train", "validation"), dataset.where("test")
     structure = dataset.structure(learn)
-    inputs, unseen = (dataset.inputs(model, structure, indices=part) for part in (learn, test))
     values = dataset.values(target)
     goal = Target.of(target, [values[i] for i in learn])
     encoded = goal.encode([values[i] for i in learn])
@@ -59,17 +82,22 @@ def curve(dataset, target, name, repeats):
     truth = truth if goal.is_classification else truth * goal.spread + goal.mean
     groups = [dataset.groups[i] for i in learn]
     metric = "auroc" if goal.is_classification else "r2"
+
+    def measured(own, repeat):
+        # inputs are made for each fit alone and go with it: those of all sizes at once would not fit
+        inputs = model.inputs([dataset.samples[learn[i]] for i in own], structure)
+        part = [groups[i] for i in own]
+        member, _ = fit_member(model, inputs, encoded[own], part, goal, structure, seed=repeat)
+        del inputs
+        unseen = model.inputs([dataset.samples[i] for i in test], structure)
+        predicted = member.calibration.predict(goal, member.fitted.scores(unseen))
+        return {"metric": metric, "score": measure(goal, truth, predicted)[metric]}
+
     rows = []
     for repeat in range(repeats):
         for size, own in nested(groups, SIZES, repeat).items():
-            part = [groups[i] for i in own]
-            member, _ = fit_member(model, rows_of(inputs, own), encoded[own], part, goal, structure, seed=repeat)
-            predicted = member.calibration.predict(goal, member.fitted.scores(unseen))
-            score = measure(goal, truth, predicted)[metric]
-            rows.append(
-                {"target": target, "model": name, "metric": metric, "size": size, "repeat": repeat, "score": score}
-            )
-            print(json.dumps(rows[-1]), flush=True)
+            row = {"zoo": zoo, "target": target, "model": name, "size": size, "repeat": repeat}
+            rows.append(kept(row, partial(measured, own, repeat)))
     return rows
 
 
@@ -109,12 +137,12 @@ def main():
     parser.add_argument("--small", action="store_true", help="the zoos at a tenth")
     parser.add_argument("--out", type=Path, default=HERE)
     arguments = parser.parse_args()
-    rows = []
+    rows, kept = [], Kept(home(small=arguments.small) / "curves.jsonl")
     for zoo in arguments.zoos:
         dataset = Dataset.of(zoo_named(zoo, small=arguments.small))
         for target in TARGETS[zoo]:
             for name in arguments.models:
-                rows += [{"zoo": zoo, **row} for row in curve(dataset, target, name, arguments.repeats)]
+                rows += curve(zoo, dataset, target, name, arguments.repeats, kept)
     (arguments.out / "curves.json").write_text(json.dumps(rows, indent=1) + "\n")
     head = "# Learning curves\n\nTest score by the number of adapters offered (85 % train, as in a bench), mean ± sd."
     (arguments.out / "curves.md").write_text(f"{head}\n{table(rows)}\n")

@@ -31,14 +31,19 @@ class Planned(NamedTuple):
 
 
 POISONED = {"poison": "none|patch"}
+CONVENTIONS = {"": lambda rank: 8.0, "-same-scale": lambda rank: 2.0 * rank, "-stabilised": lambda rank: 4 * rank**0.5}
 ZOOS = {
     # the three that the tables are of
     "digits": Planned("digits-vit", 2400, settings=POISONED),
     "glyphs": Planned("glyph-diffusion", 800),
     "minilm": Planned("minilm-text", 500),
-    # the same question at ranks that were not trained on; alpha is 8 at every rank, so scale = 8 / rank
+    # the same question at ranks that were not trained on, by what alpha does: 8 at every rank (scale = 8 / rank), or so
+    # that the scale stays 2 (alpha = 2 rank), or rank-stabilised (scale = 4 / sqrt(rank)); all are 2 at rank 4
     **{
-        f"digits-rank-{rank}": Planned("digits-vit", 256, OTHER_SEED + rank, {**POISONED, "rank": rank})
+        f"digits-rank-{rank}{name}": Planned(
+            "digits-vit", 256, OTHER_SEED + rank, {**POISONED, "rank": rank, "alpha": alpha(rank)}
+        )
+        for name, alpha in CONVENTIONS.items()
         for rank in (1, 2, 8, 16)
     },
     "glyphs-rank-8": Planned("glyph-diffusion", 160, OTHER_SEED, {"rank": 8}),

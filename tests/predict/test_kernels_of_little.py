@@ -6,8 +6,8 @@ import pytest
 from lorascope.adapter import Adapter, LowRank
 from lorascope.predict import MODELS, Dataset, Predictor, Sample, fit_predictor
 from lorascope.predict.kernel import Tokens
-from lorascope.predict.kernel_levels import bundles_of, levels_of
-from lorascope.predict.kernel_machine import Comparison
+from lorascope.predict.kernel_levels import bundles_of, levels_of, weights_by_level
+from lorascope.predict.kernel_machine import Comparison, Part
 from lorascope.predict.kernels.log_spectrum import LogSpectrumKernel
 from lorascope.predict.model import Split
 from lorascope.predict.targets import Target
@@ -52,6 +52,19 @@ def test_labels_that_nothing_tells_are_not_told_by_leave_one_out():
         found, _ = fitted([adapter(rng) for _ in y], y, Target("value", "regression"))
         told.append(1 - ((found.calibration[0] - y) ** 2).mean() / y.var())
     assert np.mean(told) < 0.2  # without a pull that grows as adapters get fewer: 0.43
+
+
+def test_each_of_many_classes_is_evidence_of_which_kernel_tells_them():
+    """One of six kernels tells all: few adapters show it, where they have many classes."""
+    shares = []
+    for columns in (1, 10):
+        rng = np.random.default_rng(columns)
+        told, *others = (rng.standard_normal((30, 8)) for _ in range(6))
+        grams = [(Part(str(k), -1, 1.0), np.float32(X @ X.T / 8)) for k, X in enumerate([told, *others])]
+        Y = told @ rng.standard_normal((8, columns)) / np.sqrt(8) + 0.5 * rng.standard_normal((30, columns))
+        [level] = weights_by_level(bundles_of(grams, [""]), Y - Y.mean(axis=0), [], [[""]])
+        shares.append(level.weights[grams[0][0]] / sum(level.weights.values()))
+    assert shares[1] > 0.8 > shares[0]  # six draws: .85 to .91 of ten columns; held by adapters alone, .51 to .65
 
 
 @pytest.mark.parametrize("target", [Target("value", "regression"), Target("value", "binary", (False, True))])

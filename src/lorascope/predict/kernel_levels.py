@@ -19,13 +19,17 @@ from lorascope.predict.kernel_machine import Part
 from lorascope.predict.leave_one_out import Blocks, Matrix
 
 PULL = 1.4
-"""How strongly weights are held to where they start, in log error per square of a logarithm and adapter.
+"""How strongly weights are held to where they start, in log error per square of a logarithm, adapter and target column.
 
-With n adapters log error is known to about 1/n, so a pull that did not fall with n would be nothing to few adapters,
-whose weights then fit their own left-out residuals. From 50 adapters of digits-vit, in twelve draws, accuracy was told
-with R² of .45 ± .23 without a pull, .48 ± .19 with one of .002 whatever n is, and .61 ± .04 with this one (mean and
-deviation over the draws, on adapters outside them). Leave-one-out said .25, .49 and .57; intervals of 90 % held 93 %
-(85 to 99), 90 % (70 to 97) and 93 % (89 to 97), at widths of .55, .46 and .39.
+With n adapters log error of one target is known to about 1/n, so a pull that did not fall with n would be nothing to
+few adapters, whose weights then fit their own left-out residuals. From 50 adapters of digits-vit, in twelve draws,
+accuracy was told with R² of .45 ± .23 without a pull, .48 ± .19 with one of .002 whatever n is, and .61 ± .04 with
+this one (mean and deviation over the draws, on adapters outside them). Leave-one-out said .25, .49 and .57; intervals of
+90 % held 93 % (85 to 99), 90 % (70 to 97) and 93 % (89 to 97), at widths of .55, .46 and .39.
+
+Each class is a target of its own and says as much again of which kernels tell them: of 50 adapters, held by n alone,
+the ten classes of digits-vit were told with AUROC .70 ± .03, held by n and columns with .79 ± .02; 26 characters of
+glyph-diffusion with .60 and .82. From 400 on it is nothing or little (.001, .005; all on the validation splits).
 """
 
 
@@ -102,7 +106,7 @@ def weights_by_level(
             before, noise = found[-1]
             sums = [sum(before[part] for part in own) for own in parts]
             start = np.log([*np.maximum(sums, 1e-12), noise])
-        learned: Learned = learn_weights(stack, Y, blocks, start=start, pull=PULL / len(Y))
+        learned: Learned = learn_weights(stack, Y, blocks, start=start, pull=PULL / Y.size)
         weights = {
             part: float(weight) / len(own) for weight, own in zip(learned.weights, parts, strict=True) for part in own
         }
