@@ -24,8 +24,8 @@ PULL = 1.4
 With n adapters log error of one target is known to about 1/n, so a pull that did not fall with n would be nothing to
 few adapters, whose weights then fit their own left-out residuals. From 50 adapters of digits-vit, in twelve draws,
 accuracy was told with R² of .45 ± .23 without a pull, .48 ± .19 with one of .002 whatever n is, and .61 ± .04 with
-this one (mean and deviation over the draws, on adapters outside them). Leave-one-out said .25, .49 and .57; intervals of
-90 % held 93 % (85 to 99), 90 % (70 to 97) and 93 % (89 to 97), at widths of .55, .46 and .39.
+this one (mean and deviation over the draws, on adapters outside them). Leave-one-out said .25, .49 and .57; intervals
+of 90 % held 93 % (85 to 99), 90 % (70 to 97) and 93 % (89 to 97), at widths of .55, .46 and .39.
 
 Each class is a target of its own and says as much again of which kernels tell them: of 50 adapters, held by n alone,
 the ten classes of digits-vit were told with AUROC .70 ± .03, held by n and columns with .79 ± .02; 26 characters of
