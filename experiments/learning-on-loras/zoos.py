@@ -31,20 +31,29 @@ class Planned(NamedTuple):
 
 
 POISONED = {"poison": "none|patch"}
-CONVENTIONS = {"": lambda rank: 8.0, "-same-scale": lambda rank: 2.0 * rank, "-stabilised": lambda rank: 4 * rank**0.5}
+CONVENTIONS = {
+    "": lambda rank: {},
+    "-same-scale": lambda rank: {"alpha": 2.0 * rank},
+    "-stabilised": lambda rank: {"alpha": 4 * rank**0.5},
+}
+"""What alpha does where the rank is another: it stays 8 (scale = 8 / rank), or the scale stays 2, or the scale is
+4 / sqrt(rank), which rsLoRA calls stabilised. At rank 4 all are the same."""
 ZOOS = {
     # the three that the tables are of
     "digits": Planned("digits-vit", 2400, settings=POISONED),
     "glyphs": Planned("glyph-diffusion", 800),
     "minilm": Planned("minilm-text", 500),
-    # the same question at ranks that were not trained on, by what alpha does: 8 at every rank (scale = 8 / rank), or so
-    # that the scale stays 2 (alpha = 2 rank), or rank-stabilised (scale = 4 / sqrt(rank)); all are 2 at rank 4
+    # the same question at ranks that were not trained on, and zoos to learn from at these
     **{
         f"digits-rank-{rank}{name}": Planned(
-            "digits-vit", 256, OTHER_SEED + rank, {**POISONED, "rank": rank, "alpha": alpha(rank)}
+            "digits-vit", 256, OTHER_SEED + rank, {**POISONED, "rank": rank, **convention(rank)}
         )
-        for name, alpha in CONVENTIONS.items()
+        for name, convention in CONVENTIONS.items()
         for rank in (1, 2, 8, 16)
+    },
+    **{
+        f"digits-rank-{rank}-learn": Planned("digits-vit", 1000, 300 + rank, {**POISONED, "rank": rank})
+        for rank in (2, 8, 16)
     },
     "glyphs-rank-8": Planned("glyph-diffusion", 160, OTHER_SEED, {"rank": 8}),
     # another base, and what may be worse for a reader of column spaces
