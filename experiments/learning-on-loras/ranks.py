@@ -53,11 +53,14 @@ def cell(values):
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
 
 
+RANKS = (1, 2, 8, 16)
+ALPHA = {"": "8 at every rank", "-same-scale": "2 · rank", "-stabilised": "4 · √rank"}
+
+
 def by_convention(digits, zoos, ask):
     """Lines of the first table."""
-    names = list(zoos)
-    lines = ["| target | rank 4 | " + " | ".join(name.removeprefix("digits-") for name in names) + " |"]
-    lines.append("|---|" + "---:|" * (1 + len(names)))
+    lines = ["| target | alpha | rank 4 | " + " | ".join(f"rank {rank}" for rank in RANKS) + " |"]
+    lines.append("|---|---|" + "---:|" * (1 + len(RANKS)))
     learn, test = digits.where("train", "validation"), digits.where("test")
     asked = {"rank-4": (digits, test), **{name: (zoo, range(len(zoo))) for name, zoo in zoos.items()}}
     for target in TARGETS:
@@ -65,7 +68,10 @@ def by_convention(digits, zoos, ask):
             ask("digits", "all", target, seed, partial(scores, digits, learn, asked, target, seed))
             for seed in range(MEMBERS)
         ]
-        lines.append(f"| {target} | " + " | ".join(cell([one[name] for one in found]) for name in asked) + " |")
+        for convention in CONVENTIONS:
+            names = ["rank-4", *(f"digits-rank-{rank}{convention}" for rank in RANKS)]
+            cells = " | ".join(cell([one[name] for one in found]) for name in names)
+            lines.append(f"| {target} | {ALPHA[convention]} | {cells} |")
     return lines
 
 
@@ -110,7 +116,7 @@ def main():
         return kept(row, lambda: {"scores": measured()})["scores"]
 
     digits = zoo("digits")
-    names = [f"digits-rank-{rank}{convention}" for convention in CONVENTIONS for rank in (1, 2, 8, 16)]
+    names = [f"digits-rank-{rank}{convention}" for convention in CONVENTIONS for rank in RANKS]
     others = {name: zoo(name) for name in names}
     first = by_convention(digits, others, ask)
     teachers = {rank: zoo(f"digits-rank-{rank}-learn") for rank in (2, 8, 16)}
