@@ -232,6 +232,14 @@ def test_the_verb_writes_and_reports(
     assert code == 2 and json.loads(out)["error"] == "OutputError"
 
 
+def test_a_limit_out_of_its_range_is_named_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in (("--rank", 0), ("--energy", 2), ("--ratio", 2), ("--error", 2)):
+        code, out = run(["resize", tmp_path / "a", "-o", tmp_path / "b", key, value, "--json"], monkeypatch, capsys)
+        assert code == 2 and json.loads(out)["key"] == key
+
+
 def test_a_kohya_file_stays_one_and_says_its_new_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -49,13 +49,13 @@ def extract(
     """
     from pathlib import Path
 
+    from lorascope.cli.options import cut_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import extract as extracted
     from lorascope.errors import OutputError
     from lorascope.formats import format_named, write
     from lorascope.formats.checkpoint import Checkpoint
     from lorascope.report.extractions import extracted_as_dict, extracted_as_text
-    from lorascope.symmetry.truncation import Cut
 
     format_named(to)
     path = Path(output)
@@ -65,7 +65,7 @@ def extract(
         result = extracted(
             base,
             tuned,
-            Cut(rank=rank, energy=energy, error=error),
+            cut_of(rank=rank, energy=energy, error=error),
             sites=tuple(sites or ()),
             is_dora=dora,
             dtype=dtype,

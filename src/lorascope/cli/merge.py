@@ -80,7 +80,7 @@ def merge(
     """
     from pathlib import Path
 
-    from lorascope.cli.options import with_options
+    from lorascope.cli.options import cut_of, with_options
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.user_function import function_in
     from lorascope.conversion.apart import check_apart
@@ -89,7 +89,6 @@ def merge(
     from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
     from lorascope.report.merges import merged_as_dict, merged_as_text, methods_as_dicts, methods_as_text
-    from lorascope.symmetry.truncation import Cut
 
     if methods:
         print_json(methods_as_dicts()) if as_json else methods_as_text(console())
@@ -100,7 +99,7 @@ def merge(
         )
     member = with_options(METHODS[method], settings or [])
     by_pattern = [_pattern_and_weights(one) for one in weights_for or []]
-    cut = Cut(rank=rank, energy=energy, error=error)
+    cut = cut_of(rank=rank, energy=energy, error=error)
     if learn is not None and weights is not None:
         raise LorascopeError("weights are either given or learned", key="--learn", found=f"--weights {weights} too")
     chosen = None if weights is None else _numbers(weights, "--weights")

@@ -62,13 +62,13 @@ def resize(
 
         lorascope resize adapter/ -o small/ --budget 1000000 --dtype float16
     """
+    from lorascope.cli.options import cut_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import resize as resized_of
     from lorascope.conversion import convert
     from lorascope.report.resizes import resized_as_dict, resized_as_text
-    from lorascope.symmetry.truncation import Cut
 
-    cut = Cut(rank=rank, energy=energy, ratio=ratio, error=error)
+    cut = cut_of(rank=rank, energy=energy, ratio=ratio, error=error)
     adapter = _given(source, scale)
     with progress("resizing sites", len(adapter)) as advance:
         result = resized_of(adapter, cut, budget=budget, dtype=dtype, is_loss_allowed=allow_loss, advance=advance)
