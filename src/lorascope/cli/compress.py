@@ -48,8 +48,9 @@ def compress(
     """Pack adapters of one base: shared bases and a small core for each, from their factors alone.
 
     The error of each adapter is measured on what `lorascope decompress` gives back; a pack that loses much of the
-    adapters, or is larger than they are, is held against each alone with the same rounding. In a zoo or folder, adapters that
-    cannot be read are left out and counted (exit code 1); among adapters that are named one by one, one is an error.
+    adapters, or is larger than they are, is held against each alone with the same rounding. In a zoo or folder,
+    adapters that cannot be read are left out and counted (exit code 1); among adapters that are named one by one, one
+    is an error.
 
         lorascope compress zoo/ -o zoo.pack.safetensors --method alone --quantise int4
 
@@ -62,8 +63,8 @@ def compress(
 
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.sources import adapters_at
-    from lorascope.compress import write_pack
     from lorascope.compress import compress as compressed
+    from lorascope.compress import write_pack
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
     from lorascope.report.packs import compressed_as_dict, compressed_as_text

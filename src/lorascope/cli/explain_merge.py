@@ -21,6 +21,7 @@ def explain_merge(
 ) -> None:
     """Write an adapter as a sum of few others: weights, and what remains unexplained, exactly.
 
+    Weights are positive unless --signed is given; where weights of any sign would explain much more, that is said.
     Candidates that cannot be read, or have no ΔW without the base, are counted and left out (exit code 1).
 
         lorascope explain-merge unknown.safetensors --among zoo/

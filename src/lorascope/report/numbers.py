@@ -15,3 +15,12 @@ def number_as_text(value: float, places: int) -> str:
     ('0.123', '–')
     """
     return f"{value:.{places}f}" if math.isfinite(value) else DASH
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things that take an s where they are not one.
+
+    >>> counted(1, "adapter"), counted(1200, "adapter")
+    ('1 adapter', '1,200 adapters')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
