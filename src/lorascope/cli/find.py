@@ -35,7 +35,8 @@ def find(
 ) -> None:
     """Find adapters by weights, whatever their format, gauge, rank padding, dtype and name.
 
-    Distances are exact, measured on the files. Exit code 1 where a candidate could not be read, or some of a folder
+    Distances are exact, measured on the files; the nearest by distance come first. Adapters that have no site in common
+    with it are counted and not listed. Exit code 1 where a candidate could not be read, or some of a folder
     could not be indexed: they may be missing in what was found.
 
         lorascope find mine.safetensors --in adapters.index -k 5
@@ -107,4 +108,12 @@ def _index_of(places: Sequence[str]) -> Index:
         raise LorascopeError("one index alone can be searched", found=", ".join(places)[:200])
     paths = adapters_in(places)
     with progress("reading", len(paths)) as advance:
-        return build_index(paths, advance=advance).index
+        index = build_index(paths, advance=advance).index
+    if not len(index):
+        first = index.failures[0]
+        raise LorascopeError(
+            "none of the adapters here can be searched",
+            expected="one or more",
+            found=f"{len(paths)}: {first.error or first.path}",
+        )
+    return index
