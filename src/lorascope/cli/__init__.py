@@ -55,7 +55,7 @@ def _register() -> None:
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
     app.command("extract")(extract.extract)
-    app.command("merge")(merge.merge)
+    app.command("merge", cls=merge.MergeCommand)(merge.merge)
     app.command("resize")(resize.resize)
     app.command("compress")(compress.compress)
     app.command("decompress")(decompress.decompress)

@@ -11,7 +11,7 @@ def compare(
     adapters: Annotated[
         list[str], typer.Argument(metavar="ADAPTER…", help="Two adapter files, folders or hub ids, or more.")
     ],
-    signs: Annotated[bool, typer.Option("--signs", help="Count entries that have the same sign (of two).")] = False,
+    signs: Annotated[bool, typer.Option("--signs", help="Of two alone: count entries of one sign.")] = False,
     sites: Annotated[str, typer.Option(help="How many sites the table lists: a number, or 'all'.")] = "24",
     plot: Annotated[
         str | None,
@@ -28,6 +28,8 @@ def compare(
 
     Formats, ranks, scales and dtypes may differ: compared is ΔW = scale · B · A. Figures are over the sites that all
     adapters have; the others are listed with their norms.
+
+        lorascope compare one/ two.safetensors
 
         lorascope compare one/ two.safetensors --signs
 
