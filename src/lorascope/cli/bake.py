@@ -51,9 +51,10 @@ def bake(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
-    """Fold adapters into a checkpoint, W + Σ ΔW, one tensor in memory at a time.
+    """Fold adapters into a checkpoint: W + Σ ΔW.
 
-    The sum is formed in float64 and rounded once to the dtype of the base. All other tensors and files are copied.
+    One tensor is in memory at a time. The sum is formed in float64 and rounded once to the dtype of the base. All other
+    tensors and files are copied.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.conversion import bake as bake_files

@@ -24,10 +24,11 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Compare adapters: distances, cosines, angles, spectra, who dominates, how much they cancel.
+    """Compare adapters: how far apart they are, and where.
 
-    Formats, ranks, scales and dtypes may differ: compared is ΔW = scale · B · A. Figures are over the sites that all
-    adapters have; the others are listed with their norms.
+    Told are distances, cosines, angles, spectra, who dominates and how much they cancel. Formats, ranks, scales and
+    dtypes may differ: compared is ΔW = scale · B · A. Figures are over the sites that all adapters have; the others are
+    listed with their norms.
 
         lorascope compare one/ two.safetensors
 

@@ -45,12 +45,12 @@ def compress(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Pack adapters of one base: shared bases and a small core for each, from their factors alone.
+    """Pack many adapters of one base into one small file.
 
-    The error of each adapter is measured on what `lorascope decompress` gives back; a pack that loses much of the
-    adapters, or is larger than they are, is held against each alone with the same rounding. In a zoo or folder,
-    adapters that cannot be read are left out and counted (exit code 1); among adapters that are named one by one, one
-    is an error.
+    They share bases and have a small core each, or (--method alone) stand each for itself. The error of each adapter is
+    measured on what `lorascope decompress` gives back; a pack that loses much of the adapters, or is larger than they
+    are, is held against each alone with the same rounding. In a zoo or folder, adapters that cannot be read are left
+    out and counted (exit code 1); among adapters that are named one by one, one is an error.
 
         lorascope compress zoo/ -o zoo.pack.safetensors --method alone --quantise int4
 

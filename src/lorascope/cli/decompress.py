@@ -21,7 +21,10 @@ def decompress(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write the adapters of a pack into a folder, each under its own name."""
+    """Write the adapters of a pack into a folder.
+
+    Each gets its own name.
+    """
     from pathlib import Path
 
     from lorascope.cli.output import console, print_json, progress

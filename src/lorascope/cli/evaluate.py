@@ -28,10 +28,10 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a predictor on a split of a zoo: metrics as mean and spread over its members.
+    """Measure a predictor on a split of a zoo.
 
-    A damaged adapter is an error that names it, unless those are to be left out; adapters without a value of the label
-    are left out and counted.
+    Metrics are the mean and spread over its members. A damaged adapter is an error that names it, unless those are to
+    be left out; adapters without a value of the label are left out and counted.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.errors import PredictorError

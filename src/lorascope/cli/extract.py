@@ -37,11 +37,11 @@ def extract(
     seed: Annotated[int, typer.Option(min=0, help="Of the range finder for large weights.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Take the difference of two checkpoints as an adapter, one tensor in memory at a time.
+    """Take the difference of two checkpoints as an adapter.
 
-    The relative error is measured against the difference itself. Tensors that changed and are no weights of layers
-    (norms, biases) are listed and counted: the adapter does not have them. With --dora the limits hold for the
-    direction.
+    One tensor is in memory at a time. The relative error is measured against the difference itself. Tensors that
+    changed and are no weights of layers (norms, biases) are listed and counted: the adapter does not have them. With
+    --dora the limits hold for the direction.
 
         lorascope extract base/ tuned/ -o adapter/ --rank 32
 

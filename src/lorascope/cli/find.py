@@ -33,11 +33,12 @@ def find(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Find adapters by weights, whatever their format, gauge, rank padding, dtype and name.
+    """Find adapters by weights: the nearest, or duplicates.
 
-    Distances are exact, measured on the files; the nearest by distance come first. Adapters that have no site in common
-    with it are counted and not listed. Exit code 1 where a candidate could not be read, or some of a folder
-    could not be indexed: they may be missing in what was found.
+    Format, gauge, rank padding, dtype and name make no difference. Distances are exact, measured on the files; the
+    nearest by distance come first. Adapters that have no site in common with it are counted and not listed. Exit code 1
+    where a candidate could not be read, or some of a folder could not be indexed: they may be missing in what was
+    found.
 
         lorascope find mine.safetensors --in adapters.index -k 5
 

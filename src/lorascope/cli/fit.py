@@ -36,10 +36,10 @@ def fit(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fit a predictor of a label on the training part of a zoo; the test part is never touched.
+    """Fit a predictor of a label on the training part of a zoo.
 
-    A damaged adapter is an error that names it, unless those are to be left out; adapters without a value of the label
-    are left out and counted.
+    The test part is never touched. A damaged adapter is an error that names it, unless those are to be left out;
+    adapters without a value of the label are left out and counted.
     """
     from lorascope.cli.options import with_options
     from lorascope.cli.output import console, print_json, progress

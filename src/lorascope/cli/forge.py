@@ -50,11 +50,11 @@ def forge(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the zoo that is there and begin again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Train a zoo of LoRA adapters: many at once over one frozen base, with every label measured.
+    """Train a zoo of LoRA adapters, many at once over one base.
 
-    A run that was interrupted or killed goes on where it stopped when the same command is given again, and a
-    larger --count extends a zoo. The zoo does not depend on --workers. Under `torchrun -m lorascope forge ...` or
-    `accelerate launch -m lorascope forge ...` the processes share the work.
+    The base is frozen, and every label measured. A run that was interrupted or killed goes on where it stopped when the
+    same command is given again, and a larger --count extends a zoo. The zoo does not depend on --workers. Under
+    `torchrun -m lorascope forge ...` or `accelerate launch -m lorascope forge ...` the processes share the work.
 
     Example:  lorascope forge digits-vit --count 1000 --out zoo --seed 0 --set rank=8
     """

@@ -100,7 +100,7 @@ def merge(
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and what they are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Merge adapters of one base into one adapter, without the base.
+    """Merge adapters of one base into one, without the base.
 
     Ranks, scales and formats may differ; a site that an adapter does not have counts as zero. Where no rank, energy or
     error is given, a method whose result has low rank is written exactly, to rounding; the others with the sum of the

@@ -51,10 +51,11 @@ def resize(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Cut an adapter to lower ranks, each site as well as any matrix of its rank can.
+    """Cut an adapter to lower ranks with the least error.
 
-    Where several limits are given, the smallest rank counts. A budget is shared among all sites by what each direction
-    is worth for its parameters; sites that get nothing are left out and counted.
+    No matrix of its rank is nearer to a site than what is written. Where several limits are given, the smallest rank
+    counts. A budget is shared among all sites by what each direction is worth for its parameters; sites that get
+    nothing are left out and counted.
 
         lorascope resize adapter/ -o small/ --rank 8
 

@@ -37,9 +37,10 @@ def import_(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make a zoo of your own adapters and a table of labels, or of a published zoo: `lorascope fit` learns from it.
+    """Make a zoo of your own adapters, or of a published zoo.
 
-    Without --labels, DIR has the layout of a published zoo, which states labels and groups itself.
+    `lorascope fit` learns from it. Your own come with a table of labels. Without --labels, DIR has the layout of a
+    published zoo, which states labels and groups itself.
     """
     from lorascope.cli.output import print_json
     from lorascope.cli.output import track as bar

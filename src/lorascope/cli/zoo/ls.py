@@ -30,7 +30,9 @@ def ls(
         bool, typer.Option("--csv", help="CSV; lists as 1;2;3, as `zoo import` reads them; control characters as �.")
     ] = False,
 ) -> None:
-    """List adapters with what is known of them, of every status unless --where says otherwise.
+    """List the adapters of a zoo with what is known of them.
+
+    Of every status, unless --where says otherwise.
 
     Example:  lorascope zoo ls zoo --where "3 in classes and rank = 4" --sort -test_accuracy --limit 10
     """

@@ -20,9 +20,10 @@ def merge(
     ] = "joined",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make one zoo of several, with every adapter's recipe, settings and base hash kept.
+    """Make one zoo of several.
 
-    Files are hard-linked where that can be. An id that two zoos have gets the number of its zoo before it.
+    Every adapter's recipe, settings and base hash are kept. Files are hard-linked where that can be. An id that two
+    zoos have gets the number of its zoo before it.
     """
     from lorascope.cli.output import console, print_json
     from lorascope.zoo import merge_zoos

@@ -16,9 +16,10 @@ def pack(
     shard_size: Annotated[int, typer.Option(min=1, max=20_000, help="Adapters in an archive.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Move adapters into archives of stored files, which every verb reads by mapping them, without unpacking.
+    """Move the adapters of a zoo into archives.
 
-    An archive is whole on the disk before any file is deleted; the same command goes on after an interruption.
+    Every verb reads these by mapping their stored files, without unpacking. An archive is whole on the disk before any
+    file is deleted; the same command goes on after an interruption.
     """
     from lorascope.cli.output import progress
     from lorascope.zoo import Zoo
@@ -34,7 +35,10 @@ def unpack(
     zoo: Annotated[Path, typer.Argument(help="A packed zoo.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Put the adapters of a packed zoo back into folders, byte for byte."""
+    """Put the adapters of a packed zoo back into folders.
+
+    They are what they were, byte for byte.
+    """
     from lorascope.cli.output import progress
     from lorascope.zoo import Zoo
     from lorascope.zoo import unpack as run

@@ -18,7 +18,10 @@ def push(
     type: Annotated[Literal["dataset", "model"], typer.Option(help="Of the repository.")] = "dataset",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Send a zoo to the hub, whole and verified; the same command goes on after an interruption."""
+    """Send a zoo to the hub, whole and verified.
+
+    The same command goes on after an interruption.
+    """
     from lorascope.cli.output import progress
     from lorascope.zoo.remote import push as run
 
@@ -33,7 +36,10 @@ def pull(
     type: Annotated[Literal["dataset", "model"], typer.Option(help="Of the repository.")] = "dataset",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fetch a zoo from the hub and verify every byte; the same command goes on after an interruption."""
+    """Fetch a zoo from the hub and verify every byte.
+
+    The same command goes on after an interruption.
+    """
     from lorascope.zoo.remote import pull as run
 
     result = run(repo, out, repo_type=type)

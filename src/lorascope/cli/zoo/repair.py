@@ -16,10 +16,11 @@ def repair(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Forge exactly the damaged and missing adapters of a zoo anew, bit for bit as they were.
+    """Forge what is damaged or missing in a zoo anew.
 
-    An adapter that comes out otherwise than its recorded hash is not put back. Exits with 1 where something is still
-    not as recorded, such as extra files, which are left alone.
+    Exactly these adapters are made, bit for bit as they were. An adapter that comes out otherwise than its recorded
+    hash is not put back. Exits with 1 where something is still not as recorded, such as extra files, which are left
+    alone.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.forge.repair import repair as run
