@@ -95,7 +95,7 @@ def test_a_cut_tells_its_error(two: list[Path], tmp_path: Path, run: Run) -> Non
     code, out, _ = run(*two, "-o", tmp_path / "merged", "--rank", 2, "--dtype", "float16")
     assert code == 0
     assert "linear → " in out and "4 sites of rank 2" in out and "relative error against the exact result: 0." in out
-    assert f"{two[1]} has nothing at 1 sites: {SITES[-1]}" in out
+    assert f"{two[1]} has nothing at 1 site: {SITES[-1]}" in out
     code, out, _ = run(*two, "-o", tmp_path / "fine", "--error", 0.1, "--json")
     report = json.loads(out)
     assert all(site["relative_error"] <= 0.1 + 1e-6 for site in report["sites"].values())

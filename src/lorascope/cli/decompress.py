@@ -30,6 +30,7 @@ def decompress(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import decompress as unpack
     from lorascope.compress import read_pack
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     opened = read_pack(Path(pack))
@@ -40,4 +41,4 @@ def decompress(
     if as_json:
         print_json({"schema_version": 1, "output": output, "adapters": [str(path) for path in written]})
     else:
-        console().print(f"{len(written)} adapters: {safe(output, 4096)}", soft_wrap=True)
+        console().print(f"{counted(len(written), 'adapter')}: {safe(output, 4096)}", soft_wrap=True)

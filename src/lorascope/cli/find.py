@@ -49,6 +49,7 @@ def find(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
+    from lorascope.report.numbers import counted
     from lorascope.report.retrieved import (
         duplicates_as_dict,
         duplicates_as_text,
@@ -77,7 +78,7 @@ def find(
         raise LorascopeError(
             "one adapter is looked for in one place or more",
             expected="ADAPTER --in INDEX or FOLDER",
-            found=f"{len(places)} adapters and {len(where or ())} places",
+            found=f"{counted(len(places), 'adapter')} and {len(where or ())} places",
         )
     adapter = read(places[0])
     index = _index_of(where)

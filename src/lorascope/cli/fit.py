@@ -48,7 +48,7 @@ def fit(
     from lorascope.predict.soundness import open_dataset
     from lorascope.predict.store import check_writable
     from lorascope.report.damaged import left_out
-    from lorascope.report.numbers import number_as_text
+    from lorascope.report.numbers import counted, number_as_text
     from lorascope.zoo import Zoo
 
     name = model or DEFAULT_MODEL
@@ -81,7 +81,8 @@ def fit(
         return
     screen = console()
     screen.print(
-        f"{name} predicts {target} ({predictor.target.task}), fitted on {facts['samples']} adapters, {seeds} seeds"
+        f"{name} predicts {target} ({predictor.target.task}), fitted on {counted(facts['samples'], 'adapter')}, "
+        f"{counted(seeds, 'seed')}"
     )
     held = "left-out and validation samples of the first member"
     measured = "  ".join(f"{name} {number_as_text(value, 3)}" for name, value in facts["metrics"].items())

@@ -115,6 +115,7 @@ _FEW = 12  # adapters, below which there is nothing to learn from
 def _print_result(result: ForgeResult) -> None:
     from lorascope.cli.output import console
     from lorascope.formats import read
+    from lorascope.report.numbers import counted
     from lorascope.zoo import Zoo
 
     there = f", {result.already_there} were there already" if result.already_there else ""
@@ -123,7 +124,8 @@ def _print_result(result: ForgeResult) -> None:
     zoo = Zoo.open(result.zoo)
     rows = zoo.rows()
     out.print(
-        f"{result.zoo}: {len(rows)} adapters ({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
+        f"{result.zoo}: {counted(len(rows), 'adapter')} "
+        f"({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
         markup=False,
     )
     if result.diverged:
@@ -140,11 +142,12 @@ def _print_plan(planned: dict[str, Any]) -> None:
     from rich.table import Table
 
     from lorascope.cli.output import console
+    from lorascope.report.numbers import counted
 
     out = console()
     minutes, seconds = divmod(round(planned["seconds"]), 60)
     out.print(f"{planned['recipe']}: {planned['about']}", markup=False)
-    out.print(f"{planned['count']} adapters, {planned['workers']} workers", markup=False)
+    out.print(f"{counted(planned['count'], 'adapter')}, {counted(planned['workers'], 'worker')}", markup=False)
     out.print(
         f"time    about {minutes} min {seconds} s, and the base "
         f"({planned['adapters_per_minute_per_core']:.0f} adapters a minute and core, "

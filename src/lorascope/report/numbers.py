@@ -20,7 +20,16 @@ def number_as_text(value: float, places: int) -> str:
 def counted(count: int, noun: str) -> str:
     """A number of things that take an s where they are not one.
 
-    >>> counted(1, "adapter"), counted(1200, "adapter")
-    ('1 adapter', '1,200 adapters')
+    >>> counted(1, "adapter"), counted(2, "adapter")
+    ('1 adapter', '2 adapters')
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def be(count: int) -> str:
+    """What is said of so many things.
+
+    >>> f"{counted(1, 'site')} {be(1)} changed, {counted(2, 'site')} {be(2)} not"
+    '1 site is changed, 2 sites are not'
+    """
+    return "is" if count == 1 else "are"

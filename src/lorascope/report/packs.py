@@ -13,6 +13,7 @@ from lorascope.compress import Compressed
 from lorascope.compress.joint import POOR
 from lorascope.errors import LorascopeError
 from lorascope.report.listed import print_listed, print_unread
+from lorascope.report.numbers import counted
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
@@ -73,7 +74,9 @@ def compressed_as_text(
     """Print a table of size against relative error, whether it is worth having, and what was left out."""
     first = results[0].pack
     rounded = "" if first.bits is None else f", int{first.bits}"
-    console.print(f"{len(first.members)} adapters, {len(first.sites)} sites, {first.method}{rounded}")
+    console.print(
+        f"{counted(len(first.members), 'adapter')}, {counted(len(first.sites), 'site')}, {first.method}{rounded}"
+    )
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1))
     for name in ("rank", "bytes", "of as stored", "mean error", "worst error", "of"):
         table.add_column(name, justify="left" if name == "of" else "right", no_wrap=True)

@@ -100,6 +100,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     from lorascope.cli.output import console
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     screen = console()
@@ -109,4 +110,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(f"{v:.4g}" if isinstance(v, float) else safe(_text(v))) for v in row.values()))
     screen.print(table)
-    screen.print(f"{len(rows)} rows")
+    screen.print(counted(len(rows), "row"))

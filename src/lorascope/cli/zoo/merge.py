@@ -26,11 +26,14 @@ def merge(
     zoos have gets the number of its zoo before it.
     """
     from lorascope.cli.output import console, print_json
+    from lorascope.report.numbers import counted
     from lorascope.zoo import merge_zoos
 
     result = merge_zoos(zoos, out, union=union, groups=groups)
     if as_json:
         print_json(result.as_dict())
         return
-    renamed = f", {result.renamed} ids renamed" if result.renamed else ""
-    console().print(f"{out}: {result.count} adapters of {result.zoos} zoos{renamed}", markup=False, soft_wrap=True)
+    renamed = f", {counted(result.renamed, 'id')} renamed" if result.renamed else ""
+    console().print(
+        f"{out}: {counted(result.count, 'adapter')} of {result.zoos} zoos{renamed}", markup=False, soft_wrap=True
+    )

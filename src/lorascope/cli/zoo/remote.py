@@ -23,11 +23,12 @@ def push(
     The same command goes on after an interruption.
     """
     from lorascope.cli.output import progress
+    from lorascope.report.numbers import counted
     from lorascope.zoo.remote import push as run
 
     with progress("sending files", sum(1 for path in zoo.rglob("*") if path.is_file())) as advance:
         result = run(zoo, repo, private=private, repo_type=type, on_progress=advance)
-    _print(result, f"{result.repo}: {result.files} files, {result.moved} sent", as_json)
+    _print(result, f"{result.repo}: {counted(result.files, 'file')}, {result.moved} sent", as_json)
 
 
 def pull(
@@ -40,10 +41,11 @@ def pull(
 
     The same command goes on after an interruption.
     """
+    from lorascope.report.numbers import counted
     from lorascope.zoo.remote import pull as run
 
     result = run(repo, out, repo_type=type)
-    _print(result, f"{result.zoo}: {result.files} files, {result.moved} fetched, all as recorded", as_json)
+    _print(result, f"{result.zoo}: {counted(result.files, 'file')}, {result.moved} fetched, all as recorded", as_json)
 
 
 def _print(result: TransferResult, text: str, as_json: bool) -> None:

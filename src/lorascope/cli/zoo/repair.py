@@ -24,6 +24,7 @@ def repair(
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.forge.repair import repair as run
+    from lorascope.report.numbers import counted
     from lorascope.zoo import verify_zoo
 
     with progress("repairing", len(verify_zoo(zoo).ids())) as advance:
@@ -33,7 +34,7 @@ def repair(
     else:
         from lorascope.report.zoos import verification_as_text
 
-        console().print(f"{len(result.repaired)} adapters made again in {result.seconds:.0f} s")
+        console().print(f"{counted(len(result.repaired), 'adapter')} made again in {result.seconds:.0f} s")
         verification_as_text(result.left, console())
     if result.left.defects:
         raise typer.Exit(1)
