@@ -24,7 +24,16 @@ Made by `python docs/make_merge.py` from the registry of methods; a test checks 
     lorascope merge a b c -o fitted --learn examples.py:loss
     lorascope merge --methods
 
-In Python: `lorascope.merge.merge(adapters, method, weights=…, cut=Cut(rank=16))`, and `learn_weights` for `--learn`.
+In Python, where `learn_weights` is `--learn`:
+
+```python
+import lorascope
+from lorascope.merge import Cut, merge
+
+adapters = [lorascope.read("a"), lorascope.read("b")]
+merged = merge(adapters, "ties", weights=[0.7, 1.0], cut=Cut(rank=16))
+lorascope.write(merged.adapter, "merged")  # merged.relative_error, merged.sites
+```
 
 Adapters of one base, in any of the formats, become one adapter in any of the formats; the base is not needed. Ranks and
 scales may differ; a site that an adapter does not have is ΔW = 0 there, and is listed. All works on

@@ -256,7 +256,7 @@ def test_convert_to_gguf_asks_for_the_base(tmp_path: Path) -> None:
     options = ("--architecture", "llama", "--heads", 4, "--kv-heads", 2)
     done = run("convert", tmp_path / "a", target, "--to", "gguf", *options)
     assert done.returncode == 0, done.stderr
-    assert "the scale of 1 sites was multiplied into a factor: model.layers.0.self_attn.v_proj" in done.stdout
+    assert "the scale of 1 site was multiplied into a factor: model.layers.0.self_attn.v_proj" in done.stdout
     (tmp_path / "base").mkdir()
     config = {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 2}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))

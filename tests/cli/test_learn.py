@@ -113,7 +113,7 @@ def test_adapters_that_would_be_abstained_from_are_counted(run, folder, predicto
     (tmp_path / "few.csv").write_text("\n".join(lines) + "\n")
     assert run("zoo", "import", every, "--labels", tmp_path / "few.csv", "--out", tmp_path / "few")[0] == 0
     code, out, _ = run("evaluate", predictor, tmp_path / "few", "--split", "all")
-    assert code == 0 and "1 of these 6 adapters are unlike those of training" in out
+    assert code == 0 and "1 of 6 adapters is unlike those of training" in out
     assert json.loads(run("evaluate", predictor, tmp_path / "few", "--split", "all", "--json")[1])["abstained"] == 1
 
 

@@ -95,7 +95,7 @@ def test_a_cut_tells_its_error(two: list[Path], tmp_path: Path, run: Run) -> Non
     code, out, _ = run(*two, "-o", tmp_path / "merged", "--rank", 2, "--dtype", "float16")
     assert code == 0
     assert "linear → " in out and "4 sites of rank 2" in out and "relative error against the exact result: 0." in out
-    assert f"{two[1]} has nothing at 1 sites: {SITES[-1]}" in out
+    assert f"{two[1]} has nothing at 1 site: {SITES[-1]}" in out
     code, out, _ = run(*two, "-o", tmp_path / "fine", "--error", 0.1, "--json")
     report = json.loads(out)
     assert all(site["relative_error"] <= 0.1 + 1e-6 for site in report["sites"].values())
@@ -225,3 +225,34 @@ def test_a_result_beyond_the_range_of_the_dtype_is_refused_and_not_written(two: 
     output = two[0].parent / "out"
     code, _, err = run(*two, "-o", output, "--weights", "1e12,1", "--dtype", "float16")
     assert code == 2 and SITES[0] in err and "too large for the dtype" in err and not output.exists()
+
+
+@pytest.mark.parametrize("weights", [["0.5", "-.2"], ["0.5,-.2"], ["5e-1", "-0.2"]])
+def test_weights_may_stand_apart(weights: list[str], two: list[Path], tmp_path: Path, run: Run) -> None:
+    code, _, error = run(*two, "--weights", *weights, "-o", tmp_path / "sum")
+    assert code == 0, error
+    expected = 0.5 * delta(two[0], SITES[0]) - 0.2 * delta(two[1], SITES[0])
+    assert np.allclose(delta(tmp_path / "sum", SITES[0]), expected, atol=1e-5)
+
+
+def test_what_is_there_is_an_adapter_and_no_weight(
+    two: list[Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    two[0].rename("1")
+    code, _, error = run("--weights", "1,2", "1", two[1], "-o", "sum")
+    assert code == 0, error
+
+
+def test_a_format_that_holds_the_merge_is_named(tmp_path: Path, run: Run) -> None:
+    sites = [f"image_encoder.blocks.{block}.attn.qkv[{begin}:{begin + 8}]" for block in range(12) for begin in (0, 16)]
+    for number in (0, 1):
+        random = np.random.default_rng(number)
+        shapes = ((8, 1), (1, 768))  # of 12 blocks of that width, so that the numbers in the file are certain
+        factors = {site: [random.standard_normal(shape).astype(np.float32) for shape in shapes] for site in sites}
+        adapter = Adapter({site: LowRank(*own) for site, own in factors.items()})
+        formats.write(adapter, tmp_path / str(number), format="sam-lora")
+    given = [tmp_path / "0", tmp_path / "1", "-o", tmp_path / "sum"]
+    code, _, error = run(*given)
+    assert code == 2 and "--to sam-lora" in error
+    assert run(*given, "--to", "sam-lora")[0] == 0

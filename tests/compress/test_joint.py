@@ -225,8 +225,32 @@ def test_the_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert code == 2 and "something here already" in json.loads(out)["what"]
     code, out = run(["compress", tmp_path / "many", "--sweep", "2,4"], monkeypatch, capsys)
     assert code == 0 and out.count("%") == 3
-    code, out = run(["compress", tmp_path / "many", "--json"], monkeypatch, capsys)
-    assert code == 2
+    for arguments, said in (([], "nothing says what to do"), (["-o", pack, "--sweep", "2"], "-o writes one pack")):
+        code, out = run(["compress", tmp_path / "many", *arguments, "--json"], monkeypatch, capsys)
+        assert code == 2 and said in json.loads(out)["what"]
+
+
+def test_a_pack_that_is_hardly_worth_having_is_held_against_each_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, one in zip("abcdef", some(6, common=8, dtype=np.float32), strict=True):
+        formats.write(one, tmp_path / "many" / name)
+    arguments = ["compress", tmp_path / "many", "-o", tmp_path / "p", "--rank", 1, "--quantise", "int8"]
+    report = json.loads(run([*arguments, "--json"], monkeypatch, capsys)[1])
+    alone = compress(some(6, common=8, dtype=np.float32), method="alone", bits=8)
+    assert report["relative_error"]["mean"] > 0.5 and len(report["warnings"]) == 1
+    assert report["alone"]["bytes"] == alone.nbytes
+    assert report["alone"]["relative_error"]["mean"] == pytest.approx(alone.mean_error)
+    code, out = run(arguments, monkeypatch, capsys)
+    assert code == 0 and "warning: the bases they share" in out and "--method alone --quantise int8 has" in out
+    # two of them in bases that hold them both: nothing is lost, and nothing is gained
+    arguments = ["compress", tmp_path / "many" / "a", tmp_path / "many" / "b", "-o", tmp_path / "q"]
+    code, out = run(arguments, monkeypatch, capsys)
+    assert code == 0 and "warning: the pack is larger than what went in: 1" in out and "--quantise int8" in out
+    arguments = ["compress", tmp_path / "many", "-o", tmp_path / "r", "--method", "alone", "--quantise", "int8"]
+    report = json.loads(run([*arguments, "--json"], monkeypatch, capsys)[1])
+    assert report["warnings"] == [] and report["alone"] is None
+    assert "warning" not in run(arguments, monkeypatch, capsys)[1]
 
 
 def test_one_bad_adapter_is_an_error_by_itself_and_counted_among_many(

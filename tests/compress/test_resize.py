@@ -168,7 +168,7 @@ def test_what_only_the_base_tells_is_refused_or_left_as_it_is(tmp_path: Path) ->
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     dora = formats.read(tmp_path)
-    with pytest.raises(AdapterError, match=r"q: the ΔW of a dora update .*(?s:.)*--allow-loss"):
+    with pytest.raises(AdapterError, match=r"q: the ΔW of an update of the kind dora .*(?s:.)*--allow-loss"):
         resize(dora, Cut(rank=1))
     mixed = Adapter({"q": dora["q"], "k": planted()["layers.0.k"]})
     small = resize(mixed, Cut(rank=1), is_loss_allowed=True)
@@ -230,6 +230,14 @@ def test_the_verb_writes_and_reports(
         assert code == 2 and json.loads(out)["error"] == "LorascopeError" and not (tmp_path / "d").exists()
     code, out = run(["resize", tmp_path / "a", "-o", tmp_path / "a", "--rank", 1, "--json"], monkeypatch, capsys)
     assert code == 2 and json.loads(out)["error"] == "OutputError"
+
+
+def test_a_limit_out_of_its_range_is_named_as_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for key, value in (("--rank", 0), ("--energy", 2), ("--ratio", 2), ("--error", 2)):
+        code, out = run(["resize", tmp_path / "a", "-o", tmp_path / "b", key, value, "--json"], monkeypatch, capsys)
+        assert code == 2 and json.loads(out)["key"] == key
 
 
 def test_a_kohya_file_stays_one_and_says_its_new_rank(

@@ -58,7 +58,12 @@ def test_negative_weights_are_found_where_they_are_asked_for() -> None:
     signed = explain_merge(merged, OTHERS, NAMES, is_signed=True)
     assert {part.place: round(part.weight, 5) for part in signed.parts} == {4: 1.0, 5: -0.5}
     assert signed.relative_rest < 1e-6
-    assert explain_merge(merged, OTHERS, NAMES).relative_rest > 0.1
+    found = explain_merge(merged, OTHERS, NAMES)
+    assert found.relative_rest > 0.1 and found.signed is not None and signed.signed is None
+    assert [(part.place, part.weight) for part in found.signed.parts] == [(p.place, p.weight) for p in signed.parts]
+    positive = merge([OTHERS[4], OTHERS[5]], "linear", weights=[1.0, 0.5], cut=Cut(rank=3)).adapter
+    found = explain_merge(positive, OTHERS, NAMES)
+    assert found.relative_rest > 0.1 and found.signed is None  # a sign is not what it lacks
 
 
 def test_copies_among_the_candidates_and_what_is_no_merge() -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import app
 from lorascope.compare import pairwise_reference
+from lorascope.compress import compress, write_pack
 from lorascope.errors import LorascopeError, MissingExtraError
 from lorascope.formats import read, write
 from lorascope.formats.safetensors_file import read_safetensors, write_safetensors
@@ -131,8 +132,9 @@ def test_what_is_no_sound_index_is_one_error(folder: Path, tmp_path: Path) -> No
 
     path.write_bytes(whole[:-10])
     refuses("truncated")
-    path.write_bytes(b"nothing")
-    refuses("header")
+    for text in (b"nothing", b"no header of safetensors, whose first eight bytes would be a length"):
+        path.write_bytes(text)
+        refuses("is no index")
     path.unlink()
     refuses("no such index")
     write_safetensors(path, {"x": np.ones(2)})
@@ -174,6 +176,39 @@ def test_zero_updates_of_other_layers_are_no_duplicates(tmp_path: Path) -> None:
     assert [Path(one.entry.path).name for one in group] == ["a", "b"]
 
 
+def test_adapters_without_a_common_site_are_never_near(folder: Path) -> None:
+    small = {"other": LowRank(np.full((4, 1), 1e-3), np.ones((1, 4)))}
+    write(Adapter(small), folder / "small", format="peft")
+    own = Path(folder / "a3")
+    found = nearest(read(own), indexed(folder), k=12, without=str(own))
+    assert found.apart == 1 and len(found.found) == 11 == found.read - 1
+    done = CliRunner().invoke(app, ["find", str(own), "--in", str(folder)])
+    assert "1 adapter of those read has no site in common" in done.stdout and "small" not in done.stdout
+    distances = [float(line.split()[0]) for line in done.stdout.splitlines()[1:11]]
+    assert distances == sorted(distances)
+
+
+def test_each_duplicate_is_told_by_itself(folder: Path) -> None:
+    shutil.copytree(folder / "a4", folder / "copy")
+    write(read(folder / "a4"), folder / "rounded", format="peft", dtype="float16")
+    done = CliRunner().invoke(app, ["find", "--duplicates", str(folder), "--json"])
+    [group] = json.loads(done.stdout)["groups"]
+    assert {Path(one["path"]).name: one["kind"] for one in group["members"]} == {
+        "a4": "same", "copy": "same", "rounded": "near",
+    }  # fmt: skip
+    lines = CliRunner().invoke(app, ["find", "--duplicates", str(folder)]).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["first", "same", "near"]
+    assert lines[4] == "1 group; 2 of 14 adapters could go"
+
+
+def test_where_nothing_can_be_searched_is_an_error(folder: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack"
+    write_pack(compress([read(folder / "a1")], method="alone").pack, pack)
+    for arguments in ([str(folder / "a1"), "--in", str(pack)], ["--duplicates", str(pack)]):
+        done = CliRunner().invoke(app, ["find", *arguments])
+        assert isinstance(done.exception, LorascopeError) and "a pack of adapters" in str(done.exception)
+
+
 def test_the_commands(folder: Path, tmp_path: Path) -> None:
     run = CliRunner()
     shutil.copytree(folder / "a4", folder / "copy")
@@ -194,7 +229,7 @@ def test_the_commands(folder: Path, tmp_path: Path) -> None:
         assert [[Path(m["path"]).name for m in group["members"]] for group in groups] == [["a4", "copy"]]
     (folder / "bad.safetensors").write_bytes(b"no")
     assert len(said("find", "--duplicates", str(folder), code=1)["failures"]) == 1
-    assert "groups" in run.invoke(app, ["find", "--duplicates", place]).stdout
+    assert "1 group;" in run.invoke(app, ["find", "--duplicates", place]).stdout
     assert "copy" in run.invoke(app, ["find", str(folder / "a4"), "--in", place]).stdout
     for arguments in (["find", str(folder / "a4")], ["find", "--duplicates", place, "-k", "2"]):
         assert isinstance(run.invoke(app, arguments).exception, LorascopeError)

@@ -83,6 +83,27 @@ def test_the_order_does_not_matter_and_strangers_are_none() -> None:
     assert lineage(strangers, [f"s{k}" for k in range(20)]) == []
 
 
+def test_a_sum_with_weights_of_both_signs_is_told_once() -> None:
+    some = {name: adapter for name, adapter in family().items() if name.startswith("stranger")}
+    some["signed"] = merge([some[f"stranger{k}"] for k in (1, 3, 4)], "linear", weights=[0.5, 0.3, -0.2]).adapter
+    some["half"] = merge([some["stranger0"], some["stranger2"]], "linear", weights=[0.5, 0.5]).adapter
+    told = {edge.relation: edge for edge in lineage(list(some.values()), list(some)) if edge.child != "half"}
+    assert set(told) <= {"merged", "continued"} and told["merged"].child == "signed" and told["merged"].is_directed
+    found = dict(zip(told["merged"].parents, told["merged"].evidence["weights"], strict=True))
+    assert found == pytest.approx({"stranger1": 0.5, "stranger3": 0.3, "stranger4": -0.2}, abs=1e-5)
+    # what is left when one is taken from another is told as that, not the other as a sum of the two
+    less = merge([some["stranger3"], some["stranger4"]], "subtract").adapter
+    [edge] = lineage([some["stranger3"], some["stranger4"], less], ["one", "two", "less"])
+    assert (edge.relation, edge.child, set(edge.parents)) == ("merged", "less", {"one", "two"}) and edge.is_directed
+    # all of one rank, in one space of rows: any of the four may be the sum
+    rows = planted(7)
+    parts = [Adapter({s: LowRank(planted(k)[s].B, u.A) for s, u in rows.items()}) for k in range(3)]  # type: ignore[attr-defined]  # LowRank
+    columns = {s: sum(w * one[s].B for w, one in zip((0.5, 0.3, -0.2), parts, strict=True)) for s in rows}  # type: ignore[attr-defined]  # LowRank
+    last = Adapter({s: LowRank(np.asarray(B), rows[s].A) for s, B in columns.items()})  # type: ignore[attr-defined]  # LowRank
+    edges = lineage([*parts, last], ["a", "b", "c", "d"])
+    assert [edge.is_directed for edge in edges if edge.relation == "merged"] == [False]
+
+
 def test_the_commands(tmp_path: Path) -> None:
     for name, adapter in family().items():
         write(adapter, tmp_path / "all" / name.replace(" ", ""), format="peft")
@@ -93,7 +114,8 @@ def test_the_commands(tmp_path: Path) -> None:
     told = json.loads(result.stdout)
     assert told["schema_version"] == 1 and len(told["failures"]) == 1
     assert {edge["relation"] for edge in told["edges"]} >= {"same", "requantised", "resized", "merged", "continued"}
-    assert "relations among" in run.invoke(app, ["lineage", str(tmp_path / "all")]).stdout
+    said = run.invoke(app, ["lineage", str(tmp_path / "all")]).stdout
+    assert "relations among" in said and "continued: a guess" in said and "↔: weights do not tell" in said
     merged = str(tmp_path / "all" / "merge")
     found = run.invoke(app, ["explain-merge", merged, "--among", str(tmp_path / "all"), "--json"])
     assert {Path(m["path"]).name for m in json.loads(found.stdout)["members"]} == {"stranger3", "stranger4"}

@@ -74,6 +74,7 @@ def test_layers_that_differ_in_what_a_framework_puts_in_front_are_one(tmp_path: 
 def test_larger_ranks_are_cut_and_the_error_is_that_of_the_files(tmp_path: Path) -> None:
     served = serve_pack(given(), tmp_path / "out", list("abc"), max_rank=4, dtype=np.float16)
     assert {own.rank for own in served.adapters} == {4} and served.peft_rank == 4
+    assert json.loads((tmp_path / "out" / "index.json").read_text())["dtype"] == served.dtype == "float16"
     for one, own in zip(given(), served.adapters, strict=True):
         after = formats.read(tmp_path / "out" / "peft" / own.name)
         assert set(after) == set(SHAPES) and {update.rank for update in after.values()} == {4}
@@ -154,4 +155,5 @@ def test_the_rank_that_vllm_needs_is_one_that_it_has(
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
-    assert "of rank 9: vLLM needs --max-lora-rank 16 or more" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "of rank 9: vLLM needs --max-lora-rank 16 or more" in said and "1 adapter, 2 sites in float16" in said

@@ -274,7 +274,7 @@ def test_the_command_says_what_it_did_and_what_is_wrong(lorascope, tmp_path):
     peft(source / "models_rank8_full/model_1_0_0_0_0_9/unet", 9)
     code, out, _ = lorascope("zoo", "import", source, "--layout", "w2t", "--out", tmp_path / "zoo")
     assert code == 0
-    assert "3 adapters, w2t (celeba)" in out and "1 adapters without labels, kept with null labels" in out
+    assert "3 adapters, w2t (celeba)" in out and "1 adapter without labels, kept with null labels" in out
     for arguments, match in (
         (("--layout", "w2tt"), "did you mean 'w2t'"),
         (("--layout", "lol"), "does not have the layout lol"),

@@ -162,7 +162,7 @@ class Dense(Structured):
             AdapterError: always.
         """
         raise AdapterError(
-            f"a {self.kind} update is not of low rank, so it has no factors",
+            f"an update of the kind {self.kind} is not of low rank, so it has no factors",
             key=self._key,
             hint="use delta_weight(), or extract a low-rank adapter from it",
         )

@@ -63,7 +63,7 @@ class Relative(Structured):
 
     def _needs_base(self) -> AdapterError:
         return AdapterError(
-            f"a {self.kind} update is relative to the base weight: without it ΔW is not known",
+            f"an update of the kind {self.kind} is relative to the base weight: without it ΔW is not known",
             key=self._key,
             hint="give the base: delta_weight(base=W), or --base on the command line",
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -20,6 +21,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from lorascope.version import __version__
+
+        typer.echo(f"lorascope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a verb; the help is that of the app."""
 
 
 def _register() -> None:
@@ -55,7 +73,7 @@ def _register() -> None:
     app.command("convert")(convert.convert)
     app.command("bake")(bake.bake)
     app.command("extract")(extract.extract)
-    app.command("merge")(merge.merge)
+    app.command("merge", cls=merge.MergeCommand)(merge.merge)
     app.command("resize")(resize.resize)
     app.command("compress")(compress.compress)
     app.command("decompress")(decompress.decompress)

@@ -51,13 +51,15 @@ def bake(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
-    """Fold adapters into a checkpoint, W + Σ ΔW, one tensor in memory at a time.
+    """Fold adapters into a checkpoint: W + Σ ΔW.
 
-    The sum is formed in float64 and rounded once to the dtype of the base. All other tensors and files are copied.
+    One tensor is in memory at a time. The sum is formed in float64 and rounded once to the dtype of the base. All other
+    tensors and files are copied.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.conversion import bake as bake_files
     from lorascope.formats.checkpoint import Checkpoint
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     with progress("baking", len(Checkpoint.open(base).tensors)) as advance:
@@ -75,7 +77,7 @@ def bake(
         return
     replaced = f", {len(report.replaced)} replaced" if report.replaced else ""
     console().print(
-        f"{report.sites} sites baked into {report.tensors} tensors{replaced}: {report.output}\n"
+        f"{counted(report.sites, 'site')} baked into {counted(report.tensors, 'tensor')}{replaced}: {report.output}\n"
         f"rounding to the dtype of the base: {report.rounding:.3g} of ‖ΔW‖",
         soft_wrap=True,
     )

@@ -52,10 +52,10 @@ def bench(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare models on zoos: metrics over seeds, baselines, cost, what attacks leave. Exits with 2 if one broke.
+    """Compare models on zoos, with baselines and under attacks.
 
-    The test part of a zoo teaches no model. Rows of baselines come by themselves: hyperparameters, norms, and a model
-    taught with shuffled labels, whose score shows leakage.
+    Metrics are over seeds; exits with 2 if a model broke. The test part of a zoo teaches no model. Rows of baselines
+    come by themselves: hyperparameters, norms, and a model taught with shuffled labels, whose score shows leakage.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.predict.bench import Plan, attack_names, cells_of

@@ -11,7 +11,7 @@ def compare(
     adapters: Annotated[
         list[str], typer.Argument(metavar="ADAPTER…", help="Two adapter files, folders or hub ids, or more.")
     ],
-    signs: Annotated[bool, typer.Option("--signs", help="Count entries that have the same sign (of two).")] = False,
+    signs: Annotated[bool, typer.Option("--signs", help="Of two alone: count entries of one sign.")] = False,
     sites: Annotated[str, typer.Option(help="How many sites the table lists: a number, or 'all'.")] = "24",
     plot: Annotated[
         str | None,
@@ -24,10 +24,13 @@ def compare(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Compare adapters: distances, cosines, angles, spectra, who dominates, how much they cancel.
+    """Compare adapters: how far apart they are, and where.
 
-    Formats, ranks, scales and dtypes may differ: compared is ΔW = scale · B · A. Figures are over the sites that all
-    adapters have; the others are listed with their norms.
+    Told are distances, cosines, angles, spectra, who dominates and how much they cancel. Formats, ranks, scales and
+    dtypes may differ: compared is ΔW = scale · B · A. Figures are over the sites that all adapters have; the others are
+    listed with their norms.
+
+        lorascope compare one/ two.safetensors
 
         lorascope compare one/ two.safetensors --signs
 

@@ -45,29 +45,36 @@ def compress(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Pack adapters of one base: shared bases and a small core for each, from their factors alone.
+    """Pack many adapters of one base into one small file.
 
-    The error of each adapter is measured on what `lorascope decompress` gives back. In a zoo or folder, adapters that
-    cannot be read are left out and counted (exit code 1); among adapters that are named one by one, one is an error.
+    They share bases and have a small core each, or (--method alone) stand each for itself. The error of each adapter is
+    measured on what `lorascope decompress` gives back; a pack that loses much of the adapters, or is larger than they
+    are, is held against each alone with the same rounding. In a zoo or folder, adapters that cannot be read are left
+    out and counted (exit code 1); among adapters that are named one by one, one is an error.
+
+        lorascope compress zoo/ -o zoo.pack.safetensors --method alone --quantise int4
+
+        lorascope compress zoo/ --sweep 4,8,16,32 --quantise int8
 
         lorascope compress zoo/ -o zoo.pack.safetensors --rank 24 --quantise int8
-
-        lorascope compress zoo/ --sweep 4,8,16,32
-
-        lorascope compress adapter/ -o adapter.pack.safetensors --quantise int4
     """
+    from functools import partial
     from pathlib import Path
 
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.sources import adapters_at
-    from lorascope.compress import Compressed, write_pack
     from lorascope.compress import compress as compressed
+    from lorascope.compress import write_pack
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
     from lorascope.report.packs import compressed_as_dict, compressed_as_text
 
-    if (output is None) == (sweep is None):
-        raise LorascopeError("nothing to do, or two things", expected="-o PACK, or --sweep K,K,…")
+    if output is None and sweep is None:
+        raise LorascopeError("nothing says what to do", expected="-o PACK to write one, or --sweep K,K,… to try ranks")
+    if output is not None and sweep is not None:
+        raise LorascopeError(
+            "-o writes one pack, --sweep tries several ranks and writes none", expected="one of the two", found="both"
+        )
     known = {None: None, "int8": 8, "int4": 4}
     if quantise not in known:
         raise LorascopeError("no such rounding", key="--quantise", expected="int8 or int4", found=quantise)
@@ -79,32 +86,30 @@ def compress(
         for adapter in given.adapters:
             check_apart(adapter, adapter, Path(output))
     way = method or ("alone" if len(given.adapters) == 1 else "joint")
-    results: list[Compressed] = []
+    packed = partial(
+        compressed,
+        given.adapters,
+        given.names,
+        clusters=clusters,
+        bits=known[quantise],
+        dtype=dtype,
+        seed=seed,
+        is_any_base=any_base,
+        is_loss_allowed=allow_loss,
+    )
     sites = len({site for adapter in given.adapters for site in adapter})
     with progress("packing sites", sites * len(ranks)) as advance:
-        for own in ranks:
-            result = compressed(
-                given.adapters,
-                given.names,
-                method=way,  # type: ignore[reportArgumentType]  # checked where it is used
-                rank=own,
-                clusters=clusters,
-                bits=known[quantise],
-                dtype=dtype,
-                seed=seed,
-                is_any_base=any_base,
-                is_loss_allowed=allow_loss,
-                advance=advance,
-            )
-            results.append(result)
+        # the method is checked where it is used
+        results = [packed(method=way, rank=own, advance=advance) for own in ranks]  # type: ignore[reportArgumentType]
+    alone = packed(method="alone") if way != "alone" and all(one.is_poor for one in results) else None
     size = None
     if output is not None:
         write_pack(results[0].pack, Path(output))
         size = Path(output).stat().st_size
     if as_json:
-        print_json(compressed_as_dict(results, ranks, output, size, given.failures))
+        print_json(compressed_as_dict(results, ranks, output, size, given.failures, alone))
     else:
-        compressed_as_text(results, ranks, output, size, given.failures, console())
+        compressed_as_text(results, ranks, output, size, given.failures, console(), alone)
     if given.failures:
         raise typer.Exit(1)
 

@@ -66,10 +66,11 @@ def convert(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The loss report as one JSON object.")] = False,
 ) -> None:
-    """Convert an adapter to another format: same sites, same ΔW to rounding, every loss reported.
+    """Convert an adapter to another format, each loss reported.
 
-    To its own format an unedited file is written bit for bit. What was written is read again and compared with the
-    source; only then does it take its place (a file that is there is replaced).
+    The sites are the same, and ΔW to rounding. To its own format an unedited file is written bit for bit. What was
+    written is read again and compared with the source; only then does it take its place (a file that is there is
+    replaced).
     """
     from pathlib import Path
 

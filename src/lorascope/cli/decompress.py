@@ -21,12 +21,16 @@ def decompress(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write the adapters of a pack into a folder, each under its own name."""
+    """Write the adapters of a pack into a folder.
+
+    Each gets its own name.
+    """
     from pathlib import Path
 
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import decompress as unpack
     from lorascope.compress import read_pack
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     opened = read_pack(Path(pack))
@@ -37,4 +41,4 @@ def decompress(
     if as_json:
         print_json({"schema_version": 1, "output": output, "adapters": [str(path) for path in written]})
     else:
-        console().print(f"{len(written)} adapters: {safe(output, 4096)}", soft_wrap=True)
+        console().print(f"{counted(len(written), 'adapter')}: {safe(output, 4096)}", soft_wrap=True)

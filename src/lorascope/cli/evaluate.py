@@ -28,10 +28,10 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure a predictor on a split of a zoo: metrics as mean and spread over its members.
+    """Measure a predictor on a split of a zoo.
 
-    A damaged adapter is an error that names it, unless those are to be left out; adapters without a value of the label
-    are left out and counted.
+    Metrics are the mean and spread over its members. A damaged adapter is an error that names it, unless those are to
+    be left out; adapters without a value of the label are left out and counted.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.errors import PredictorError
@@ -39,7 +39,7 @@ def evaluate(
     from lorascope.predict.predictor import usable
     from lorascope.predict.soundness import open_dataset
     from lorascope.report.damaged import left_out
-    from lorascope.report.numbers import number_as_text
+    from lorascope.report.numbers import be, counted, number_as_text
     from lorascope.zoo import Zoo
 
     names = {"all": ("train", "validation", "test")}.get(split, (split,))
@@ -73,10 +73,11 @@ def evaluate(
     screen.print(table)
     for name, reason in result.undefined.items():
         screen.print(f"{name} is not defined: {reason}.")
+    of_these = counted(result.n, "adapter")
     if result.seen:
-        screen.print(f"{result.seen} of these {result.n} adapters are of groups that the predictor was fitted on.")
+        screen.print(f"{result.seen} of {of_these} {be(result.seen)} of groups that the predictor was fitted on.")
     if result.abstained:
-        unlike = f"{result.abstained} of these {result.n} adapters are unlike those of training"
+        unlike = f"{result.abstained} of {of_these} {be(result.abstained)} unlike those of training"
         screen.print(f"{unlike}: `lorascope predict` abstains from them, here they are measured like all others.")
     for line in left_out(unlabelled, dataset.damaged, result.target):
         screen.print(line, soft_wrap=True)

@@ -19,9 +19,11 @@ def explain_merge(
     smallest: Annotated[float, typer.Option(help="Leave out members that add less than this share of ‖ΔW‖.")] = 0.01,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write an adapter as a sum of few others: weights, and what remains unexplained, exactly.
+    """Write an adapter as a weighted sum of few others.
 
-    Candidates that cannot be read, or have no ΔW without the base, are counted and left out (exit code 1).
+    What remains unexplained is measured exactly. Weights are positive unless --signed is given; where weights of any
+    sign would explain much more, that is said. Candidates that cannot be read, or have no ΔW without the base, are
+    counted and left out (exit code 1).
 
         lorascope explain-merge unknown.safetensors --among zoo/
 

@@ -37,11 +37,11 @@ def extract(
     seed: Annotated[int, typer.Option(min=0, help="Of the range finder for large weights.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Take the difference of two checkpoints as an adapter, one tensor in memory at a time.
+    """Take the difference of two checkpoints as an adapter.
 
-    The relative error is measured against the difference itself. Tensors that changed and are no weights of layers
-    (norms, biases) are listed and counted: the adapter does not have them. With --dora the limits hold for the
-    direction.
+    One tensor is in memory at a time. The relative error is measured against the difference itself. Tensors that
+    changed and are no weights of layers (norms, biases) are listed and counted: the adapter does not have them. With
+    --dora the limits hold for the direction.
 
         lorascope extract base/ tuned/ -o adapter/ --rank 32
 
@@ -49,13 +49,13 @@ def extract(
     """
     from pathlib import Path
 
+    from lorascope.cli.options import cut_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import extract as extracted
     from lorascope.errors import OutputError
     from lorascope.formats import format_named, write
     from lorascope.formats.checkpoint import Checkpoint
     from lorascope.report.extractions import extracted_as_dict, extracted_as_text
-    from lorascope.symmetry.truncation import Cut
 
     format_named(to)
     path = Path(output)
@@ -65,7 +65,7 @@ def extract(
         result = extracted(
             base,
             tuned,
-            Cut(rank=rank, energy=energy, error=error),
+            cut_of(rank=rank, energy=energy, error=error),
             sites=tuple(sites or ()),
             is_dora=dora,
             dtype=dtype,

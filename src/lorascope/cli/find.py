@@ -33,10 +33,12 @@ def find(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Find adapters by weights, whatever their format, gauge, rank padding, dtype and name.
+    """Find adapters by weights: the nearest, or duplicates.
 
-    Distances are exact, measured on the files. Exit code 1 where a candidate could not be read, or some of a folder
-    could not be indexed: they may be missing in what was found.
+    Format, gauge, rank padding, dtype and name make no difference. Distances are exact, measured on the files; the
+    nearest by distance come first. Adapters that have no site in common with it are counted and not listed. Exit code 1
+    where a candidate could not be read, or some of a folder could not be indexed: they may be missing in what was
+    found.
 
         lorascope find mine.safetensors --in adapters.index -k 5
 
@@ -47,6 +49,7 @@ def find(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
+    from lorascope.report.numbers import counted
     from lorascope.report.retrieved import (
         duplicates_as_dict,
         duplicates_as_text,
@@ -75,7 +78,7 @@ def find(
         raise LorascopeError(
             "one adapter is looked for in one place or more",
             expected="ADAPTER --in INDEX or FOLDER",
-            found=f"{len(places)} adapters and {len(where or ())} places",
+            found=f"{counted(len(places), 'adapter')} and {len(where or ())} places",
         )
     adapter = read(places[0])
     index = _index_of(where)
@@ -107,4 +110,12 @@ def _index_of(places: Sequence[str]) -> Index:
         raise LorascopeError("one index alone can be searched", found=", ".join(places)[:200])
     paths = adapters_in(places)
     with progress("reading", len(paths)) as advance:
-        return build_index(paths, advance=advance).index
+        index = build_index(paths, advance=advance).index
+    if not len(index):
+        first = index.failures[0]
+        raise LorascopeError(
+            "none of the adapters here can be searched",
+            expected="one or more",
+            found=f"{len(paths)}: {first.error or first.path}",
+        )
+    return index

@@ -36,10 +36,10 @@ def fit(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fit a predictor of a label on the training part of a zoo; the test part is never touched.
+    """Fit a predictor of a label on the training part of a zoo.
 
-    A damaged adapter is an error that names it, unless those are to be left out; adapters without a value of the label
-    are left out and counted.
+    The test part is never touched. A damaged adapter is an error that names it, unless those are to be left out;
+    adapters without a value of the label are left out and counted.
     """
     from lorascope.cli.options import with_options
     from lorascope.cli.output import console, print_json, progress
@@ -48,7 +48,7 @@ def fit(
     from lorascope.predict.soundness import open_dataset
     from lorascope.predict.store import check_writable
     from lorascope.report.damaged import left_out
-    from lorascope.report.numbers import number_as_text
+    from lorascope.report.numbers import counted, number_as_text
     from lorascope.zoo import Zoo
 
     name = model or DEFAULT_MODEL
@@ -81,7 +81,8 @@ def fit(
         return
     screen = console()
     screen.print(
-        f"{name} predicts {target} ({predictor.target.task}), fitted on {facts['samples']} adapters, {seeds} seeds"
+        f"{name} predicts {target} ({predictor.target.task}), fitted on {counted(facts['samples'], 'adapter')}, "
+        f"{counted(seeds, 'seed')}"
     )
     held = "left-out and validation samples of the first member"
     measured = "  ".join(f"{name} {number_as_text(value, 3)}" for name, value in facts["metrics"].items())

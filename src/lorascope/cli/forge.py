@@ -50,11 +50,11 @@ def forge(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the zoo that is there and begin again.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Train a zoo of LoRA adapters: many at once over one frozen base, with every label measured.
+    """Train a zoo of LoRA adapters, many at once over one base.
 
-    A run that was interrupted or killed goes on where it stopped when the same command is given again, and a
-    larger --count extends a zoo. The zoo does not depend on --workers. Under `torchrun -m lorascope forge ...` or
-    `accelerate launch -m lorascope forge ...` the processes share the work.
+    The base is frozen, and every label measured. A run that was interrupted or killed goes on where it stopped when the
+    same command is given again, and a larger --count extends a zoo. The zoo does not depend on --workers. Under
+    `torchrun -m lorascope forge ...` or `accelerate launch -m lorascope forge ...` the processes share the work.
 
     Example:  lorascope forge digits-vit --count 1000 --out zoo --seed 0 --set rank=8
     """
@@ -115,6 +115,7 @@ _FEW = 12  # adapters, below which there is nothing to learn from
 def _print_result(result: ForgeResult) -> None:
     from lorascope.cli.output import console
     from lorascope.formats import read
+    from lorascope.report.numbers import counted
     from lorascope.zoo import Zoo
 
     there = f", {result.already_there} were there already" if result.already_there else ""
@@ -123,7 +124,8 @@ def _print_result(result: ForgeResult) -> None:
     zoo = Zoo.open(result.zoo)
     rows = zoo.rows()
     out.print(
-        f"{result.zoo}: {len(rows)} adapters ({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
+        f"{result.zoo}: {counted(len(rows), 'adapter')} "
+        f"({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
         markup=False,
     )
     if result.diverged:
@@ -140,11 +142,12 @@ def _print_plan(planned: dict[str, Any]) -> None:
     from rich.table import Table
 
     from lorascope.cli.output import console
+    from lorascope.report.numbers import counted
 
     out = console()
     minutes, seconds = divmod(round(planned["seconds"]), 60)
     out.print(f"{planned['recipe']}: {planned['about']}", markup=False)
-    out.print(f"{planned['count']} adapters, {planned['workers']} workers", markup=False)
+    out.print(f"{counted(planned['count'], 'adapter')}, {counted(planned['workers'], 'worker')}", markup=False)
     out.print(
         f"time    about {minutes} min {seconds} s, and the base "
         f"({planned['adapters_per_minute_per_core']:.0f} adapters a minute and core, "

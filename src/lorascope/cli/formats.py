@@ -11,7 +11,7 @@ def formats(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
     kinds: Annotated[bool, typer.Option("--kinds", help="List the parametrisations instead.")] = False,
 ) -> None:
-    """List the formats: what is read, what is written, and how exactly."""
+    """List the formats: what is read and written, how exactly."""
     from lorascope.cli.output import console, print_json
     from lorascope.formats import formats as all_formats
     from lorascope.formats.parametrisation import PARAMETRISATIONS

@@ -12,7 +12,7 @@ def index(
     output: Annotated[str, typer.Option("-o", "--output", help="The file of the index.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Index adapters by their weights.
+    """Index adapters by their weights, for `find`.
 
     An index that is there is brought up to date: files that have not changed are not read again, those that are gone
     are dropped. Damaged files are counted and the others go on (exit code 1). Interrupted work is saved, and goes on

@@ -45,7 +45,10 @@ def inspect(
     ] = False,
     sites: Annotated[str, typer.Option(help="How many sites the table lists: a number, or 'all'.")] = "24",
 ) -> None:
-    """Format, sites, ranks, scales, norms and spectra of adapters, and what is unusual about them."""
+    """Show what is in adapters, and what is unusual about it.
+
+    That is format, sites, ranks, scales, norms and spectra.
+    """
     from lorascope.cli.output import console, print_error, print_json, track
     from lorascope.errors import LorascopeError
     from lorascope.formats import read

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 def lineage(
     sources: Annotated[list[str], typer.Argument(metavar="FOLDER|ZOO|FILE…", help="Adapters, or folders of them.")],
     tolerance: Annotated[float, typer.Option(help="Relative error up to which a relation is taken for true.")] = 1e-3,
-    cosine: Annotated[float, typer.Option(help="From which on one is taken for the other trained further.")] = 0.5,
+    cosine: Annotated[float, typer.Option(help="From which on one is guessed to be the other trained further.")] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Tell copies, requantised, scaled, resized, merged and continued adapters from their weights, with the evidence.
+    """Tell which adapters were made of which others.
+
+    Told, with the evidence, are copies, requantised, scaled, resized and merged adapters, which are measured: all that
+    X is said to be is within the tolerance. `continued` is a guess, from a cosine alone, where nothing else relates
+    two. "X ← Y": X was made of Y; "X ↔ Y": which of them came first is not known.
 
     Adapters that cannot be read, or have no ΔW without the base, are counted and left out (exit code 1).
 

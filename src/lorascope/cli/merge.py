@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import re
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lorascope.adapter import Adapter
+
+_NUMBERS = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(,.*)?", re.IGNORECASE)
+
+
+class MergeCommand(TyperCommand):
+    """Takes weights that are apart (``--weights .5 .3 -.2``) as if commas were between them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments of the verb."""
+        return super().parse_args(ctx, _weights_joined(args))
+
+
+def _weights_joined(arguments: list[str]) -> list[str]:
+    """The arguments with the numbers after ``--weights`` as one, but for those that are names of files.
+
+    >>> _weights_joined(["a", "b", "--weights", ".5", "-.2", "-o", "c"])
+    ['a', 'b', '--weights', '.5,-.2', '-o', 'c']
+    """
+    from pathlib import Path
+
+    if "--weights" not in arguments:
+        return arguments
+    begin = end = arguments.index("--weights") + 1
+    while end < len(arguments) and _NUMBERS.fullmatch(arguments[end]) and not Path(arguments[end]).exists():
+        end += 1
+    if end - begin < 2:
+        return arguments
+    return [*arguments[:begin], ",".join(arguments[begin:end]), *arguments[end:]]
 
 
 def merge(
@@ -22,7 +54,11 @@ def merge(
     method: Annotated[str, typer.Option("-m", "--method", help="How; --methods lists them.")] = "linear",
     weights: Annotated[
         str | None,
-        typer.Option(metavar="W,W,…", help="One for each adapter, negative ones too.", show_default="the method's own"),
+        typer.Option(
+            metavar="W,W,…",
+            help="One for each adapter, negative ones too.",
+            show_default="the method's own",
+        ),
     ] = None,
     weights_for: Annotated[
         list[str] | None,
@@ -64,7 +100,7 @@ def merge(
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and what they are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Merge adapters of one base into one adapter, without the base.
+    """Merge adapters of one base into one, without the base.
 
     Ranks, scales and formats may differ; a site that an adapter does not have counts as zero. Where no rank, energy or
     error is given, a method whose result has low rank is written exactly, to rounding; the others with the sum of the
@@ -80,16 +116,15 @@ def merge(
     """
     from pathlib import Path
 
-    from lorascope.cli.options import with_options
+    from lorascope.cli.options import cut_of, with_options
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.user_function import function_in
     from lorascope.conversion.apart import check_apart
-    from lorascope.errors import LorascopeError
+    from lorascope.errors import AdapterError, LorascopeError
     from lorascope.formats import read, write
     from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
     from lorascope.report.merges import merged_as_dict, merged_as_text, methods_as_dicts, methods_as_text
-    from lorascope.symmetry.truncation import Cut
 
     if methods:
         print_json(methods_as_dicts()) if as_json else methods_as_text(console())
@@ -100,7 +135,7 @@ def merge(
         )
     member = with_options(METHODS[method], settings or [])
     by_pattern = [_pattern_and_weights(one) for one in weights_for or []]
-    cut = Cut(rank=rank, energy=energy, error=error)
+    cut = cut_of(rank=rank, energy=energy, error=error)
     if learn is not None and weights is not None:
         raise LorascopeError("weights are either given or learned", key="--learn", found=f"--weights {weights} too")
     chosen = None if weights is None else _numbers(weights, "--weights")
@@ -139,11 +174,24 @@ def merge(
             is_loss_allowed=allow_loss,
             advance=advance,
         )
-    write(result.adapter, output, format=to, dtype=dtype)
+    try:
+        write(result.adapter, output, format=to, dtype=dtype)
+    except AdapterError as problem:
+        problem.hint = "; or ".join(filter(None, [_other_format(adapters, to), problem.hint])) or None
+        raise
     if as_json:
         print_json(merged_as_dict(result, output, method, learned))
     else:
         merged_as_text(result, output, method, console(), learned)
+
+
+def _other_format(adapters: list[Adapter], to: str) -> str | None:
+    """What to write instead, where all adapters are of another format that can be written."""
+    from lorascope.formats import formats
+
+    own = {adapter.provenance.format for adapter in adapters}
+    fits = [one.name for one in formats() if own == {one.name} and one.name != to and one.write is not None]
+    return f"the adapters are of {fits[0]}: --to {fits[0]} writes one more" if fits else None
 
 
 def _check_folder(output: Path, to: str) -> None:

@@ -11,7 +11,10 @@ def models(
     name: Annotated[str | None, typer.Argument(help="One model, with all of its options.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """List the models that `fit` and `bench` know: formula, invariance, what they do with ranks, options."""
+    """List the models that `fit` and `bench` know.
+
+    Told are formula, invariance, what they do with ranks, and options.
+    """
     from lorascope.cli.output import console, print_json
     from lorascope.predict import MODELS
     from lorascope.report.models import model_as_dict, model_as_text, models_as_text

@@ -6,9 +6,32 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorascope.errors import LorascopeError
+
+if TYPE_CHECKING:
+    from lorascope.symmetry.truncation import Cut
+
+
+def cut_of(**limits: Any) -> Cut:
+    """The ``Cut`` of these limits; what is out of its range is named as the option that was typed.
+
+    Raises:
+        LorascopeError: where one is out of its range.
+
+    >>> cut_of(rank=2, error=2.0)
+    Traceback (most recent call last):
+    ...
+    lorascope.errors.LorascopeError: --error: there is no such relative error (expected at least 0, below 1, found 2.0)
+    """
+    from lorascope.symmetry.truncation import Cut
+
+    try:
+        return Cut(**limits)
+    except LorascopeError as problem:
+        problem.key = f"--{problem.key}"
+        raise
 
 
 def with_options(kind: Any, settings: Sequence[str]) -> Any:

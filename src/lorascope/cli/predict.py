@@ -28,9 +28,10 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per adapter, a line each.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="A CSV table.")] = False,
 ) -> None:
-    """Predict for adapters, with an interval or probabilities; abstain where they are unlike those of training.
+    """Predict for adapters what a predictor was fitted to.
 
-    A bad file gives an error and the others go on. Exit code 1 where the predictor abstained on some.
+    With an interval or probabilities; it abstains where adapters are unlike those of training. A bad file gives an
+    error and the others go on. Exit code 1 where the predictor abstained on some.
     """
     from pathlib import Path
 

@@ -51,10 +51,11 @@ def resize(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Cut an adapter to lower ranks, each site as well as any matrix of its rank can.
+    """Cut an adapter to lower ranks with the least error.
 
-    Where several limits are given, the smallest rank counts. A budget is shared among all sites by what each direction
-    is worth for its parameters; sites that get nothing are left out and counted.
+    No matrix of its rank is nearer to a site than what is written. Where several limits are given, the smallest rank
+    counts. A budget is shared among all sites by what each direction is worth for its parameters; sites that get
+    nothing are left out and counted.
 
         lorascope resize adapter/ -o small/ --rank 8
 
@@ -62,13 +63,13 @@ def resize(
 
         lorascope resize adapter/ -o small/ --budget 1000000 --dtype float16
     """
+    from lorascope.cli.options import cut_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import resize as resized_of
     from lorascope.conversion import convert
     from lorascope.report.resizes import resized_as_dict, resized_as_text
-    from lorascope.symmetry.truncation import Cut
 
-    cut = Cut(rank=rank, energy=energy, ratio=ratio, error=error)
+    cut = cut_of(rank=rank, energy=energy, ratio=ratio, error=error)
     adapter = _given(source, scale)
     with progress("resizing sites", len(adapter)) as advance:
         result = resized_of(adapter, cut, budget=budget, dtype=dtype, is_loss_allowed=allow_loss, advance=advance)

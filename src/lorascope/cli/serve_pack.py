@@ -24,10 +24,11 @@ def serve_pack(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Write adapters for a server of many: stacks by rank with an index, and PEFT folders of one rank for vLLM.
+    """Write adapters in the shapes that servers of many load.
 
-    Sites that an adapter lacks and ranks below that of its group are filled up with zeros, which changes nothing; ranks
-    above --max-rank are cut, and the error is stated.
+    These are stacks by rank with an index, and PEFT folders of one rank for vLLM, in float16 unless --dtype says
+    otherwise. Sites that an adapter lacks and ranks below that of its group are filled up with zeros, which changes
+    nothing; ranks above --max-rank are cut, and the error is stated.
 
         lorascope serve-pack a/ b/ c/ -o served/ --max-rank 32
     """

@@ -38,11 +38,11 @@ def verify(
         bool, typer.Option("--json", help="One JSON object for one file, JSON Lines and a summary for several.")
     ] = False,
 ) -> None:
-    """Check adapter files: do they load, is the scale unambiguous, are all values finite, was every site trained?
+    """Check adapter files: are they sound, do they fit the base?
 
-    Of a folder also: what else is in it, and is any of that a pickle that can run code? With --base: do the sites
-    exist in the base and fit its shapes? Exits with 1 where there are findings worse than a note, with 2 where
-    something could not be checked.
+    Do they load, is the scale unambiguous, are all values finite, was every site trained? Of a folder also: what else
+    is in it, and is any of that a pickle that can run code? With --base: do the sites exist in the base and fit its
+    shapes? Exits with 1 where there are findings worse than a note, with 2 where something could not be checked.
     """
     from lorascope.cli.inspect import expanded
     from lorascope.cli.output import console, print_json, track

@@ -172,7 +172,12 @@ def compare(
     if len(adapters) < 2:
         raise LorascopeError("there is nothing to compare", expected="two adapters or more", found=len(adapters))
     if has_signs and len(adapters) > 2:
-        raise LorascopeError("signs are counted of two adapters", key="signs", expected=2, found=len(adapters))
+        raise LorascopeError(
+            "signs are counted of two adapters at a time",
+            expected="two",
+            found=len(adapters),
+            hint="compare them in pairs",
+        )
     common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     if not common.shared:
         raise AdapterError(

@@ -7,10 +7,12 @@ from lorascope.compress.pack import Pack
 from lorascope.compress.pack_file import read_pack, write_pack
 from lorascope.compress.resize import Resized, ResizedSite, resize
 from lorascope.compress.unpack import decompress
+from lorascope.symmetry.truncation import Cut
 
 __all__ = [
     "Allocation",
     "Compressed",
+    "Cut",
     "Extracted",
     "ExtractedSite",
     "MemberError",

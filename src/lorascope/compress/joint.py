@@ -30,6 +30,9 @@ from lorascope.symmetry.truncation import Cut, beyond_rounding, truncated
 
 METHODS: tuple[Method, ...] = ("joint", "eigen", "diagonal", "alone")
 
+POOR = 0.5
+"""Mean relative error beyond which little is left of the adapters: zeros in their place have 1."""
+
 
 @dataclass(frozen=True)
 class MemberError:
@@ -65,6 +68,11 @@ class Compressed:
     def mean_error(self) -> float:
         """The mean of the relative errors of all adapters."""
         return math.fsum(one.relative_error for one in self.errors.values()) / len(self.errors)
+
+    @property
+    def is_poor(self) -> bool:
+        """Whether the pack is hardly worth having: its mean error is above ``POOR``, or it is larger than the input."""
+        return self.mean_error > POOR or self.nbytes > self.nbytes_before
 
     @property
     def worst(self) -> tuple[str, float]:

@@ -259,7 +259,7 @@ def _unchanged(adapter: Adapter, *, is_loss_allowed: bool) -> dict[str, Update]:
             continue
         if update.kind not in _RANKLESS and is_unknown and not is_loss_allowed:
             raise AdapterError(
-                f"the ΔW of a {update.kind} update is known only beside the base weight, so that it cannot be cut",
+                f"the ΔW of an update of the kind {update.kind} is known only beside the base: it cannot be cut",
                 file=adapter.provenance.path,
                 key=name,
                 hint="--allow-loss leaves such sites as they are; or bake it into the base, and extract it again",

@@ -75,7 +75,10 @@ def lora_refusals(adapter: Adapter) -> Iterator[AdapterError]:
     for site, update in adapter.items():
         try:
             if is_rows(site):
-                raise AdapterError("PEFT adapts whole layers, and this site is some rows of one")
+                raise AdapterError(
+                    "PEFT adapts whole layers, and this site is some rows of one",
+                    hint="`lorascope convert --to peft` of each adapter joins the rows of its layers first",
+                )
             updates[site] = _as_lora(update, outlined)
         except AdapterError as error:
             yield at_site(error, site)

@@ -118,6 +118,12 @@ def recognised(contents: Contents) -> tuple[Format, Evidence]:
         AdapterError: where none is recognised, or where two are with equal strength.
     """
     found = [(evidence, member) for member in formats() if (evidence := member.recognise(contents))]
+    if not found and "lorascope.pack" in contents.metadata:  # what `lorascope compress` writes
+        raise AdapterError(
+            "a pack of adapters, not an adapter",
+            file=contents.path,
+            hint="lorascope decompress PACK -o DIR gives them back, each as an adapter",
+        )
     if not found:
         raise AdapterError(
             "no LoRA tensors in this file: its keys are those of no known adapter format",

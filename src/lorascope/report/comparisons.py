@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lorascope.compare import Angles, Comparison, Signs, SitePair
 from lorascope.report.listed import SHOWN
-from lorascope.report.numbers import DASH
+from lorascope.report.numbers import DASH, counted
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
@@ -80,12 +80,13 @@ def comparison_as_text(found: Comparison, console: Console, limit: int | None = 
         _matrix("relative distance", found.pairwise.relative_distance, console)
         _matrix("cosine", found.pairwise.cosine, console)
     console.print(
-        f"{len(found.shared)} shared sites; interference {_number(found.interference)} (0: all one way, 1: they cancel)"
+        f"{counted(len(found.shared), 'shared site')}; "
+        f"interference {_number(found.interference)} (0: all one way, 1: they cancel)"
     )
     for name, sites in found.not_shared.items():
         first = [f"{safe(site)} ({_number(norm)})" for site, norm in list(sites.items())[:SHOWN]]
         more = ", …" if len(sites) > SHOWN else ""
-        text = f"not shared, so not counted: {len(sites)} sites of {safe(name)}: {', '.join(first)}{more}"
+        text = f"not shared, so not counted: {counted(len(sites), 'site')} of {safe(name)}: {', '.join(first)}{more}"
         console.print(Text(text, "dim"), soft_wrap=True)
 
 
@@ -109,7 +110,7 @@ def _two_as_text(found: Comparison, console: Console, limit: int | None) -> None
         table.add_row(Text(safe(name)), *map(_number, values))
     console.print(table)
     if limit is not None and len(order) > limit:
-        console.print(Text(f"  … and {len(order) - limit} more sites (--sites all)", "dim"))
+        console.print(Text(f"  … and {counted(len(order) - limit, 'more site')} (--sites all)", "dim"))
     if found.signs is not None:
         console.print(f"entries of one sign in both: {_number(found.signs.agreement)}")
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lorascope.compress import Extracted
 from lorascope.report.listed import SHOWN
+from lorascope.report.numbers import counted
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
@@ -36,7 +37,8 @@ def extracted_as_text(extracted: Extracted, output: str, console: Console) -> No
     ranks = sorted({site.rank for site in extracted.sites.values()})
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
     console.print(
-        f"{len(extracted.sites)} sites of rank {span}: {safe(output, 4096)}; {extracted.unchanged} tensors are alike",
+        f"{counted(len(extracted.sites), 'site')} of rank {span}: {safe(output, 4096)}; "
+        f"{counted(extracted.unchanged, 'tensor')} alike",
         soft_wrap=True,
     )
     worst, site = max(extracted.sites.items(), key=lambda item: item[1].relative_error)
@@ -51,5 +53,5 @@ def _listed(title: str, changes: Mapping[str, float], console: Console) -> None:
         return
     largest = sorted(changes.items(), key=lambda item: -item[1])[:SHOWN]
     shown = ", ".join(f"{safe(name)} (‖·‖ {size:.3g})" for name, size in largest)
-    text = f"{title}: {len(changes)} tensors: {shown}" + ", …" * (len(changes) > SHOWN)
+    text = f"{title}: {counted(len(changes), 'tensor')}: {shown}" + ", …" * (len(changes) > SHOWN)
     console.print(Text(text, "yellow"), soft_wrap=True)

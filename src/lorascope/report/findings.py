@@ -9,6 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.text import Text
 
+from lorascope.report.numbers import counted
 from lorascope.report.tables import safe
 from lorascope.scan import OBSTACLES, Examination, Finding, Survey
 
@@ -53,14 +54,13 @@ def survey_as_text(surveys: Mapping[str, Survey], verdicts: Sequence[Verdict], c
         if around.count:
             shown = ", ".join(safe(name) for name in around.not_looked_at[:_SHOWN])
             more = f" and {around.count - _SHOWN} more (--json)" if around.count > _SHOWN else ""
-            files = "1 file" if around.count == 1 else f"{around.count} files"
-            line = f"{files} not looked at in {safe(root, 4096)}: {shown}{more}"
+            line = f"{counted(around.count, 'file')} not looked at in {safe(root, 4096)}: {shown}{more}"
             console.print(Text(line, "dim"), soft_wrap=True)
     if len(verdicts) > 1:
         counts = Counter(verdicts)
         parts = [f"{counts['ok']} ok", f"{counts['warnings']} with warnings", f"{counts['errors']} with errors"]
         parts += [f"{counts['not checked']} not checked"] if counts["not checked"] else []
-        console.print(f"{len(verdicts)} adapters: {', '.join(parts)}", soft_wrap=True)
+        console.print(f"{counted(len(verdicts), 'adapter')}: {', '.join(parts)}", soft_wrap=True)
 
 
 def as_object(location: str, examination: Examination) -> dict[str, Any]:

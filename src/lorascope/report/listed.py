@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorascope.errors import LorascopeError
+from lorascope.report.numbers import be, counted
 from lorascope.report.tables import safe
 
 SHOWN = 5
@@ -26,7 +27,9 @@ def print_listed(title: str, texts: Iterable[str], console: Console, style: str 
 def print_unread(failures: Sequence[LorascopeError], console: Console) -> None:
     """Print how many adapters could not be read, and why of the first."""
     if failures:
-        console.print(Text(f"{len(failures)} adapters could not be read and are not in it:", "yellow"))
+        console.print(
+            Text(f"{counted(len(failures), 'adapter')} could not be read and {be(len(failures))} not in it:", "yellow")
+        )
     print_listed("  not read", map(str, failures), console)
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lorascope.merge import METHODS, LearnedWeights, Merged
 from lorascope.report.listed import first_of, print_listed
+from lorascope.report.numbers import counted
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
@@ -84,18 +85,20 @@ def merged_as_text(
     """Print what was written, its ranks and its error, and the sites that moved most."""
     ranks = sorted({site.rank for site in merged.sites.values()})
     span = str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
-    console.print(f"{method} → {safe(output, 4096)}: {len(merged.sites)} sites of rank {span}", soft_wrap=True)
+    console.print(
+        f"{method} → {safe(output, 4096)}: {counted(len(merged.sites), 'site')} of rank {span}", soft_wrap=True
+    )
     worst, site = max(merged.sites.items(), key=lambda item: item[1].relative_error)
     where = f", most at {safe(worst)}: {site.relative_error:.3g}" if site.relative_error > 0 else ""
     console.print(f"relative error against the exact result: {merged.relative_error:.3g}{where}", soft_wrap=True)
     if learned is not None:
         weights = ", ".join(f"{weight:.3g}" for weight in learned.weights)
         console.print(
-            f"weights learned in {learned.evaluations} evaluations: {weights}; "
+            f"weights learned in {counted(learned.evaluations, 'evaluation')}: {weights}; "
             f"loss {learned.loss:.4g}, without the adapters {learned.first:.4g}",
             soft_wrap=True,
         )
     for name, sites in merged.missing.items():
-        text = f"{safe(name)} has nothing at {len(sites)} sites: {first_of(sites)}"
+        text = f"{safe(name)} has nothing at {counted(len(sites), 'site')}: {first_of(sites)}"
         console.print(Text(text, "dim"), soft_wrap=True)
     print_listed("left out", merged.left_out, console)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lorascope.report.listed import print_listed
-from lorascope.report.numbers import DASH
+from lorascope.report.numbers import DASH, counted
 from lorascope.report.tables import safe
 from lorascope.retrieve import Edge, MergeExplanation
 
@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 def explanation_as_dict(found: MergeExplanation, adapter: str, failures: Mapping[str, str]) -> dict[str, Any]:
-    """The members with their weights, and what they leave unexplained."""
+    """The members with their weights, what they leave unexplained, and whether weights of any sign leave much less."""
     return {
         "schema_version": SCHEMA_VERSION,
         "adapter": adapter,
@@ -27,6 +27,9 @@ def explanation_as_dict(found: MergeExplanation, adapter: str, failures: Mapping
         "relative_rest": found.relative_rest,
         "weight_error": found.weight_error,
         "candidates": found.candidates,
+        "signed": None
+        if found.signed is None
+        else {"members": len(found.signed.parts), "relative_rest": found.signed.relative_rest},
         "failures": dict(failures),
     }
 
@@ -41,6 +44,12 @@ def explanation_as_text(found: MergeExplanation, failures: Mapping[str, str], co
         f"{len(found.parts)} of {found.candidates} candidates",
         soft_wrap=True,
     )
+    if found.signed is not None:
+        text = (
+            f"negative weights explain it far better: with --signed {found.signed.relative_rest:.3g} is unexplained, "
+            f"of {counted(len(found.signed.parts), 'member')}"
+        )
+        console.print(Text(text, "yellow"), soft_wrap=True)
     _print_failures(failures, console)
 
 
@@ -67,12 +76,25 @@ def lineage_as_text(edges: Sequence[Edge], count: int, failures: Mapping[str, st
     """Print an edge a line, and its evidence."""
     for edge in edges:
         arrow = "←" if edge.is_directed else "↔"
-        parents = " + ".join(safe(parent, 4096) for parent in edge.parents)
+        parents = _sum_of(edge)
         evidence = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in edge.evidence.items())
         console.print(Text(f"{edge.relation}: {safe(edge.child, 4096)} {arrow} {parents}"), soft_wrap=True)
         console.print(Text(f"    {evidence}", "dim"), soft_wrap=True)
-    console.print(f"{len(edges)} relations among {count} adapters")
+    if any(not edge.is_directed for edge in edges):
+        console.print(Text("↔: weights do not tell which of the two was made of the other", "dim"), soft_wrap=True)
+    if any(edge.relation == "continued" for edge in edges):
+        text = "continued: a guess, from a large cosine alone; the smaller norm is written last, as the likelier parent"
+        console.print(Text(text, "dim"), soft_wrap=True)
+    console.print(f"{counted(len(edges), 'relation')} among {counted(count, 'adapter')}")
     _print_failures(failures, console)
+
+
+def _sum_of(edge: Edge) -> str:
+    """The parents, with a minus where their weights are negative."""
+    weights = edge.evidence.get("weights") or [1.0] * len(edge.parents)
+    signs = ["−" if weight < 0 else "+" for weight in weights]
+    terms = " ".join(f"{sign} {safe(parent, 4096)}" for sign, parent in zip(signs, edge.parents, strict=True))
+    return terms.removeprefix("+ ")
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,7 @@ from rich.text import Text
 from lorascope.compress import Resized
 from lorascope.conversion import LossReport
 from lorascope.report.listed import first_of, print_listed
+from lorascope.report.numbers import counted
 from lorascope.report.tables import safe
 
 SCHEMA_VERSION = 1
@@ -56,7 +57,8 @@ def resized_as_text(resized: Resized, written: LossReport, console: Console) -> 
     kept = {name: site for name, site in sites.items() if site.rank}
     before, after = _span([site.rank_before for site in sites.values()]), _span([site.rank for site in kept.values()])
     console.print(
-        f"{len(kept)} sites, rank {before} → {after}: {safe(written.target, 4096)} ({written.target_format})",
+        f"{counted(len(kept), 'site')}, rank {before} → {after}: "
+        f"{safe(written.target, 4096)} ({written.target_format})",
         soft_wrap=True,
     )
     share = resized.parameters / max(resized.parameters_before, 1)
@@ -72,7 +74,7 @@ def resized_as_text(resized: Resized, written: LossReport, console: Console) -> 
         )
     for title, names in (("left out, of rank 0", resized.left_out), ("unchanged", resized.unchanged)):
         if names:
-            console.print(Text(f"{title}: {len(names)} sites: {first_of(names)}", "yellow"), soft_wrap=True)
+            console.print(Text(f"{title}: {counted(len(names), 'site')}: {first_of(names)}", "yellow"), soft_wrap=True)
     print_listed("lost", (f"{loss.what}: {loss.why}" for loss in written.lost), console)
 
 

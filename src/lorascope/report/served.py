@@ -9,6 +9,7 @@ from rich.console import Console
 
 from lorascope.errors import LorascopeError
 from lorascope.report.listed import print_listed, print_unread
+from lorascope.report.numbers import counted
 from lorascope.report.tables import safe
 from lorascope.serve import Served
 from lorascope.serve.packing import RANKS
@@ -28,10 +29,12 @@ def served_as_dict(served: Served, failures: Sequence[LorascopeError]) -> dict[s
 def served_as_text(served: Served, failures: Sequence[LorascopeError], console: Console) -> None:
     """Print groups, errors and how a server is told."""
     console.print(
-        f"{len(served.adapters)} adapters, {len(served.sites)} sites: {safe(served.output, 4096)}", soft_wrap=True
+        f"{counted(len(served.adapters), 'adapter')}, {counted(len(served.sites), 'site')} in {served.dtype}: "
+        f"{safe(served.output, 4096)}",
+        soft_wrap=True,
     )
     for group in served.as_dict()["groups"]:
-        console.print(f"rank {group['rank']}: {len(group['adapters'])} adapters")
+        console.print(f"rank {group['rank']}: {counted(len(group['adapters']), 'adapter')}")
     if served.peft_rank is not None:
         least = next((rank for rank in RANKS if rank >= served.peft_rank), None)
         needed = "has no rank as large" if least is None else f"needs --max-lora-rank {least} or more"

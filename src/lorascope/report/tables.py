@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lorascope.report.numbers import counted
+
 
 def as_text(summary: dict[str, Any], console: Console, limit: int | None = 24) -> None:
     """Print a summary: what the adapter is, a table of at most ``limit`` sites (None: all), and the notes."""
@@ -21,7 +23,7 @@ def as_text(summary: dict[str, Any], console: Console, limit: int | None = 24) -
         prefix = _prefix([site["name"] for site in sites]) if console.is_terminal else ""
         console.print(_table(shown, prefix, values=3 if console.width >= 100 else 1))
     if len(shown) < len(sites) and limit:
-        console.print(Text(f"  … and {len(sites) - len(shown)} more sites (--sites all)", style="dim"))
+        console.print(Text(f"  … and {counted(len(sites) - len(shown), 'more site')} (--sites all)", style="dim"))
     for note in summary["notes"]:
         where = f" [{safe(note['site'])}]" if note["site"] and note["site"] not in note["text"] else ""
         console.print(Padding(Text(f"! {safe(note['text'])}{where}", style="yellow"), (0, 0, 0, 1), expand=False))

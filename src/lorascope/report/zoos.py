@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorascope.report.numbers import be, counted
 from lorascope.report.tables import safe
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ def verification_as_text(found: Verification, screen: Console, limit: int = 20) 
     def say(text: str) -> None:
         screen.print(safe(text, width=2000), markup=False, soft_wrap=True)
 
-    unfinished = f", {found.asked - found.count} more are to be forged" if found.asked > found.count else ""
+    left = found.asked - found.count
+    unfinished = f", {left} more {be(left)} to be forged" if left > 0 else ""
     unhashed = found.count - found.hashed - len(found.ids())
     without = f", {unhashed} without a recorded hash" if unhashed > 0 else ""
-    state = f"{len(found.defects)} defects" if found.defects else "all as recorded"
-    say(f"{found.zoo}: {found.count} adapters, {state}{without}{unfinished}")
+    state = counted(len(found.defects), "defect") if found.defects else "all as recorded"
+    say(f"{found.zoo}: {counted(found.count, 'adapter')}, {state}{without}{unfinished}")
     for defect in found.defects[:limit]:
         say(f"  {defect.problem}: {defect.path}: {defect.what}")
     if len(found.defects) > limit:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from lorascope.symmetry.cores import inner, norm
 
 SMALLEST = 0.01
 """Share of ‖X‖ that a member adds at least."""
+
+MUCH_LESS = 0.5
+"""Share of the rest of weights ≥ 0 up to which that of signed weights is much less."""
 
 _ROUNDS = 2
 
@@ -49,6 +52,7 @@ class MergeExplanation:
         weight_error: ‖rest‖ / σ_min of the members: weights are off by no more than this in all, if what is unexplained
             is rounding and anything else than members.
         candidates: among how many.
+        signed: where weights ≥ 0 were asked for and weights of any sign leave much less, the explanation by those.
     """
 
     parts: tuple[Part, ...]
@@ -56,6 +60,7 @@ class MergeExplanation:
     rest: float
     weight_error: float | None
     candidates: int
+    signed: MergeExplanation | None = None
 
     @property
     def relative_rest(self) -> float:
@@ -104,8 +109,16 @@ def explain_merge(
         raise AdapterError("no candidate has a site in common with it", file=own, found=f"{len(among)} candidates")
     gram = all_pairs(common, advance).gram
     whole = math.sqrt(gram[0, 0])
-    weights = few_weights(gram[1:, 1:], gram[0, 1:], whole, smallest=smallest, is_signed=is_signed)
-    return explained(common, 0, np.insert(weights, 0, 0.0), gram)
+
+    def by(*, is_signed: bool) -> MergeExplanation:
+        weights = few_weights(gram[1:, 1:], gram[0, 1:], whole, smallest=smallest, is_signed=is_signed)
+        return explained(common, 0, np.insert(weights, 0, 0.0), gram)
+
+    found = by(is_signed=is_signed)
+    if is_signed or found.relative_rest <= smallest:
+        return found
+    signed = by(is_signed=True)
+    return replace(found, signed=signed) if signed.rest <= MUCH_LESS * found.rest else found
 
 
 def explained(

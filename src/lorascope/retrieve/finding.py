@@ -50,7 +50,8 @@ class Found:
 class Search:
     """``found``: nearest first. ``read``: how many of the ``searched`` adapters were read, the others passed over.
 
-    ``unread``: path → why a candidate could not be read; it may be nearer than what was found.
+    ``unread``: path → why a candidate could not be read; it may be nearer than what was found. ``apart``: how many of
+    those read have no site in common with the adapter; they are never near, however small the norms.
     """
 
     found: tuple[Found, ...]
@@ -58,6 +59,7 @@ class Search:
     read: int
     unread: dict[str, str]
     is_approximate: bool
+    apart: int = 0
 
 
 def nearest(
@@ -70,7 +72,7 @@ def nearest(
     without: str | None = None,
     advance: Callable[[int], Any] | None = None,
 ) -> Search:
-    """The adapters of an index nearest to one.
+    """The adapters of an index nearest to one, of those that have a site in common with it.
 
     Args:
         adapter: what is looked for.
@@ -113,7 +115,7 @@ def nearest(
     best: list[tuple[float, int]] = []  # a heap of the k nearest, the furthest first
     results: dict[int, Found] = {}
     unread: dict[str, str] = {}
-    count = 0
+    count = apart = 0
     for place in order.tolist():
         entry = index.entries[place]
         is_beyond = (within is not None and below[place] > within * larger[place]) or (
@@ -124,11 +126,14 @@ def nearest(
         if is_beyond or (without is not None and without in (entry.path, place_of(entry.path))):
             continue
         try:
-            one = _compared(adapter, entry)
+            one, shared = _compared(adapter, entry)
         except LorascopeError as error:
             unread[entry.path] = str(error)
             continue
         count += 1
+        if not shared:
+            apart += 1
+            continue
         if within is not None and one.relative_distance > within:
             continue
         results[place] = one
@@ -137,7 +142,7 @@ def nearest(
             if len(best) > k:
                 del results[heapq.heappop(best)[1]]
     ordered = sorted(results.items(), key=lambda item: (item[1].distance, item[0]))
-    return Search(tuple(one for _, one in ordered), len(index), count, unread, is_approximate)
+    return Search(tuple(one for _, one in ordered), len(index), count, unread, is_approximate, apart)
 
 
 def check_within(within: float | None) -> None:
@@ -166,6 +171,6 @@ def lower_bounds(index: Index, own: Sketch, estimates: NDArray[np.float64]) -> N
     return np.maximum(by_norms, estimates / REACH - ROUNDING * sizes)
 
 
-def _compared(adapter: Adapter, entry: Entry) -> Found:
+def _compared(adapter: Adapter, entry: Entry) -> tuple[Found, int]:
     found = measured(adapter, read(entry.path))
-    return Found(entry, found.distance, found.relative_distance, found.cosine, found.norm2)
+    return Found(entry, found.distance, found.relative_distance, found.cosine, found.norm2), found.shared

@@ -132,11 +132,17 @@ def read_index(path: Path) -> Index:
     Raises:
         LorascopeError: where it is none, damaged, or of another version.
     """
+    hint = "make one at another place: lorascope index FOLDER -o INDEX"
     if not path.is_file():
-        raise LorascopeError("there is no such index", file=path, hint="make one: lorascope index FOLDER -o INDEX")
+        what = "a folder is no index of adapters" if path.is_dir() else "there is no such index"
+        raise LorascopeError(what, file=path, hint=hint)
+    with path.open("rb") as stream:
+        is_other = stream.read(9)[8:] != b"{"  # of a header of safetensors, after its length
+    if is_other:
+        raise LorascopeError("is no index of adapters", file=path, found="another kind of file", hint=hint)
     file = read_safetensors(path)
     if file.metadata.get("kind") != KIND:
-        raise LorascopeError("is no index of adapters", file=path, hint="make one: lorascope index FOLDER -o INDEX")
+        raise LorascopeError("is no index of adapters", file=path, hint=hint)
     versions = file.metadata.get("schema_version"), file.metadata.get("sketch_version")
     if versions != (str(SCHEMA_VERSION), str(sketch.VERSION)):
         raise LorascopeError(

@@ -4,12 +4,14 @@
     requantised     ‖X − Y‖ is rounding of the dtype of X, which is coarser than that of Y
     scaled          X = w Y
     resized         X is, site by site, the best approximation of Y of the rank that X has
-    merged          X = Σ w_i Y_i with two weights or more, all positive, to a rest of ``tolerance``
+    merged          X = Σ w_i Y_i with two weights or more, to a rest of ``tolerance``: all positive, or at most
+                    ``MOST_SIGNED`` of any sign where no Y_i has a larger rank than X
     continued       cos(X, Y) is at least ``cosine`` and nothing else relates them; Y, of the smaller norm, the parent
 
 All but the last are measurements that hardly come about by chance: X lies within ``tolerance`` ‖X‖ of what is claimed.
 The last is a reading of one: adapters that were trained apart have cosines near 0, and training makes ‖ΔW‖ grow as a
-rule, not always. In which direction copies and scalings went, weights cannot tell where no dtype or rank was lost.
+rule, not always. In which direction copies and scalings went, weights cannot tell where no dtype or rank was lost; nor
+with weights of both signs, which every part of X = Σ w_i Y_i has in terms of the others, unless X has the largest rank.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ TOLERANCE = 1e-3
 
 COSINE = 0.5
 """Of adapters of which one is taken for the other trained further."""
+
+MOST_SIGNED = 8
+"""Members of a sum with weights of both signs: of many, any adapter would be one."""
 
 _ROUNDING = 4.0  # rounding units of the factors: of two files, and of a gauge changed between
 
@@ -115,6 +120,8 @@ class _Finder:
         self.related = np.eye(len(self.names), dtype=bool)
         self.copy_of = np.arange(len(self.names))
         """The first of those that are one update; ``resized`` and ``merged`` speak of these alone."""
+        self.ranks: dict[int, dict[str, int]] = {}
+        """Of each of these, site by site."""
 
     def copies(self) -> None:
         units, reach = _precision(self.common)
@@ -136,7 +143,7 @@ class _Finder:
 
     def resized(self) -> None:
         alone = self._alone()
-        ranks = {k: _effective_ranks(self.common.adapters[k]) for k in alone}
+        self.ranks |= {k: _effective_ranks(self.common.adapters[k]) for k in alone}
         for child in alone:
             square = self.gram[child, child]
             near = [
@@ -147,13 +154,14 @@ class _Finder:
                 and parent != child
             ]
             for _, parent in sorted(near):
-                evidence = self._cut(child, parent, ranks[child], ranks[parent])
+                evidence = self._cut(child, parent)
                 if evidence is not None:
                     self._add("resized", child, (parent,), evidence, True)
                     break
 
-    def _cut(self, child: int, parent: int, own: dict[str, int], whole: dict[str, int]) -> dict[str, Any] | None:
+    def _cut(self, child: int, parent: int) -> dict[str, Any] | None:
         """How far X is from the truncation of Y to the ranks of X; None where it is no truncation."""
+        own, whole = self.ranks[child], self.ranks[parent]
         some = CommonSites(
             (self.common.adapters[child], self.common.adapters[parent]), (self.names[child], self.names[parent])
         )
@@ -183,24 +191,39 @@ class _Finder:
         unit = self.gram[np.ix_(alone, alone)] / np.outer(sizes, sizes)
         # the distance of each to the span of the others, that of the ridge being well below the tolerance
         spans = np.reciprocal(np.diagonal(np.linalg.inv(unit + 1e-3 * self.tolerance**2 * np.eye(len(alone)))))
-        for child, square in zip(alone.tolist(), spans.tolist(), strict=True):
-            if square > 4 * self.tolerance**2:
-                continue
-            gram = self.gram.copy()
-            left_out = ~np.isin(np.arange(len(self.names)), alone) | self.related[child]
-            gram[left_out] = gram[:, left_out] = 0.0
-            products, size = np.where(left_out, 0.0, self.gram[child]), float(self.norms[child])
-            weights = few_weights(gram, products, size, smallest=SMALLEST)
-            told = explained(self.common, child, weights, self.gram)
-            if not told.parts or told.relative_rest > self.tolerance:
-                continue
-            evidence = {
-                "weights": [part.weight for part in told.parts],
-                "relative_rest": told.relative_rest,
-                "weight_error": told.weight_error,
-            }
-            parents = tuple(part.place + int(part.place >= child) for part in told.parts)
-            self._add("merged" if len(parents) > 1 else "scaled", child, parents, evidence, len(parents) > 1)
+        near = [child for child, d2 in zip(alone.tolist(), spans.tolist(), strict=True) if d2 <= 4 * self.tolerance**2]
+        left = near
+        # in terms of a sum that was told, its members are sums too: what is likelier comes first
+        for is_signed, is_larger_allowed in ((False, False), (True, False), (False, True)):
+            left = sorted(left, key=lambda child: -self._rank(child)) if is_signed else left
+            left = [
+                k for k in left if not self._sum(k, alone, is_signed=is_signed, is_larger_allowed=is_larger_allowed)
+            ]
+
+    def _sum(self, child: int, alone: NDArray[np.int64], *, is_signed: bool, is_larger_allowed: bool) -> bool:
+        """Whether X is a sum of others, which is then told; members of larger rank than X are what cut sums have."""
+        rank = self._rank(child)
+        others = [k for k in alone.tolist() if is_larger_allowed or self._rank(k) <= rank]
+        gram = self.gram.copy()
+        left_out = ~np.isin(np.arange(len(self.names)), others) | self.related[child]
+        gram[left_out] = gram[:, left_out] = 0.0
+        products, size = np.where(left_out, 0.0, self.gram[child]), float(self.norms[child])
+        weights = few_weights(gram, products, size, smallest=SMALLEST, is_signed=is_signed)
+        members = np.flatnonzero(weights).tolist()
+        if is_signed and len(members) > MOST_SIGNED:
+            return False
+        is_directed = len(members) > 1 and not (is_signed and max(map(self._rank, members)) == rank)
+        told = explained(self.common, child, weights, self.gram)
+        if not told.parts or told.relative_rest > self.tolerance:
+            return False
+        evidence = {
+            "weights": [part.weight for part in told.parts],
+            "relative_rest": told.relative_rest,
+            "weight_error": told.weight_error,
+        }
+        parents = tuple(part.place + int(part.place >= child) for part in told.parts)
+        self._add("merged" if len(parents) > 1 else "scaled", child, parents, evidence, is_directed)
+        return True
 
     def continued(self) -> None:
         alone = self._alone()
@@ -225,6 +248,10 @@ class _Finder:
     def _alone(self) -> list[int]:
         """One of each group of copies, zero updates left aside."""
         return [k for k in range(len(self.names)) if self.copy_of[k] == k and self.norms[k] > 0]
+
+    def _rank(self, one: int) -> int:
+        """Of all sites together."""
+        return sum(self.ranks[one].values())
 
     def _relative(self, one: int, other: int) -> float:
         return float(self.distance[one, other] / max(self.norms[one], self.norms[other]))

@@ -60,13 +60,14 @@ class ServedAdapter:
 
 @dataclass(frozen=True)
 class Served:
-    """What was written: the adapters in order, the rank of the PEFT folders, and what was left out, in words."""
+    """What was written: the adapters in order, the rank of the PEFT folders, what was left out in words, the dtype."""
 
     output: str
     adapters: tuple[ServedAdapter, ...]
     sites: Mapping[str, tuple[int, int]]
     peft_rank: int | None
     left_out: tuple[str, ...] = ()
+    dtype: str = "float16"
 
     def as_dict(self) -> dict[str, Any]:
         """The index as it is written."""
@@ -75,6 +76,7 @@ class Served:
             groups.setdefault(adapter.rank, []).append(adapter.name)
         return {
             "schema_version": VERSION,
+            "dtype": self.dtype,
             "sites": {site: list(shape) for site, shape in self.sites.items()},
             "groups": [{"file": _file(rank), "rank": rank, "adapters": groups[rank]} for rank in sorted(groups)],
             "peft": None if self.peft_rank is None else {"folder": "peft", "rank": self.peft_rank},
@@ -155,6 +157,7 @@ def serve_pack(
         {site: common.example(site).shape for site in common.all},
         max(ranks) if form != "stacks" else None,
         tuple(left_out),
+        kind.name,
     )
     index = served.as_dict()
     if form == "peft":

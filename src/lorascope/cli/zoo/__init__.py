@@ -6,7 +6,7 @@ import typer
 
 from lorascope.cli.zoo import importing, info, layouts, ls, merge, packing, remote, repair, split, verify
 
-app = typer.Typer(no_args_is_help=True, help="Make and look at zoos: folders of adapters with labels and splits.")
+app = typer.Typer(no_args_is_help=True, help="Make and look at zoos: adapters with labels and splits.")
 app.command("import")(importing.import_)
 app.command("layouts")(layouts.layouts)
 app.command("info")(info.info)

@@ -37,9 +37,10 @@ def import_(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make a zoo of your own adapters and a table of labels, or of a published zoo: `lorascope fit` learns from it.
+    """Make a zoo of your own adapters, or of a published zoo.
 
-    Without --labels, DIR has the layout of a published zoo, which states labels and groups itself.
+    `lorascope fit` learns from it. Your own come with a table of labels. Without --labels, DIR has the layout of a
+    published zoo, which states labels and groups itself.
     """
     from lorascope.cli.output import print_json
     from lorascope.cli.output import track as bar
@@ -74,6 +75,7 @@ def import_(
 
 def _print(report: ImportReport) -> None:
     from lorascope.cli.output import console
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     def line(text: str) -> None:
@@ -82,16 +84,19 @@ def _print(report: ImportReport) -> None:
 
     screen = console()
     of_layout = f", {report.layout} ({report.variant})" if report.layout else ""
-    line(f"{report.zoo}: {report.count} adapters{of_layout}")
+    line(f"{report.zoo}: {counted(report.count, 'adapter')}{of_layout}")
     for path, error in list(report.unreadable.items())[:10]:
         line(f"  unreadable: {path}: {error}")
     if len(report.unreadable) > 10:
         line(f"  … {len(report.unreadable)} unreadable in all; --json lists them")
     kept = ", kept with null labels" if report.layout else ""
-    counted = ((report.unlabelled, f"adapters without labels{kept}"), (report.missing, "labels without adapter"))
-    for names, what in counted:
+    lists = (
+        (report.unlabelled, "adapter", f"without labels{kept}"),
+        (report.missing, "label", "without adapter"),
+    )
+    for names, noun, what in lists:
         if names:
-            line(f"  {len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
+            line(f"  {counted(len(names), noun)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}")
     for note in report.notes:
         line(f"  {note}")
     line(f"next: lorascope zoo info {report.zoo}")

@@ -14,6 +14,7 @@ def info(
 ) -> None:
     """Counts, columns with their roles, and splits of a zoo."""
     from lorascope.cli.output import console, print_json
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
     from lorascope.zoo import Zoo
 
@@ -27,9 +28,13 @@ def info(
     screen = console()
     counts = ", ".join(f"{count} {safe(str(status))}" for status, count in summary["status"].items())
     splits = ", ".join(f"{count} {name}" for name, count in summary["splits"].items())
-    screen.print(f"{safe(summary['path'], 4096)}: {summary['count']} adapters ({counts})", markup=False, soft_wrap=True)
+    screen.print(
+        f"{safe(summary['path'], 4096)}: {counted(summary['count'], 'adapter')} ({counts})",
+        markup=False,
+        soft_wrap=True,
+    )
     recipe = "none: imported" if summary["recipe"] is None else safe(str(summary["recipe"]))
-    screen.print(f"recipe {recipe}; {summary['groups']} groups; {splits}", markup=False)
+    screen.print(f"recipe {recipe}; {counted(summary['groups'], 'group')}; {splits}", markup=False)
     has_missing = any(column["missing"] for column in summary["columns"].values())
     table = Table(box=None, pad_edge=False)
     for title in ("column", "role", "type", "mean ± sd", "range", *(["null"] if has_missing else [])):

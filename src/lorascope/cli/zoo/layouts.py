@@ -10,9 +10,10 @@ FIELDS = ("name", "title", "reference", "files", "documented", "unknown", "is_ex
 
 
 def layouts(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the layouts that `zoo import --layout` knows: their files, where they are documented, what they leave open.
+    """List the layouts that `zoo import --layout` knows.
 
-    A layout that was never run on the published files themselves is experimental.
+    Told are their files, where they are documented, and what they leave open. A layout that was never run on the
+    published files themselves is experimental.
     """
     from lorascope.cli.output import console, print_json
     from lorascope.zoo import LAYOUTS

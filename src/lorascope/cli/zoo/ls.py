@@ -30,7 +30,9 @@ def ls(
         bool, typer.Option("--csv", help="CSV; lists as 1;2;3, as `zoo import` reads them; control characters as �.")
     ] = False,
 ) -> None:
-    """List adapters with what is known of them, of every status unless --where says otherwise.
+    """List the adapters of a zoo with what is known of them.
+
+    Of every status, unless --where says otherwise.
 
     Example:  lorascope zoo ls zoo --where "3 in classes and rank = 4" --sort -test_accuracy --limit 10
     """
@@ -98,6 +100,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.text import Text
 
     from lorascope.cli.output import console
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     screen = console()
@@ -107,4 +110,4 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(f"{v:.4g}" if isinstance(v, float) else safe(_text(v))) for v in row.values()))
     screen.print(table)
-    screen.print(f"{len(rows)} rows")
+    screen.print(counted(len(rows), "row"))

@@ -20,16 +20,20 @@ def merge(
     ] = "joined",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make one zoo of several, with every adapter's recipe, settings and base hash kept.
+    """Make one zoo of several.
 
-    Files are hard-linked where that can be. An id that two zoos have gets the number of its zoo before it.
+    Every adapter's recipe, settings and base hash are kept. Files are hard-linked where that can be. An id that two
+    zoos have gets the number of its zoo before it.
     """
     from lorascope.cli.output import console, print_json
+    from lorascope.report.numbers import counted
     from lorascope.zoo import merge_zoos
 
     result = merge_zoos(zoos, out, union=union, groups=groups)
     if as_json:
         print_json(result.as_dict())
         return
-    renamed = f", {result.renamed} ids renamed" if result.renamed else ""
-    console().print(f"{out}: {result.count} adapters of {result.zoos} zoos{renamed}", markup=False, soft_wrap=True)
+    renamed = f", {counted(result.renamed, 'id')} renamed" if result.renamed else ""
+    console().print(
+        f"{out}: {counted(result.count, 'adapter')} of {result.zoos} zoos{renamed}", markup=False, soft_wrap=True
+    )

@@ -16,44 +16,51 @@ def pack(
     shard_size: Annotated[int, typer.Option(min=1, max=20_000, help="Adapters in an archive.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Move adapters into archives of stored files, which every verb reads by mapping them, without unpacking.
+    """Move the adapters of a zoo into archives.
 
-    An archive is whole on the disk before any file is deleted; the same command goes on after an interruption.
+    Every verb reads these by mapping their stored files, without unpacking. An archive is whole on the disk before any
+    file is deleted; the same command goes on after an interruption.
     """
     from lorascope.cli.output import progress
+    from lorascope.report.numbers import counted
     from lorascope.zoo import Zoo
     from lorascope.zoo import pack as run
 
     opened = Zoo.open(zoo)
     with progress("packing", len(opened)) as advance:
         result = run(opened, shard_size=shard_size, on_progress=advance)
-    _print(result, f"packed into {result.shards} archives", as_json)
+    _print(result, f"packed into {counted(result.shards, 'archive')}", as_json)
 
 
 def unpack(
     zoo: Annotated[Path, typer.Argument(help="A packed zoo.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Put the adapters of a packed zoo back into folders, byte for byte."""
+    """Put the adapters of a packed zoo back into folders.
+
+    They are what they were, byte for byte.
+    """
     from lorascope.cli.output import progress
+    from lorascope.report.numbers import counted
     from lorascope.zoo import Zoo
     from lorascope.zoo import unpack as run
 
     opened = Zoo.open(zoo)
     with progress("unpacking", len(opened)) as advance:
         result = run(opened, on_progress=advance)
-    _print(result, f"unpacked from {result.shards} archives", as_json)
+    _print(result, f"unpacked from {counted(result.shards, 'archive')}", as_json)
 
 
 def _print(result: PackResult, what: str, as_json: bool) -> None:
     from lorascope.cli.output import console, print_json
+    from lorascope.report.numbers import counted
     from lorascope.report.tables import safe
 
     if as_json:
         print_json(result.as_dict())
         return
     screen = console()
-    screen.print(f"{result.zoo}: {result.count} adapters {what}", markup=False, soft_wrap=True)
+    screen.print(f"{result.zoo}: {counted(result.count, 'adapter')} {what}", markup=False, soft_wrap=True)
     for path, why in list(result.left.items())[:10]:
         screen.print(safe(f"  left as it is: {path}: {why}", width=2000), markup=False, soft_wrap=True)
     if len(result.left) > 10:

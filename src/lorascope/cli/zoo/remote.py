@@ -18,13 +18,17 @@ def push(
     type: Annotated[Literal["dataset", "model"], typer.Option(help="Of the repository.")] = "dataset",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Send a zoo to the hub, whole and verified; the same command goes on after an interruption."""
+    """Send a zoo to the hub, whole and verified.
+
+    The same command goes on after an interruption.
+    """
     from lorascope.cli.output import progress
+    from lorascope.report.numbers import counted
     from lorascope.zoo.remote import push as run
 
     with progress("sending files", sum(1 for path in zoo.rglob("*") if path.is_file())) as advance:
         result = run(zoo, repo, private=private, repo_type=type, on_progress=advance)
-    _print(result, f"{result.repo}: {result.files} files, {result.moved} sent", as_json)
+    _print(result, f"{result.repo}: {counted(result.files, 'file')}, {result.moved} sent", as_json)
 
 
 def pull(
@@ -33,11 +37,15 @@ def pull(
     type: Annotated[Literal["dataset", "model"], typer.Option(help="Of the repository.")] = "dataset",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fetch a zoo from the hub and verify every byte; the same command goes on after an interruption."""
+    """Fetch a zoo from the hub and verify every byte.
+
+    The same command goes on after an interruption.
+    """
+    from lorascope.report.numbers import counted
     from lorascope.zoo.remote import pull as run
 
     result = run(repo, out, repo_type=type)
-    _print(result, f"{result.zoo}: {result.files} files, {result.moved} fetched, all as recorded", as_json)
+    _print(result, f"{result.zoo}: {counted(result.files, 'file')}, {result.moved} fetched, all as recorded", as_json)
 
 
 def _print(result: TransferResult, text: str, as_json: bool) -> None:

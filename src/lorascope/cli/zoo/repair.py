@@ -16,13 +16,15 @@ def repair(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Forge exactly the damaged and missing adapters of a zoo anew, bit for bit as they were.
+    """Forge what is damaged or missing in a zoo anew.
 
-    An adapter that comes out otherwise than its recorded hash is not put back. Exits with 1 where something is still
-    not as recorded, such as extra files, which are left alone.
+    Exactly these adapters are made, bit for bit as they were. An adapter that comes out otherwise than its recorded
+    hash is not put back. Exits with 1 where something is still not as recorded, such as extra files, which are left
+    alone.
     """
     from lorascope.cli.output import console, print_json, progress
     from lorascope.forge.repair import repair as run
+    from lorascope.report.numbers import counted
     from lorascope.zoo import verify_zoo
 
     with progress("repairing", len(verify_zoo(zoo).ids())) as advance:
@@ -32,7 +34,7 @@ def repair(
     else:
         from lorascope.report.zoos import verification_as_text
 
-        console().print(f"{len(result.repaired)} adapters made again in {result.seconds:.0f} s")
+        console().print(f"{counted(len(result.repaired), 'adapter')} made again in {result.seconds:.0f} s")
         verification_as_text(result.left, console())
     if result.left.defects:
         raise typer.Exit(1)

@@ -20,9 +20,10 @@ def split(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Split the groups of a zoo anew, by a hash: no group straddles, and adapters that come later follow the rule.
+    """Split the groups of a zoo anew, by a hash.
 
-    `fit` and `evaluate` read the split in the zoo, or the file that --splits names.
+    No group straddles, and adapters that come later follow the rule. `fit` and `evaluate` read the split in the zoo, or
+    the file that --splits names.
     """
     from lorascope.cli.output import console, print_json
     from lorascope.errors import ZooError

@@ -12,9 +12,10 @@ def verify(
     zoo: Annotated[Path, typer.Argument(help="A zoo, from `lorascope forge` or `lorascope zoo import`.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Compare every adapter with its recorded hashes: what is damaged, missing, or in no record? Exits with 1 if any.
+    """Compare every adapter with its recorded hashes.
 
-    Nothing is changed; `lorascope zoo repair` makes lost adapters of a forged zoo again.
+    What is damaged, missing, or in no record? Exits with 1 if any is. Nothing is changed; `lorascope zoo repair` makes
+    lost adapters of a forged zoo again.
     """
     from lorascope.cli.output import console, print_json, track
     from lorascope.zoo import verify_zoo
