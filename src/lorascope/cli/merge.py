@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from lorascope.cli.options import Overwrite
 
 
 def merge(
@@ -17,7 +16,7 @@ def merge(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", help="Folder for peft and mlx, else a file.", show_default=False),
+        typer.Option("-o", "--output", help="A new folder for peft and mlx, else a file.", show_default=False),
     ] = None,
     method: Annotated[str, typer.Option("-m", "--method", help="How; --methods lists them.")] = "linear",
     weights: Annotated[
@@ -52,7 +51,13 @@ def merge(
     error: Annotated[
         float | None, typer.Option(help="Leave at most this relative error at each site.", show_default=False)
     ] = None,
-    to: Annotated[str, typer.Option(help="The format to write; `lorascope formats` lists them.")] = "peft",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The format to write; `lorascope formats` lists them.",
+            show_default="peft; of a file name that of the adapters",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the factors.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of what is random in a method.")] = 0,
     any_base: Annotated[
@@ -62,6 +67,7 @@ def merge(
         bool, typer.Option("--allow-loss", help="Leave out saved tensors and biases that cannot be merged.")
     ] = False,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and what they are.")] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Merge adapters of one base into one adapter, without the base.
@@ -85,7 +91,8 @@ def merge(
     from lorascope.cli.user_function import function_in
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
-    from lorascope.formats import read, write
+    from lorascope.formats import format_named, read, write
+    from lorascope.formats.output_name import check_output, chosen_format
     from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
     from lorascope.report.merges import merged_as_dict, merged_as_text, methods_as_dicts, methods_as_text
@@ -108,7 +115,8 @@ def merge(
     adapters = [read(source) for source in sources]
     for source, adapter in zip(sources, adapters, strict=True):
         check_apart(source, adapter, Path(output))
-    _check_folder(Path(output), to)
+    to = chosen_format(Path(output), to, adapters)
+    check_output(Path(output), format_named(to), is_overwritten=overwrite)
     learned = None
     if loss is not None:
         with progress("learning weights", evaluations) as advance:
@@ -144,24 +152,6 @@ def merge(
         print_json(merged_as_dict(result, output, method, learned))
     else:
         merged_as_text(result, output, method, console(), learned)
-
-
-def _check_folder(output: Path, to: str) -> None:
-    """Refuse a folder that holds anything but an adapter of that format: its files would be mixed with the new ones."""
-    from lorascope.errors import LorascopeError, OutputError
-    from lorascope.formats import read
-
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    try:
-        found = read(output).provenance.format
-    except LorascopeError:
-        found = "something else"
-    if found != to:
-        raise OutputError(
-            "the folder is not empty", file=output, expected=f"a new folder, or an adapter of {to}", found=found,
-            hint="give a new name",
-        )  # fmt: skip
 
 
 def _numbers(text: str, key: str) -> list[float]:
