@@ -261,7 +261,9 @@ def test_convert_to_gguf_asks_for_the_base(tmp_path: Path) -> None:
     config = {"model_type": "mistral", "num_attention_heads": 4, "num_key_value_heads": 2}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))
     for base in (tmp_path / "base", tmp_path / "base" / "config.json"):
-        done = run("convert", tmp_path / "a", tmp_path / "b.gguf", "--to", "gguf", "--base", base, "--json")
+        done = run(
+            "convert", tmp_path / "a", tmp_path / "b.gguf", "--to", "gguf", "--base", base, "--json", "--overwrite"
+        )
         assert objects(done.stdout)[0]["folded"] == ["model.layers.0.self_attn.v_proj"], done.stderr
         assert (tmp_path / "b.gguf").read_bytes() == target.read_bytes()
 

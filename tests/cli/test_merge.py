@@ -107,7 +107,9 @@ def test_a_cut_tells_its_error(two: list[Path], tmp_path: Path, run: Run) -> Non
 def test_methods_options_and_seeds(two: list[Path], tmp_path: Path, run: Run) -> None:
     def made(*words: object) -> Any:
         target = tmp_path / "one"
-        code, _, err = run(*two, "-o", target, "--method", "dare", "--option", "density=0.3", "--rank", 6, *words)
+        code, _, err = run(
+            *two, "-o", target, "--method", "dare", "--option", "density=0.3", "--rank", 6, *words, "--overwrite"
+        )
         assert code == 0, err
         return delta(target, SITES[0])
 
@@ -146,7 +148,7 @@ def test_weights_are_learned_from_a_function_of_the_users_own(two: list[Path], t
     learned = json.loads(out)["learned"]
     assert learned["loss_of_base"] == 3.0 and learned["loss"] < 1.0 and learned["evaluations"] <= 30
     assert abs(float(np.linalg.norm(delta(tmp_path / "merged", SITES[-1]))) - 3.0) < 1.0
-    code, out, _ = run(*two, "-o", tmp_path / "merged", *words)
+    code, out, _ = run(*two, "-o", tmp_path / "merged", *words, "--overwrite")
     assert code == 0 and "weights learned in" in out and "without the adapters 3" in out
 
 
@@ -193,10 +195,28 @@ def test_files_of_another_adapter_are_not_mixed_with_the_result(two: list[Path],
     other = written(tmp_path, 3, 2, 1.0, to="mlx")
     before = {path: path.read_bytes() for path in other.iterdir()}
     code, _, err = run(*two, "-o", other)
-    assert code == 2 and "the folder is not empty" in err and "found mlx" in err
+    assert code == 2 and "the folder is not empty" in err and "--overwrite" in err
+    code, _, err = run(*two, "-o", other, "--overwrite")
+    assert code == 2 and "more than what would be replaced (found adapters.safetensors)" in err
     assert {path: path.read_bytes() for path in other.iterdir()} == before
-    code, _, err = run(*two, "-o", other, "--to", "mlx", "--any-base")
+    code, _, err = run(*two, "-o", other, "--to", "mlx", "--any-base", "--overwrite")
     assert code == 0, err
+    assert {path.name for path in other.iterdir()} == {path.name for path in before}
+    (other / "README.md").write_text("of the old adapter")
+    code, _, err = run(*two, "-o", other, "--to", "mlx", "--any-base", "--overwrite")
+    assert code == 2 and "found README.md" in err
+
+
+def test_a_file_name_chooses_the_format_where_one_is_meant(two: list[Path], tmp_path: Path, run: Run) -> None:
+    code, _, err = run(*two, "-o", tmp_path / "x.safetensors")
+    assert code == 2 and "peft is a folder" in err and "kohya" in err and not (tmp_path / "x.safetensors").exists()
+    for path in two:
+        formats.write(formats.read(path), path.with_name(f"{path.name}.safetensors"), format="kohya")
+    files = [path.with_name(f"{path.name}.safetensors") for path in two]
+    assert run(*files, "-o", tmp_path / "x.safetensors")[0] == 0
+    assert formats.read(tmp_path / "x.safetensors").provenance.format == "kohya"
+    code, _, err = run(*files, "-o", tmp_path / "v1.5", "--to", "kohya")
+    assert code == 2 and "name it v1.5.safetensors" in err and not (tmp_path / "v1.5").exists()
 
 
 def test_a_users_file_that_fails_is_named(tmp_path: Path, two: list[Path], run: Run) -> None:

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     with pytest.raises(AdapterError, match="no base model here"):
         bake(tmp_path / "nothing", [Adapter({"model.q": update})], tmp_path / "out")
     (tmp_path / "there").mkdir()
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="written as a file"):
         bake(tmp_path / "base.safetensors", [Adapter({"model.q": update})], tmp_path / "there")
     with pytest.raises(OutputError):
         bake(tmp_path / "base.safetensors", [Adapter({"model.q": update})], tmp_path / "base.safetensors")

@@ -17,7 +17,7 @@ from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.conversion import convert, relative_error
 from lorascope.conversion.loss import rounding_bound
-from lorascope.errors import AdapterError
+from lorascope.errors import AdapterError, OutputError
 from written_formats import BASE, PAIRS, WRITTEN, adapter_of, names_for, target_in
 
 
@@ -102,6 +102,17 @@ def test_the_name_of_the_base_is_written(folder: Path) -> None:
     assert formats.read(folder / "b").provenance.base_model == "owner/base"
     report = convert(folder / "b", folder / "c", to="peft", base_name="owner/other")
     assert report.is_identical and formats.read(folder / "c").provenance.base_model == "owner/other"
+
+
+def test_nothing_of_a_folder_that_is_replaced_stays(folder: Path) -> None:
+    """An unedited adapter without a configuration would take the scale of the one that was there."""
+    formats.write(formats.read(folder / "a"), folder / "b")
+    (folder / "a" / "adapter_config.json").unlink()
+    with pytest.raises(OutputError, match="already there"):
+        convert(folder / "a", folder / "b", to="peft", is_loss_allowed=True)
+    convert(folder / "a", folder / "b", to="peft", is_loss_allowed=True, is_overwritten=True)
+    assert [path.name for path in (folder / "b").iterdir()] == ["adapter_model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
 
 
 def test_metadata_are_kept_or_stripped(folder: Path, tmp_path: Path) -> None:

@@ -143,8 +143,9 @@ def test_what_has_no_place_is_refused(sites: Any, config: Any, match: str, tmp_p
 def test_q_and_k_are_no_loss_that_could_be_allowed(tmp_path: Path) -> None:
     """Without the numbers of heads nothing is written: an adapter without q and k is another one."""
     formats.write(Adapter({Q: low_rank(), UP: low_rank()}), tmp_path / "a")
+    config = {"model_type": "llama"}
     with pytest.raises(AdapterError, match="numbers of heads"):
-        convert(tmp_path / "a", tmp_path / "b", to="gguf", base_config={"model_type": "llama"}, is_loss_allowed=True)
+        convert(tmp_path / "a", tmp_path / "b.gguf", to="gguf", base_config=config, is_loss_allowed=True)
 
 
 def test_a_configuration_of_a_model_with_images_counts_by_its_text_part(tmp_path: Path) -> None:

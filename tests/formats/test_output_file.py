@@ -99,3 +99,19 @@ def test_a_link_to_a_file_is_replaced_and_the_file_stays(tmp_path: Path) -> None
             temporary.write_bytes(b"after")
         assert not path.is_symlink()
         assert (path.read_bytes(), other.read_bytes()) == (b"after", b"before")
+
+
+def test_a_folder_that_is_replaced_is_replaced_whole_through_a_link_too(tmp_path: Path) -> None:
+    real, link = tmp_path / "there" / "real", tmp_path / "link"
+    (real / "old").mkdir(parents=True)
+    link.symlink_to(real)
+    for writing in (written_folder, staged):
+        (real / "old").mkdir(exist_ok=True)
+        with pytest.raises(RuntimeError), writing(link, is_replaced=True) as temporary:
+            raise RuntimeError
+        assert [path.name for path in real.iterdir()] == ["old"]
+        with writing(link, is_replaced=True) as temporary:
+            (temporary / "new").mkdir(parents=True)
+        assert link.is_symlink() and [path.name for path in real.iterdir()] == ["new"]
+        assert [path.name for path in real.parent.iterdir()] == ["real"]
+        (real / "new").rmdir()

@@ -59,12 +59,37 @@ def test_a_tree_is_found_in_natural_order(peft_folder: Folder, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("files", "found", "is_one", "passed_by"),
+    [
+        (["adapter_config.json", "adapter_model.bin", "adapter_model.safetensors"], ["."], True, []),
+        (["adapter_config.json", "adapter_model.safetensors", "b.pt", "optimizer.pt"], ["."], True, ["b.pt"]),
+        (["adapter_config.json", "b.safetensors", "c/adapter_model.bin"], [".", "c"], True, []),
+        (["pytorch_lora_weights.bin", "pytorch_lora_weights.safetensors"], ["."], True, []),
+        (["adapters.npz", "c/adapters.npz"], [".", "c"], False, []),
+        (["adapters.npz", "b.safetensors"], ["adapters.npz", "b.safetensors"], False, ["b.safetensors"]),
+        (["b.safetensors"], ["b.safetensors"], True, []),
+        (["b.safetensors", "c/adapters.npz"], ["b.safetensors", "c"], False, []),
+    ],
+)
+def test_a_folder_is_one_adapter_by_its_configuration_or_where_there_is_nothing_else(
+    tmp_path: Path, files: list[str], found: list[str], is_one: bool, passed_by: list[str]
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.relative_to(tmp_path).as_posix() for path in formats.find(tmp_path)] == found
+    assert formats.is_adapter(tmp_path) == is_one
+    assert [path.name for path in formats.beside(tmp_path)] == passed_by
+
+
+@pytest.mark.parametrize(
     ("files", "said"),
     [
         ([], "holds no adapter"),
         (["model.safetensors", "optimizer.pt"], "holds no adapter"),
         (["a.safetensors", "b.safetensors"], "several adapters"),
         (["sub/adapter_model.bin"], "a tree of adapters"),
+        (["a.safetensors", "sub/adapter_model.bin"], "a tree of adapters"),
     ],
 )
 def test_a_folder_that_is_not_one_adapter(tmp_path: Path, files: list[str], said: str) -> None:

@@ -130,6 +130,7 @@ def test_what_servers_have_no_place_for_is_refused(tmp_path: Path) -> None:
             serve_pack(given(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("kept")
     with pytest.raises(LorascopeError, match="already there"):
         serve_pack(given(), tmp_path / "out")
 

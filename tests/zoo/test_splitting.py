@@ -82,6 +82,9 @@ def test_the_command_saves_in_the_zoo_or_a_file(make_zoo, lorascope, tmp_path):
     assert code == 0 and sum(json.loads(out)["splits"].values()) == 30
     assert Zoo.open(zoo).splitting is not None
     assert lorascope("zoo", "split", zoo, "--out", tmp_path / "other.json")[0] == 0
+    code, _, err = lorascope("zoo", "split", zoo, "--out", tmp_path / "other.json")
+    assert code == 2 and "already there" in err
+    assert lorascope("zoo", "split", zoo, "--out", tmp_path / "other.json", "--overwrite")[0] == 0
     code, out, errors = lorascope(
         "fit", zoo, "--target", "n_label", "--out", tmp_path / "p", "--splits", tmp_path / "none.json"
     )

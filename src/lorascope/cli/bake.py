@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 if TYPE_CHECKING:
     from lorascope.adapter import Adapter
     from lorascope.adapter.layout import Layout
@@ -49,6 +51,7 @@ def bake(
             show_default="none",
         ),
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="The report as one JSON object.")] = False,
 ) -> None:
     """Fold adapters into a checkpoint: W + Σ ΔW.
@@ -70,6 +73,7 @@ def bake(
             weights=weight or None,
             is_loss_allowed=allow_loss,
             layout=cast("Layout | None", layout),  # checked where it is used
+            is_overwritten=overwrite,
             on_tensor=lambda count, total: advance(1),
         )
     if as_json:

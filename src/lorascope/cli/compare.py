@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 
 def compare(
     adapters: Annotated[
@@ -22,6 +24,7 @@ def compare(
     any_base: Annotated[
         bool, typer.Option("--any-base", help="Compare adapters that name different base models.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Compare adapters: how far apart they are, and where.
@@ -42,10 +45,13 @@ def compare(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compare import compare as compared
     from lorascope.formats import read
+    from lorascope.formats.output_name import check_file
     from lorascope.report.comparisons import comparison_as_dict, comparison_as_text
     from lorascope.report.heat_map import write_heat_map
 
     limit = None if sites == "all" else count_of(sites)
+    if plot is not None:
+        check_file(Path(plot), is_overwritten=overwrite)
     loaded = [read(adapter) for adapter in adapters]
     with progress("comparing sites", len(loaded[0]) if loaded else 0) as advance:
         found = compared(loaded, names=adapters, has_signs=signs, is_any_base=any_base, advance=advance)

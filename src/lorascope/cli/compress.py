@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 
 def compress(
     sources: Annotated[
@@ -43,6 +45,7 @@ def compress(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Leave out saved tensors and changes of biases.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Pack many adapters of one base into one small file.
@@ -67,6 +70,7 @@ def compress(
     from lorascope.compress import write_pack
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
+    from lorascope.formats.output_name import check_file
     from lorascope.report.packs import compressed_as_dict, compressed_as_text
 
     if output is None and sweep is None:
@@ -79,6 +83,8 @@ def compress(
     if quantise not in known:
         raise LorascopeError("no such rounding", key="--quantise", expected="int8 or int4", found=quantise)
     ranks = [rank] if sweep is None else _numbers(sweep)
+    if output is not None:
+        check_file(Path(output), is_overwritten=overwrite)
     given = adapters_at(sources)
     if not given.adapters:
         raise given.failures[0] if given.failures else LorascopeError("no adapters here", file=sources[0])

@@ -6,13 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 
 def convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Adapter file, folder or hub id.", show_default=False)],
     target: Annotated[
         str,
         typer.Argument(
-            metavar="DST", help="What to write: a folder for peft and mlx, else a file.", show_default=False
+            metavar="DST",
+            help="What to write: a folder for peft and mlx, else a file with the suffix of the format.",
+            show_default=False,
         ),
     ],
     to: Annotated[str, typer.Option(help="The format to write; `lorascope formats` lists them.", show_default=False)],
@@ -64,13 +68,14 @@ def convert(
     allow_growth: Annotated[
         bool, typer.Option("--allow-growth", help="Write plain factors however much larger than SRC they are.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="The loss report as one JSON object.")] = False,
 ) -> None:
     """Convert an adapter to another format, each loss reported.
 
     The sites are the same, and ΔW to rounding. To its own format an unedited file is written bit for bit. What was
-    written is read again and compared with the source; only then does it take its place (a file that is there is
-    replaced).
+    written is read again and compared with the source; only then does it take its place. Where something is already
+    nothing is written without --overwrite.
     """
     from pathlib import Path
 
@@ -96,6 +101,7 @@ def convert(
         base=base if base is not None and _has_weights(base) else None,
         is_loss_allowed=allow_loss,
         is_growth_allowed=allow_growth,
+        is_overwritten=overwrite,
     )
     print_json(report.as_dict()) if as_json else losses_as_text(report, console())
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 
 def extract(
     base: Annotated[
@@ -29,12 +31,15 @@ def extract(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Only sites that a shell pattern fits; can be repeated."),
     ] = None,
-    to: Annotated[str, typer.Option(help="The format to write; `lorascope formats` lists them.")] = "peft",
+    to: Annotated[
+        str | None, typer.Option(help="The format to write; `lorascope formats` lists them.", show_default="peft")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the factors.")] = "float32",
     base_name: Annotated[
         str | None, typer.Option(help="Name of the base model to write.", show_default="the name of BASE")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the range finder for large weights.")] = 0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Take the difference of two checkpoints as an adapter.
@@ -52,15 +57,17 @@ def extract(
     from lorascope.cli.options import cut_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import extract as extracted
-    from lorascope.errors import OutputError
+    from lorascope.conversion.apart import check_apart_from
     from lorascope.formats import format_named, write
     from lorascope.formats.checkpoint import Checkpoint
+    from lorascope.formats.output_name import check_output, chosen_format
     from lorascope.report.extractions import extracted_as_dict, extracted_as_text
 
-    format_named(to)
     path = Path(output)
-    if path.exists() and (path.is_file() or any(path.iterdir())):
-        raise OutputError("the output is already there", file=path, hint="give a new name")
+    to = chosen_format(path, to)
+    check_output(path, format_named(to), is_overwritten=overwrite)
+    if overwrite:
+        check_apart_from([Path(base), Path(tuned)], path)
     with progress("extracting", len(Checkpoint.open(base).tensors)) as advance:
         result = extracted(
             base,

@@ -100,6 +100,7 @@ def _index_of(places: Sequence[str]) -> Index:
     from pathlib import Path
 
     from lorascope.cli.output import progress
+    from lorascope.cli.sources import say_files_beside
     from lorascope.errors import LorascopeError
     from lorascope.retrieve import adapters_in, build_index, read_index
     from lorascope.retrieve.index import is_index
@@ -109,6 +110,7 @@ def _index_of(places: Sequence[str]) -> Index:
     if any(is_index(Path(place)) for place in places):
         raise LorascopeError("one index alone can be searched", found=", ".join(places)[:200])
     paths = adapters_in(places)
+    say_files_beside(paths, "searched")
     with progress("reading", len(paths)) as advance:
         index = build_index(paths, advance=advance).index
     if not len(index):

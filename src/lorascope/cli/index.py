@@ -23,6 +23,7 @@ def index(
     from pathlib import Path
 
     from lorascope.cli.output import console, print_json, progress
+    from lorascope.cli.sources import say_files_beside
     from lorascope.report.retrieved import indexed_as_dict, indexed_as_text
     from lorascope.retrieve import adapters_in, build_index, read_index, write_index
 
@@ -30,6 +31,7 @@ def index(
     previous = read_index(place) if place.exists() or place.is_symlink() else None
     # the index itself may lie in a folder that is indexed
     paths = [path for path in adapters_in(sources) if path != str(place.absolute())]
+    say_files_beside(paths, "indexed")
     with progress("indexing", len(paths)) as advance:
         found = build_index(paths, previous, save=lambda index: write_index(index, place), advance=advance)
     write_index(found.index, place)

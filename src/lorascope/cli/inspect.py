@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +67,7 @@ def inspect(
         return summarise(read(location, format=format, scale=scale, mapping=fields))
 
     limit = None if sites == "all" else count_of(sites)
-    found = expanded(locations)
+    found = expanded(locations, "shown")
     if len(found) == 1:
         summary = summary_of(found[0])
         print_json(summary) if as_json else as_text(summary, console(), limit)
@@ -94,16 +93,22 @@ def count_of(text: str) -> int:
     return int(text)
 
 
-def expanded(locations: list[str]) -> list[str]:
-    """A folder that is no adapter itself becomes the adapters in it; all else is judged when it is read."""
-    from lorascope.formats import find
+def expanded(locations: list[str], done: str, *, is_files_said: bool = True) -> list[str]:
+    """A folder that is no adapter itself becomes the adapters in it; all else is judged when it is read.
+
+    Args:
+        locations: as the command line names them.
+        done: what is done with the adapters and not with what is passed by, which is said.
+        is_files_said: whether weights files beside those of an adapter are said too.
+    """
+    from lorascope.cli.sources import inside, say_files_beside, say_passed_by
 
     result: list[str] = []
     for location in locations:
-        folder = Path(location)
-        inside = find(folder) if folder.is_dir() else []
-        if folder in inside and len(inside) > 1:
-            more = "1 more adapter" if len(inside) == 2 else f"{len(inside) - 1} more adapters"
-            sys.stderr.write(f"{ascii(location)[1:-1]}: {more} in its subfolders, not shown\n")
-        result += [location] if folder in inside or not inside else [str(path) for path in inside]
+        found = inside(Path(location))
+        if found is None:
+            say_passed_by(location, done, is_files_said=is_files_said)
+        elif is_files_said:
+            say_files_beside(found, done)
+        result += [location] if found is None else [str(path) for path in found]
     return result

@@ -56,6 +56,7 @@ def candidates_of(sources: Sequence[str], *, without: str | None = None) -> Cand
         LorascopeError: where there are some, and none of them can be used.
     """
     from lorascope.cli.output import track
+    from lorascope.cli.sources import say_files_beside
     from lorascope.errors import LorascopeError
     from lorascope.formats import read
     from lorascope.retrieve import adapters_in, place_of, sketch_of
@@ -64,6 +65,7 @@ def candidates_of(sources: Sequence[str], *, without: str | None = None) -> Cand
     names: list[str] = []
     failures: dict[str, str] = {}
     paths = [path for path in adapters_in(sources) if without is None or without not in (path, place_of(path))]
+    say_files_beside(paths, "compared")
     for path in track(paths, len(paths), "reading"):
         try:
             adapter = read(path)

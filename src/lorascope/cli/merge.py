@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from lorascope.cli.options import Overwrite
 
+if TYPE_CHECKING:
     from lorascope.adapter import Adapter
 
 _NUMBERS = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?(,.*)?", re.IGNORECASE)
@@ -49,7 +49,7 @@ def merge(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", help="Folder for peft and mlx, else a file.", show_default=False),
+        typer.Option("-o", "--output", help="A new folder for peft and mlx, else a file.", show_default=False),
     ] = None,
     method: Annotated[str, typer.Option("-m", "--method", help="How; --methods lists them.")] = "linear",
     weights: Annotated[
@@ -88,7 +88,13 @@ def merge(
     error: Annotated[
         float | None, typer.Option(help="Leave at most this relative error at each site.", show_default=False)
     ] = None,
-    to: Annotated[str, typer.Option(help="The format to write; `lorascope formats` lists them.")] = "peft",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="The format to write; `lorascope formats` lists them.",
+            show_default="peft; of a file name that of the adapters",
+        ),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the factors.")] = "float32",
     seed: Annotated[int, typer.Option(min=0, help="Of what is random in a method.")] = 0,
     any_base: Annotated[
@@ -98,6 +104,7 @@ def merge(
         bool, typer.Option("--allow-loss", help="Leave out saved tensors and biases that cannot be merged.")
     ] = False,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and what they are.")] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Merge adapters of one base into one, without the base.
@@ -121,7 +128,8 @@ def merge(
     from lorascope.cli.user_function import function_in
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import AdapterError, LorascopeError
-    from lorascope.formats import read, write
+    from lorascope.formats import format_named, read, write
+    from lorascope.formats.output_name import check_output, chosen_format
     from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
     from lorascope.report.merges import merged_as_dict, merged_as_text, methods_as_dicts, methods_as_text
@@ -143,7 +151,8 @@ def merge(
     adapters = [read(source) for source in sources]
     for source, adapter in zip(sources, adapters, strict=True):
         check_apart(source, adapter, Path(output))
-    _check_folder(Path(output), to)
+    to = chosen_format(Path(output), to, adapters)
+    check_output(Path(output), format_named(to), is_overwritten=overwrite)
     learned = None
     if loss is not None:
         with progress("learning weights", evaluations) as advance:
@@ -192,24 +201,6 @@ def _other_format(adapters: list[Adapter], to: str) -> str | None:
     own = {adapter.provenance.format for adapter in adapters}
     fits = [one.name for one in formats() if own == {one.name} and one.name != to and one.write is not None]
     return f"the adapters are of {fits[0]}: --to {fits[0]} writes one more" if fits else None
-
-
-def _check_folder(output: Path, to: str) -> None:
-    """Refuse a folder that holds anything but an adapter of that format: its files would be mixed with the new ones."""
-    from lorascope.errors import LorascopeError, OutputError
-    from lorascope.formats import read
-
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    try:
-        found = read(output).provenance.format
-    except LorascopeError:
-        found = "something else"
-    if found != to:
-        raise OutputError(
-            "the folder is not empty", file=output, expected=f"a new folder, or an adapter of {to}", found=found,
-            hint="give a new name",
-        )  # fmt: skip
 
 
 def _numbers(text: str, key: str) -> list[float]:

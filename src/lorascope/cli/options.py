@@ -1,4 +1,4 @@
-"""Options given as ``name=value`` on the command line, checked against a dataclass."""
+"""Options that verbs share: ``--overwrite``, and those given as ``name=value``, checked against a dataclass."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from lorascope.errors import LorascopeError
 
 if TYPE_CHECKING:
     from lorascope.symmetry.truncation import Cut
+
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace what is there: a file, or a folder with nothing else in it."),
+]
+"""The option of all verbs that make a file or a folder, which else refuse to write where something is."""
 
 
 def cut_of(**limits: Any) -> Cut:

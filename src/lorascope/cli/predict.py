@@ -98,13 +98,16 @@ def _results(
 def _locations(adapters: list[str]) -> Iterator[str | Path | LorascopeError]:
     from pathlib import Path
 
+    from lorascope.cli.sources import say_files_beside
     from lorascope.errors import LorascopeError
     from lorascope.formats import find
 
     for adapter in adapters:
         try:
             if Path(adapter).is_dir():
-                yield from find(Path(adapter)) or [adapter]  # reading an empty folder says what is missing
+                found = find(Path(adapter))
+                say_files_beside(found, "judged")
+                yield from found or [adapter]  # reading an empty folder says what is missing
             else:
                 yield adapter
         except LorascopeError as error:

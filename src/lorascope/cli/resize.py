@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 if TYPE_CHECKING:
     from lorascope.adapter import Adapter
 
@@ -49,6 +51,7 @@ def resize(
             "leave out what the format cannot hold.",
         ),
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Cut an adapter to lower ranks with the least error.
@@ -63,17 +66,23 @@ def resize(
 
         lorascope resize adapter/ -o small/ --budget 1000000 --dtype float16
     """
+    from pathlib import Path
+
     from lorascope.cli.options import cut_of
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import resize as resized_of
     from lorascope.conversion import convert
+    from lorascope.formats import format_named
+    from lorascope.formats.output_name import check_output, chosen_format
     from lorascope.report.resizes import resized_as_dict, resized_as_text
 
     cut = cut_of(rank=rank, energy=energy, ratio=ratio, error=error)
     adapter = _given(source, scale)
+    to = chosen_format(Path(output), to, [adapter], _own_format(adapter))
+    check_output(Path(output), format_named(to), is_overwritten=overwrite)
     with progress("resizing sites", len(adapter)) as advance:
         result = resized_of(adapter, cut, budget=budget, dtype=dtype, is_loss_allowed=allow_loss, advance=advance)
-    written = convert(result.adapter, output, to=to or _own_format(adapter), is_loss_allowed=allow_loss)
+    written = convert(result.adapter, output, to=to, is_loss_allowed=allow_loss, is_overwritten=overwrite)
     if as_json:
         print_json(resized_as_dict(result, written))
     else:

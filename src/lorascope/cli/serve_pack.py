@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 
 def serve_pack(
     sources: Annotated[
@@ -22,6 +24,7 @@ def serve_pack(
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Leave out saved tensors and changes of biases.")
     ] = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Write adapters in the shapes that servers of many load.
@@ -36,6 +39,7 @@ def serve_pack(
 
     from lorascope.cli.output import console, print_json, progress
     from lorascope.cli.sources import adapters_at
+    from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
     from lorascope.report.served import served_as_dict, served_as_text
     from lorascope.serve import serve_pack as run
@@ -43,6 +47,9 @@ def serve_pack(
     given = adapters_at(sources)
     if not given.adapters:
         raise given.failures[0] if given.failures else LorascopeError("no adapters here", file=sources[0])
+    if overwrite:
+        for adapter in given.adapters:
+            check_apart(adapter, adapter, Path(output))
     with progress("cutting adapters", len(given.adapters)) as advance:
         served = run(
             given.adapters,
@@ -53,6 +60,7 @@ def serve_pack(
             dtype=dtype,
             is_any_base=any_base,
             is_loss_allowed=allow_loss,
+            is_overwritten=overwrite,
             advance=advance,
         )
     if as_json:

@@ -51,7 +51,7 @@ def verify(
     from lorascope.scan import Examination, examine, survey, worst_first
 
     checkpoint = None if base is None else open_headers(base)
-    found = expanded(locations)
+    found = expanded(locations, "verified", is_files_said=False)  # they are among the findings
     surveys = {root: survey(Path(root), map(Path, found)) for root in locations if Path(root).is_dir()}
     verdicts: list[report.Verdict] = []
 

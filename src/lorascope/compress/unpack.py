@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lorascope.compress.pack import Pack
-from lorascope.errors import AdapterError, LorascopeError, OutputError
+from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats import format_named, write
 from lorascope.formats.output_file import written_folder
+from lorascope.formats.output_name import check_folder
 
 FREE_GROWTH = 1 << 30
 """Bytes of adapters that are no growth to speak of."""
@@ -29,6 +30,7 @@ def decompress(
     to: str = "peft",
     dtype: DTypeLike = np.float32,
     is_growth_allowed: bool = False,
+    is_overwritten: bool = False,
     advance: Callable[[int], Any] | None = None,
 ) -> list[Path]:
     """Write the adapters of a pack, one in memory at a time, all of them or none; the paths written.
@@ -40,6 +42,7 @@ def decompress(
         to: the format.
         dtype: of the factors.
         is_growth_allowed: write adapters that are more than ``MAX_GROWTH`` times as large as the pack.
+        is_overwritten: replace a folder with no other files than are written.
         advance: called with the number of adapters done.
 
     Raises:
@@ -53,11 +56,11 @@ def decompress(
     chosen = [number for number, name in enumerate(names) if not only or name in only]
     if not is_growth_allowed:
         _check_growth(pack, chosen)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise OutputError("there is something here already", file=output, hint="give a new name")
     member = format_named(to)
     files = [names[number] + ("" if member.is_folder else member.suffix) for number in chosen]
-    with written_folder(output) as folder:
+    inside = [f"{file}/{one}" for file in files for one in member.folder_files] if member.is_folder else files
+    check_folder(output, inside, is_overwritten=is_overwritten)
+    with written_folder(output, is_replaced=is_overwritten) as folder:
         for number, file in zip(chosen, files, strict=True):
             write(pack.unpacked(number), folder / file, format=to, dtype=dtype)
             if advance is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lorascope.adapter import Adapter
@@ -24,8 +25,17 @@ def check_apart(source: str | os.PathLike[str] | Adapter, adapter: Adapter, targ
         parts.append(weights)
         if weights.is_file() and config_beside(weights) is not None:
             parts.append(weights.parent)  # beside that configuration no file of another format could be read
+    check_apart_from(parts, target)
+
+
+def check_apart_from(sources: Iterable[Path], target: Path) -> None:
+    """As ``check_apart``, for files and folders of any kind.
+
+    Raises:
+        OutputError: naming the source that would be overwritten.
+    """
     place = target.resolve()
-    for part in parts:
+    for part in sources:
         real = part.resolve()
         if place == real or _is_same_file(target, part):
             raise _in_the_way("the target is the source itself", target, part)

@@ -24,11 +24,13 @@ from lorascope.adapter.rows import row_blocks
 from lorascope.adapter.saved import placed, refusal
 from lorascope.adapter.site import path_and_part
 from lorascope.adapter.widening import as_matrix
+from lorascope.conversion.apart import check_apart, check_apart_from
 from lorascope.conversion.carried import carry_over
 from lorascope.conversion.tied_heads import tied_heads
 from lorascope.errors import AdapterError, OutputError
 from lorascope.formats.checkpoint import Checkpoint, is_addable
 from lorascope.formats.output_file import replaced_file, written_folder
+from lorascope.formats.output_name import check_file, check_folder
 from lorascope.formats.stream_file import Slot, write_streamed
 
 
@@ -61,6 +63,7 @@ def bake(
     weights: Sequence[float] | None = None,
     is_loss_allowed: bool = False,
     layout: Layout | None = None,
+    is_overwritten: bool = False,
     on_tensor: Callable[[int, int], None] | None = None,
 ) -> BakeReport:
     """Fold adapters into the checkpoint ``base`` and write it to ``output``.
@@ -76,16 +79,23 @@ def bake(
         layout: how the base stores square weights of which neither it nor the adapters tell it: "out-in" as
             ``torch.nn.Linear``, "in-out" as GPT-2's Conv1D and the experts of GPT-OSS. An answer that no site needs
             and that contradicts what is known is refused.
+        is_overwritten: replace a file that is there, or a folder with no other files than are written, but never the
+            base or an adapter.
         on_tensor: told after each tensor how many are written, and of how many.
 
     Raises:
         AdapterError: where a site or a saved tensor is not in the base, does not fit it, or fits it either way round
             and nothing tells which; where the base is quantised, or a tied head is changed.
-        OutputError: where the output cannot be written; nothing is left behind.
+        OutputError: where the output cannot be written, or is there already; nothing is left behind.
     """
     source = Path(base)
     checkpoint = Checkpoint.open(source)
+    _check_output(source, Path(output), is_overwritten=is_overwritten)
     loaded = [one if isinstance(one, Adapter) else formats.read(one) for one in adapters]
+    if is_overwritten:
+        check_apart_from([source], Path(output))
+        for one, adapter in zip(adapters, loaded, strict=True):
+            check_apart(one, adapter, Path(output))
     factors = list(weights) if weights is not None else [1.0] * len(loaded)
     if len(factors) != len(loaded):
         raise AdapterError("one weight for each adapter", expected=len(loaded), found=len(factors))
@@ -97,7 +107,7 @@ def bake(
         whole = replaced.get(embedding, checkpoint.tensors[embedding])
         replaced[head] = _cast(whole, checkpoint.tensors[head].dtype, head)
     tally = _Tally()
-    with _opened(source, Path(output), checkpoint) as target:
+    with _opened(source, Path(output), checkpoint, is_overwritten=is_overwritten) as target:
         done, metadata = 0, checkpoint.metadata
         for file, path in target.files.items():
             names = [checkpoint.files[file] + name for name in checkpoint.names[file]]
@@ -313,19 +323,33 @@ class _Target(NamedTuple):
     notes: Sequence[str]
 
 
+def _check_output(source: Path, output: Path, *, is_overwritten: bool) -> None:
+    """Refuse what is there, and the name of a file for a folder or of none for a file, before any work."""
+    if not source.is_file():
+        check_folder(output, None, is_overwritten=is_overwritten, what="a base that is a folder")
+        return
+    if output.suffix.lower() != ".safetensors":
+        raise OutputError(
+            "a base that is one file is written as a file that ends in .safetensors",
+            file=output,
+            hint=f"name it {output.name}.safetensors",
+        )
+    check_file(output, is_overwritten=is_overwritten)
+
+
 @contextmanager
-def _opened(source: Path, output: Path, checkpoint: Checkpoint) -> Generator[_Target]:
+def _opened(source: Path, output: Path, checkpoint: Checkpoint, *, is_overwritten: bool) -> Generator[_Target]:
     """Where to write, with the other files of the base in place; all of it appears at once or not at all."""
-    if output.exists():
-        raise OutputError("the output is already there", file=output, hint="give a new name")
     if source.is_file():
         with replaced_file(output) as path:
             yield _Target({source: path}, ())
         return
     is_pipeline = any(checkpoint.files.values())
-    with written_folder(output) as folder:
+    with written_folder(output, is_replaced=is_overwritten) as folder:
         notes = carry_over(source, folder, checkpoint.names, is_pipeline=is_pipeline)
         files = {file: folder / file.relative_to(source) for file in checkpoint.files}
+        here = {path.relative_to(folder).as_posix() for path in (*folder.rglob("*"), *files.values())}
+        check_folder(output, here, is_overwritten=is_overwritten)  # what is carried over is known now
         for path in files.values():
             path.parent.mkdir(parents=True, exist_ok=True)
         yield _Target(files, notes)

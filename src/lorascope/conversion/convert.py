@@ -23,11 +23,11 @@ from lorascope.adapter import Adapter
 from lorascope.conversion.apart import check_apart
 from lorascope.conversion.loss import Loss, LossReport, error_of, ratio, rounding_bound
 from lorascope.conversion.plan import Plan, check_growth, planned
-from lorascope.errors import OutputError
 from lorascope.formats import Format, format_named
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.dtypes import floating_dtype
 from lorascope.formats.output_file import staged
+from lorascope.formats.output_name import check_output
 
 
 def convert(
@@ -46,13 +46,13 @@ def convert(
     base: str | os.PathLike[str] | None = None,
     is_loss_allowed: bool = False,
     is_growth_allowed: bool = False,
+    is_overwritten: bool = False,
 ) -> LossReport:
     """Write the adapter at ``source`` to ``target`` in the format ``to``.
 
     Args:
         source: a path, a hub id, or an adapter.
-        target: a new folder for formats that are folders (PEFT, MLX), else a file; a file that is there is replaced,
-            but never one of the source.
+        target: a new folder for formats that are folders (PEFT, MLX), else a new file with the suffix of the format.
         to: the name of a format that this version writes.
         source_format, scale, mapping: as for ``lorascope.read``.
         dtype: of the factors written, such as ``"float16"``; as stored if None.
@@ -66,11 +66,13 @@ def convert(
             a file stores as matrices, and the rows of fused weights of which it changes some.
         is_loss_allowed: write what can be written, and report the rest, instead of refusing.
         is_growth_allowed: write the factors of structured updates however much larger they are.
+        is_overwritten: replace a file that is there, or a folder with nothing else in it, but never the source.
 
     Raises:
         AdapterError: where something cannot be expressed, is in doubt, or moved by more than rounding, and losses are
             not allowed; or where plain factors would be many times larger; it says what. Nothing is written then.
-        OutputError: where the target cannot be written, or is the source, in its folder, or a folder around it.
+        OutputError: where the target cannot be written, is there already, has not the name of such a file or folder, or
+            is the source, in its folder, or a folder around it.
 
     >>> import tempfile
     >>> from lorascope.adapter import LowRank
@@ -89,6 +91,7 @@ def convert(
         name = os.fspath(source)
     path = Path(target)
     check_apart(source, adapter, path)
+    check_output(path, member, is_overwritten=is_overwritten)
     if base_config:
         adapter = replace(adapter, provenance=replace(adapter.provenance, base_config=base_config))
     adapter, plan = planned(
@@ -103,12 +106,7 @@ def convert(
     )
     if not is_growth_allowed:
         check_growth(plan, kind)
-    if path.exists() and path.is_dir() != (member.is_folder or (path.is_dir() and to == "diffusers")):
-        kind_of = "folder" if member.is_folder else "file"
-        raise OutputError(f"{to} is written as a {kind_of}", file=path, found="a folder" if path.is_dir() else "a file")
-    if path.is_dir() and any(path.iterdir()):  # files of another adapter would be left beside the new ones
-        raise OutputError("the folder is not empty", file=path, hint="give a new name")
-    with staged(path) as temporary:
+    with staged(path, is_replaced=is_overwritten) as temporary:
         formats.write(plan.adapter, temporary, format=member.name, dtype=kind)
         written = formats.read(temporary, format=to)
         if base_name is not None and member.base_field is not None and written.provenance.base_model != base_name:

@@ -24,11 +24,12 @@ from lorascope.formats.interpretation import interpreted, placed
 from lorascope.formats.mapping import from_tensors
 from lorascope.formats.registry import Format, format_named, formats
 from lorascope.formats.series import Series, read_series
-from lorascope.formats.source import contents_of, find, is_adapter
+from lorascope.formats.source import beside, contents_of, find, is_adapter
 
 __all__ = [
     "Format",
     "Series",
+    "beside",
     "find",
     "format_named",
     "formats",

@@ -44,8 +44,12 @@ def replaced_file(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def written_folder(path: Path) -> Generator[Path]:
+def written_folder(path: Path, *, is_replaced: bool = False) -> Generator[Path]:
     """A folder to write to that becomes ``path``; into a folder that is there, its files move one by one.
+
+    Args:
+        path: the folder.
+        is_replaced: what is in a folder that is there goes, once the new one is whole.
 
     Raises:
         OutputError: where it cannot be written; a folder that was not there before is not left behind.
@@ -55,10 +59,14 @@ def written_folder(path: Path) -> Generator[Path]:
         if os.path.lexists(path) and not path.is_dir():
             raise OutputError("a file is in the way of the folder to write", file=path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        parent = path if path.is_dir() else path.parent
+        is_replaced = is_replaced and _is_filled(path)
+        parent = path.resolve().parent if is_replaced else path if path.is_dir() else path.parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=parent))
         yield temporary
-        if path.is_dir():
+        if is_replaced:
+            temporary.chmod(0o777 & ~_umask())
+            _swap(temporary, path.resolve())
+        elif path.is_dir():
             _move_files(temporary, path)
         else:
             temporary.chmod(0o777 & ~_umask())
@@ -71,10 +79,14 @@ def written_folder(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def staged(path: Path) -> Generator[Path]:
+def staged(path: Path, *, is_replaced: bool = False) -> Generator[Path]:
     """A path of the same name in a folder of its own beside ``path``, to write a file or a folder to and look at it.
 
     What is there when the block ends well becomes ``path``; into a folder that is there, its files move one by one.
+
+    Args:
+        path: the file or folder.
+        is_replaced: what is in a folder that is there goes, once the new one is whole.
 
     Raises:
         OutputError: where it cannot be written, or what is at ``path`` is neither a folder nor a regular file; then,
@@ -84,10 +96,14 @@ def staged(path: Path) -> Generator[Path]:
     try:
         _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent))
+        is_replaced = is_replaced and _is_filled(path)
+        parent = path.resolve().parent if is_replaced else path.parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=parent))
         yield temporary / path.name
         written = temporary / path.name
-        if written.is_dir() and path.is_dir():
+        if written.is_dir() and is_replaced:
+            _swap(written, path.resolve())
+        elif written.is_dir() and path.is_dir():
             _move_files(written, path)
         else:
             _rename(written, path)
@@ -102,6 +118,24 @@ def _rename(temporary: Path, path: Path) -> None:
     """Give ``temporary`` its name; what took that name since it was begun is looked at again."""
     _check_replaceable(path)
     temporary.replace(path)
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Give a new folder the place of another, which is deleted; where that fails the other is put back."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".old", dir=folder.parent)) / folder.name
+    try:
+        folder.rename(aside)
+        try:
+            new.rename(folder)
+        except OSError:
+            aside.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
 
 
 def _move_files(temporary: Path, folder: Path) -> None:

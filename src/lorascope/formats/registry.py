@@ -51,7 +51,9 @@ class Format:
         writes: those that ``write`` can write from another format; unedited files of its own it writes as they were.
         files: what the files look like, in a few words.
         is_folder: whether ``write`` makes a folder; else a file.
+        folder_files: the files in that folder; a format of files that has some makes a folder of a name without suffix.
         suffix: of the file that ``write`` makes.
+        other_suffixes: those by which ``write`` makes another container.
         base_field: the field of the configuration that names the base model, None where the files have none.
         needed_metadata: metadata without which the file would mean something else.
         site_examples: names of sites that ``write`` has a place for, where it has not for every name.
@@ -71,10 +73,17 @@ class Format:
     writes: tuple[str, ...] = ()
     files: str = ""
     is_folder: bool = False
+    folder_files: tuple[str, ...] = ()
     suffix: str = ".safetensors"
+    other_suffixes: tuple[str, ...] = ()
     base_field: str | None = None
     needed_metadata: frozenset[str] = frozenset()
     site_examples: tuple[str, ...] = ()
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """All suffixes of files that ``write`` makes, in lower case, the usual one first."""
+        return self.suffix, *(suffix for suffix in self.other_suffixes if suffix != self.suffix)
 
 
 GRAMMARS: Family[tuple[Format, ...]] = Family(

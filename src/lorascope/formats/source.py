@@ -1,5 +1,9 @@
 """Which files an adapter is: a path, a folder or a hub id → the weights file and the configuration beside it.
 
+A configuration belongs to one weights file, so that a folder with both is one adapter, whatever lies beside them or in
+its subfolders (``checkpoint-500``). Without a configuration a folder is one where no other weights lie in or below it;
+else it is a folder of adapters, of which each weights file is one. ``is_adapter`` and ``find`` are this rule.
+
 In a folder the safetensors file wins over the pickled one, as in PEFT and llama.cpp. Nothing that is named inside a
 configuration is ever opened. Files may be symbolic links (the hub's cache is made of them); folders that are links
 are not entered.
@@ -11,6 +15,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from lorascope.errors import AdapterError
@@ -167,18 +172,52 @@ def loose_names(names: Sequence[str]) -> list[str]:
 
 
 def is_adapter(location: str | os.PathLike[str]) -> bool:
-    """Whether a local path is a weights file or a folder that holds one, judged by names alone."""
+    """Whether a local path is a weights file or a folder that is one adapter and not several, judged by names alone."""
     path = Path(location)
-    if path.is_dir():
-        return chosen_name(_file_names(path)) is not None
-    return path.is_file() and bool(loose_names([path.name]))
+    if not path.is_dir():
+        return path.is_file() and bool(loose_names([path.name]))
+    names = _file_names(path)
+    if chosen_name(names) is None:
+        return False
+    return CONFIG_NAME in names or len(list(islice(_find(path), 2))) == 1
+
+
+def stands_for_one(names: Sequence[str]) -> bool:
+    """Whether the files of one folder make it an adapter that is named by the folder, its subfolders left aside.
+
+    >>> stands_for_one(["adapter_model.bin", "adapter_model.safetensors", "adapter_config.json", "b.safetensors"])
+    True
+    >>> stands_for_one(["adapters.npz"]), stands_for_one(["adapters.npz", "b.npz"]), stands_for_one(["b.npz"])
+    (True, False, False)
+    """
+    name = chosen_name(names)
+    return name is not None and (CONFIG_NAME in names or (name in WEIGHTS_NAMES and not names_beside(names)))
+
+
+def names_beside(names: Sequence[str]) -> list[str]:
+    """The weights files of one folder that reading it passes by: those of another name than the one that it takes.
+
+    ``adapter_model.bin`` beside ``adapter_model.safetensors`` is taken for the same adapter, written twice.
+
+    >>> names_beside(["adapter_model.bin", "adapter_model.safetensors", "b.safetensors", "optimizer.pt"])
+    ['b.safetensors']
+    """
+    name = chosen_name(names)
+    stem = None if name is None else PurePosixPath(name).stem
+    return [other for other in loose_names(names) if PurePosixPath(other).stem != stem] if name is not None else []
+
+
+def beside(folder: str | os.PathLike[str]) -> list[Path]:
+    """The weights files in the folder of an adapter that ``read`` and ``find`` pass by."""
+    return [Path(folder) / name for name in names_beside(_file_names(Path(folder)))]
 
 
 def find(directory: str | os.PathLike[str]) -> list[Path]:
     """All adapters in a tree, in natural order: folders that hold one, and loose weights files.
 
-    A folder with a known weights name is one adapter; its other files are not looked at, its subfolders are
-    (``checkpoint-500``). In other folders each weights file is one. Hidden folders and linked folders are skipped.
+    A folder with a configuration is one adapter, and so is one with nothing but weights of a known name; ``beside``
+    lists what else is in it, its subfolders are searched (``checkpoint-500``). In other folders each weights file is
+    one. Hidden folders and linked folders are skipped.
     """
     return sorted(_find(Path(directory)), key=lambda path: natural(str(path)))
 
@@ -188,14 +227,10 @@ def _find(root: Path) -> Iterator[Path]:
         if Path(folder).name == SHARDS and (Path(folder).parent / "zoo.json").is_file():
             yield from _find_stored(Path(folder), names)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if any(known in names for known in WEIGHTS_NAMES):
+        if stands_for_one(names):
             yield Path(folder)
         else:
-            loose = loose_names(names)
-            if len(loose) == 1 and CONFIG_NAME in names:
-                yield Path(folder)
-            else:
-                yield from (Path(folder) / name for name in loose)
+            yield from (Path(folder) / name for name in loose_names(names))
 
 
 def _find_stored(folder: Path, names: Sequence[str]) -> Iterator[Path]:
@@ -248,12 +283,13 @@ def _file_names(folder: Path) -> list[str]:
 def _weights_in(folder: Path) -> Path:
     names = _file_names(folder)
     name = chosen_name(names)
-    if name is not None:
+    # the only weights under another name, without a configuration, say nothing of a folder that holds adapters
+    if name is not None and (name in WEIGHTS_NAMES or is_adapter(folder)):
         return folder / name
     loose = loose_names(names)
     if not loose:
         _check_irregular(folder, names)
-    if loose:
+    if len(loose) > 1:
         raise AdapterError(
             "the folder holds several adapters",
             file=folder,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorascope.errors import AdapterError, LorascopeError, MissingExtraError
-from lorascope.formats import find, is_adapter, read
+from lorascope.formats import find, read
 from lorascope.formats.config_file import MAX_CONFIG
 from lorascope.formats.source import config_beside, exists, stored_names, weights_at
 from lorascope.formats.stored_zip import open_stored, through_stored
@@ -70,9 +70,15 @@ def place_of(location: str | os.PathLike[str]) -> str | None:
     if not exists(path) and through_stored(path) is None:
         return None
     folder = path.parent
-    if path.is_file() and is_adapter(folder) and weights_at(folder) == path:
-        return str(folder)
-    return str(path)
+    return str(folder) if path.is_file() and _is_taken(path) else str(path)
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether a file is what reading its folder reads."""
+    try:
+        return weights_at(path.parent) == path
+    except AdapterError:
+        return False
 
 
 def build_index(

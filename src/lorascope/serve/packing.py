@@ -30,9 +30,10 @@ from lorascope.adapter import Adapter, LowRank, Provenance, Update
 from lorascope.compress.names import told_apart
 from lorascope.compress.resize import resize
 from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats import write
+from lorascope.formats import format_named, write
 from lorascope.formats.dtypes import floating_dtype
 from lorascope.formats.output_file import written_folder
+from lorascope.formats.output_name import check_folder
 from lorascope.formats.source import CONFIG_NAME
 from lorascope.formats.stream_file import Unit, site_unit, write_units
 from lorascope.symmetry.common_sites import CommonSites
@@ -99,24 +100,27 @@ def serve_pack(
     dtype: DTypeLike = np.float16,
     is_any_base: bool = False,
     is_loss_allowed: bool = False,
+    is_overwritten: bool = False,
     advance: Callable[[int], Any] | None = None,
 ) -> Served:
     """Write adapters for a multi-adapter server into a new folder, whole or not at all.
 
     Args:
         adapters: of one base; they are held in memory, in ``dtype``.
-        output: a folder that is not there yet.
+        output: a folder that is not there yet, or is empty.
         names: of the adapters; made fit for file names.
         max_rank: larger ranks are cut to it.
         form: stacks for each group of like rank, PEFT folders of one rank, or both.
         dtype: of the factors.
         is_any_base: take adapters that name different base models.
         is_loss_allowed: leave out saved tensors and changes of biases instead of refusing.
+        is_overwritten: replace a folder with no other files than are written.
         advance: called with the number of adapters done.
 
     Raises:
         AdapterError: where the adapters are not of one base, or something has no place.
         LorascopeError: for a rank or form that has no meaning.
+        OutputError: where there is something at the output already, or it cannot be written.
 
     >>> import tempfile
     >>> one = Adapter({"m.q": LowRank(np.eye(4, 2), np.eye(2, 3))})
@@ -128,8 +132,7 @@ def serve_pack(
         raise LorascopeError("no such form", key="form", expected="stacks, peft or both", found=form)
     if not adapters:
         raise LorascopeError("there are no adapters", expected="one or more")
-    if output.exists():
-        raise LorascopeError("the output is already there", file=output, hint="give a new name")
+    check_folder(output, None, is_overwritten=is_overwritten)
     kind = floating_dtype(dtype)
     common = CommonSites.of(named_alike(adapters), names, is_any_base=is_any_base)
     left_out: list[str] = []
@@ -162,7 +165,8 @@ def serve_pack(
     index = served.as_dict()
     if form == "peft":
         index["groups"] = []
-    with written_folder(output) as folder:
+    check_folder(output, _files(ranks, plain_names, form), is_overwritten=is_overwritten)
+    with written_folder(output, is_replaced=is_overwritten) as folder:
         if form != "peft":
             for rank in sorted(set(ranks)):
                 members = [one for one, own in zip(small, ranks, strict=True) if own == rank]
@@ -177,6 +181,14 @@ def serve_pack(
 
 def _file(rank: int) -> str:
     return f"rank-{rank}.safetensors"
+
+
+def _files(ranks: Sequence[int], names: Sequence[str], form: Form) -> list[str]:
+    """All files that are written, relative to the folder."""
+    stacks = [_file(rank) for rank in ranks] if form != "peft" else []
+    folders = names if form != "stacks" else ()
+    peft = [f"peft/{name}/{file}" for name in folders for file in format_named("peft").folder_files]
+    return ["index.json", *stacks, *peft]
 
 
 def _rounded(rank: int, limit: int) -> int:

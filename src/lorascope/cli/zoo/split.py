@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lorascope.cli.options import Overwrite
+
 
 def split(
     zoo: Annotated[Path, typer.Argument(help="A zoo.")],
@@ -18,6 +20,7 @@ def split(
     out: Annotated[
         Path | None, typer.Option(help="A file for it.  [default: split.json in the zoo, which makes it the zoo's own]")
     ] = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Split the groups of a zoo anew, by a hash.
@@ -27,9 +30,12 @@ def split(
     """
     from lorascope.cli.output import console, print_json
     from lorascope.errors import ZooError
+    from lorascope.formats.output_name import check_file
     from lorascope.zoo import Splitting, Zoo
     from lorascope.zoo.splitting import SPLIT
 
+    if out is not None:
+        check_file(out, is_overwritten=overwrite)
     try:
         shares = [float(part) for part in fractions.split(",")]
     except ValueError:

@@ -230,6 +230,7 @@ FORMATS = (
         write=write_list,
         refusals=list_refusals,
         suffix=".pt",
+        other_suffixes=SUFFIXES,
         kinds=("lora",),
         writes=("lora",),
         site_examples=("0000",),

@@ -26,7 +26,7 @@ from lorascope.adapter import Adapter, Provenance, Update
 from lorascope.errors import AdapterError
 from lorascope.formats.config_file import flag, text_or_none
 from lorascope.formats.contents import Contents, Tensors
-from lorascope.formats.diffusers_file import METADATA, component_of, diffusers_refusals, write_diffusers
+from lorascope.formats.diffusers_file import METADATA, WEIGHTS_NAME, component_of, diffusers_refusals, write_diffusers
 from lorascope.formats.name_patterns import Budget
 from lorascope.formats.notes import assumed_scale_note, leftover_notes, repeated_notes
 from lorascope.formats.pairs import Half, Halves, Scale
@@ -275,5 +275,6 @@ FORMATS = (
         writes=("lora", "dora"),
         files="`pytorch_lora_weights.safetensors` or `.bin`: attention processors (2023), `lora.down`/`lora.up`, "
         "PEFT style with or without `lora_adapter_metadata`",
+        folder_files=(WEIGHTS_NAME,),
     ),
 )

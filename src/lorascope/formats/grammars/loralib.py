@@ -302,5 +302,6 @@ FORMATS = (
         kinds=("lora",),
         writes=("lora",),
         files="`<site>.lora_A`/`.lora_B`: linear, merged, convolution, embedding; also ComfyUI's mochi names",
+        other_suffixes=SUFFIXES,
     ),
 )

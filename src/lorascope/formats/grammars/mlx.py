@@ -343,6 +343,7 @@ FORMATS = (
         write=write_mlx,
         refusals=mlx_refusals,
         is_folder=True,
+        folder_files=("adapters.safetensors", "adapter_config.json"),
         base_field="model",
         kinds=("lora", "dora"),
         writes=("lora", "dora"),

@@ -264,6 +264,7 @@ FORMATS = (
         refusals=peft_refusals,
         kept=peft_kinds,
         is_folder=True,
+        folder_files=("adapter_model.safetensors", "adapter_config.json"),
         base_field="base_model_name_or_path",
         kinds=("lora", "dora", "kasa", "bdlora", *TYPED_KINDS),
         writes=("lora", "dora", "adalora", "ia3", "loha", "lokr", "vera"),
