@@ -272,7 +272,7 @@ def test_a_format_that_holds_the_merge_is_named(tmp_path: Path, run: Run) -> Non
         factors = {site: [random.standard_normal(shape).astype(np.float32) for shape in shapes] for site in sites}
         adapter = Adapter({site: LowRank(*own) for site, own in factors.items()})
         formats.write(adapter, tmp_path / str(number), format="sam-lora")
-    given = [tmp_path / "0", tmp_path / "1", "-o", tmp_path / "sum"]
-    code, _, error = run(*given)
+    given = [tmp_path / "0", tmp_path / "1", "-o"]
+    code, _, error = run(*given, tmp_path / "sum")
     assert code == 2 and "--to sam-lora" in error
-    assert run(*given, "--to", "sam-lora")[0] == 0
+    assert run(*given, tmp_path / "sum.safetensors", "--to", "sam-lora")[0] == 0

@@ -241,7 +241,7 @@ def test_a_pack_that_is_hardly_worth_having_is_held_against_each_alone(
     assert report["relative_error"]["mean"] > 0.5 and len(report["warnings"]) == 1
     assert report["alone"]["bytes"] == alone.nbytes
     assert report["alone"]["relative_error"]["mean"] == pytest.approx(alone.mean_error)
-    code, out = run(arguments, monkeypatch, capsys)
+    code, out = run([*arguments, "--overwrite"], monkeypatch, capsys)
     assert code == 0 and "warning: the bases they share" in out and "--method alone --quantise int8 has" in out
     # two of them in bases that hold them both: nothing is lost, and nothing is gained
     arguments = ["compress", tmp_path / "many" / "a", tmp_path / "many" / "b", "-o", tmp_path / "q"]
