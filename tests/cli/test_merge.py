@@ -225,3 +225,14 @@ def test_a_result_beyond_the_range_of_the_dtype_is_refused_and_not_written(two: 
     output = two[0].parent / "out"
     code, _, err = run(*two, "-o", output, "--weights", "1e12,1", "--dtype", "float16")
     assert code == 2 and SITES[0] in err and "too large for the dtype" in err and not output.exists()
+
+
+def test_sites_that_are_numbers_are_not_written_as_names(run: Run, tmp_path: Path) -> None:
+    numbered = written(tmp_path, 5, 2, 1.0, "cloneofsimo", ("unet:0", "unet:1"))
+    out = tmp_path / "out"
+    code, _, errors = run(numbered, numbered, "-o", out)
+    assert code == 2 and "2 sites such as unet:0 are numbered" in errors and not out.exists()
+    code, text, errors = run(numbered, numbered, "-o", out, "--allow-loss", "--json")
+    assert code == 0 and json.loads(text)["left_out"][0].startswith("names of layers"), errors
+    code, text, errors = run(numbered, numbered, "-o", tmp_path / "own.safetensors", "--to", "cloneofsimo", "--json")
+    assert code == 0 and json.loads(text)["left_out"] == [], errors

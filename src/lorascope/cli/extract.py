@@ -52,12 +52,12 @@ def extract(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import extract as extracted
     from lorascope.errors import OutputError
-    from lorascope.formats import format_named, write
+    from lorascope.formats import write, written_format
     from lorascope.formats.checkpoint import Checkpoint
     from lorascope.report.extractions import extracted_as_dict, extracted_as_text
     from lorascope.symmetry.truncation import Cut
 
-    format_named(to)
+    written_format(to)
     path = Path(output)
     if path.exists() and (path.is_file() or any(path.iterdir())):
         raise OutputError("the output is already there", file=path, hint="give a new name")

@@ -59,7 +59,7 @@ def merge(
         bool, typer.Option("--any-base", help="Merge adapters that name different base models.")
     ] = False,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Leave out saved tensors and biases that cannot be merged.")
+        bool, typer.Option("--allow-loss", help="Leave out what cannot be merged or written.")
     ] = False,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and what they are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -78,6 +78,7 @@ def merge(
 
         lorascope merge a b c -o fitted --learn examples.py:loss
     """
+    from dataclasses import replace
     from pathlib import Path
 
     from lorascope.cli.options import with_options
@@ -85,7 +86,8 @@ def merge(
     from lorascope.cli.user_function import function_in
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import LorascopeError
-    from lorascope.formats import read, write
+    from lorascope.formats import read, write, written_format
+    from lorascope.formats.numbered_sites import check_named
     from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
     from lorascope.report.merges import merged_as_dict, merged_as_text, methods_as_dicts, methods_as_text
@@ -109,6 +111,12 @@ def merge(
     for source, adapter in zip(sources, adapters, strict=True):
         check_apart(source, adapter, Path(output))
     _check_folder(Path(output), to)
+    kind = written_format(to)
+    unnamed = [
+        f"names of layers: {text}"
+        for source, adapter in zip(sources, adapters, strict=True)
+        if (text := check_named(adapter, kind, source, is_loss_allowed=allow_loss))
+    ]
     learned = None
     if loss is not None:
         with progress("learning weights", evaluations) as advance:
@@ -139,6 +147,7 @@ def merge(
             is_loss_allowed=allow_loss,
             advance=advance,
         )
+    result = replace(result, left_out=(*result.left_out, *unnamed[:1]))
     write(result.adapter, output, format=to, dtype=dtype)
     if as_json:
         print_json(merged_as_dict(result, output, method, learned))

@@ -11,7 +11,8 @@ from numpy.typing import DTypeLike
 
 from lorascope.compress.pack import Pack
 from lorascope.errors import AdapterError, LorascopeError, OutputError
-from lorascope.formats import format_named, write
+from lorascope.formats import write, written_format
+from lorascope.formats.numbered_sites import nameless
 from lorascope.formats.output_file import written_folder
 
 FREE_GROWTH = 1 << 30
@@ -44,7 +45,7 @@ def decompress(
 
     Raises:
         LorascopeError: where the pack has no adapter of such a name.
-        AdapterError: where they would be absurdly large.
+        AdapterError: where they would be absurdly large, or their sites are numbers and the format has names.
         OutputError: where the folder is not empty, or cannot be written.
     """
     names = [member.name for member in pack.members]
@@ -55,7 +56,10 @@ def decompress(
         _check_growth(pack, chosen)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError("there is something here already", file=output, hint="give a new name")
-    member = format_named(to)
+    member = written_format(to)
+    if (text := nameless([site.name for site in pack.sites], member)) is not None:
+        hint = "choose the format that they are from: --to cloneofsimo or cloneofsimo-list"
+        raise AdapterError("no model has layers of these names", found=text, hint=hint)
     files = [names[number] + ("" if member.is_folder else member.suffix) for number in chosen]
     with written_folder(output) as folder:
         for number, file in zip(chosen, files, strict=True):
