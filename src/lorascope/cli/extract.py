@@ -32,7 +32,8 @@ def extract(
     to: Annotated[str, typer.Option(help="The format to write; `lorascope formats` lists them.")] = "peft",
     dtype: Annotated[str, typer.Option(help="dtype of the factors.")] = "float32",
     base_name: Annotated[
-        str | None, typer.Option(help="Name of the base model to write.", show_default="the name of BASE")
+        str | None,
+        typer.Option(help="Name of the base model to write.", show_default="as BASE is known, else its folder"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the range finder for large weights.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
