@@ -33,6 +33,11 @@ PAIRS = [(one, two) for one in WRITTEN for two in WRITTEN if one != two and name
 """Two formats that have a name of a site in common."""
 
 
+def lost_between(one: Format, two: Format) -> set[str]:
+    """What a conversion loses of sites of ``names_for``: a format that finds layers by names has none for numbers."""
+    return {"names of layers"} if one.is_numbered and not two.is_numbered else set()
+
+
 def adapter_of(sites: Mapping[str, Update]) -> Adapter:
     """An adapter whose base model is known."""
     return Adapter(sites, Provenance(base_config=BASE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,28 @@ def test_verify_and_bake_against_a_base(adapter: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "base-missing" in done.stdout
     done = run("bake", base, adapter, "-o", tmp_path / "other")
     assert done.returncode == 2 and "no such layer" in done.stderr and not (tmp_path / "other").exists()
+
+
+def test_what_needs_the_base_is_made_plain_as_the_hint_says(adapter: Path, tmp_path: Path) -> None:
+    base, gates = tmp_path / "BASE", tmp_path / "ADAPTER"
+    base.mkdir()
+    gates.mkdir()
+    weight = np.random.default_rng(1).standard_normal((6, 4)).astype(np.float32)
+    safetensors.numpy.save_file({"model.q.weight": weight}, base / "model.safetensors")
+    gate = {"base_model.model.model.q.ia3_l": np.full((6, 1), 1.5, np.float32)}
+    safetensors.numpy.save_file(gate, gates / "adapter_model.safetensors", {"format": "pt"})
+    (gates / "adapter_config.json").write_text('{"peft_type": "IA3", "feedforward_modules": []}')
+    refused = run("merge", gates, gates, "-o", tmp_path / "merged")
+    assert refused.returncode == 2
+    commands = re.findall(r"`lorascope ([^`]+)`", refused.stderr)
+    assert [command.split()[0] for command in commands] == ["bake", "extract"]
+    for command in commands:
+        done = run(*(tmp_path / word if word.isupper() else word for word in command.split()))
+        assert done.returncode == 0, done.stderr
+    expected = formats.read(gates)["model.q"].delta_weight(np.float64, base=weight)
+    found = formats.read(tmp_path / "LORA")["model.q"].delta_weight(np.float64)
+    assert np.linalg.norm(found - expected) <= 0.011 * np.linalg.norm(expected)
+    assert run("merge", tmp_path / "LORA", tmp_path / "LORA", "-o", tmp_path / "merged").returncode == 0
 
 
 def test_formats_lists_both_registries() -> None:

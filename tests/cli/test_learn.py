@@ -84,10 +84,12 @@ def test_the_whole_way(run, zoo, predictor):
 
     code, out, _ = run("evaluate", predictor, zoo, "--gauge", "100", "--json")
     assert json.loads(out)["metrics"]["mae"]["mean"] == pytest.approx(result["metrics"]["mae"]["mean"], rel=1e-3)
+    assert (result["gauge"], json.loads(out)["gauge"], result["split"]) == (None, 100.0, "test")
+    assert "gauge of condition number 100" in " ".join(run("evaluate", predictor, zoo, "--gauge", "100")[1].split())
 
     code, out, _ = run("evaluate", predictor, zoo, "--split", "train")
     assert code == 0
-    assert "fitted on" in out
+    assert "fitted on" in out and "gauge" not in out
 
 
 def test_a_metric_that_is_not_defined_is_a_dash_with_the_reason(run, folder, predictor, tmp_path):

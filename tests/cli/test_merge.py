@@ -276,3 +276,14 @@ def test_a_format_that_holds_the_merge_is_named(tmp_path: Path, run: Run) -> Non
     code, _, error = run(*given, tmp_path / "sum")
     assert code == 2 and "--to sam-lora" in error
     assert run(*given, tmp_path / "sum.safetensors", "--to", "sam-lora")[0] == 0
+
+
+def test_sites_that_are_numbers_are_not_written_as_names(run: Run, tmp_path: Path) -> None:
+    numbered = written(tmp_path, 5, 2, 1.0, "cloneofsimo", ("unet:0", "unet:1"))
+    out = tmp_path / "out"
+    code, _, errors = run(numbered, numbered, "-o", out)
+    assert code == 2 and "2 sites such as unet:0 are numbered" in errors and not out.exists()
+    code, text, errors = run(numbered, numbered, "-o", out, "--allow-loss", "--json")
+    assert code == 0 and json.loads(text)["left_out"][0].startswith("names of layers"), errors
+    code, text, errors = run(numbered, numbered, "-o", tmp_path / "own.safetensors", "--to", "cloneofsimo", "--json")
+    assert code == 0 and json.loads(text)["left_out"] == [], errors

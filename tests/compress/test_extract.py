@@ -17,9 +17,11 @@ from torch import nn
 from lorascope import formats
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import main
+from lorascope.compare import compare
 from lorascope.compress import extract
 from lorascope.conversion import bake
 from lorascope.errors import AdapterError, LorascopeError
+from lorascope.forge import forge
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.symmetry.truncation import Cut
 
@@ -226,6 +228,39 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     with pytest.raises(SystemExit) as stop:  # what is there stays
         main()
     assert stop.value.code == 2 and "already there" in json.loads(capsys.readouterr().out)["what"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "name"),
+    [
+        ("base", {"_name_or_path": "org/model-1"}, "org/model-1"),
+        ("base", {"_name_or_path": "/home/me/out"}, "base"),
+        ("base", {"_name_or_path": 3}, "base"),
+        ("base", {"_name_or_path": "../x"}, "base"),
+        ("base", None, "base"),
+        ("models--org--model-1/snapshots/0a1b", {"_name_or_path": "of/another"}, "org/model-1"),
+        ("base", {"schema_version": 1, "recipe": "some", "found": {"model": "org/model-1"}}, "org/model-1"),
+    ],
+)
+def test_the_base_is_called_what_it_is_known_as(folder: str, config: Any, name: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    base = saved_base(tmp_path / folder / "model.safetensors")
+    if config is not None:
+        (base.parent / "config.json").write_text(json.dumps(config))
+    bake(base, [planted()], tmp_path / "tuned.safetensors")
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned.safetensors").rename(tmp_path / "tuned" / "model.safetensors")
+    result = extract(base.parent, tmp_path / "tuned", Cut(rank=1), sites=("model.layers.0.q",))
+    assert result.adapter.provenance.base_model == name
+
+
+def test_of_a_forged_base_it_is_called_as_the_adapters_of_the_zoo_call_it(tmp_path: Path) -> None:
+    zoo = forge("digits-vit", 1, tmp_path / "zoo", settings={"base_steps": 1, "steps": 2}).zoo
+    [place] = (zoo / "adapters").iterdir()
+    bake(zoo / "base", [place], tmp_path / "tuned")
+    result = extract(zoo / "base", tmp_path / "tuned", Cut(rank=4))
+    assert result.adapter.provenance.base_model == formats.read(place).provenance.base_model
+    assert compare([formats.read(place), result.adapter]).relative_distance < 1e-3
 
 
 def test_a_weight_of_zeros_gets_a_direction_too(tmp_path: Path) -> None:

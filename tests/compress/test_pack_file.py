@@ -176,3 +176,10 @@ def test_adapters_come_out_all_or_none(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     written = decompress(pack, tmp_path / "empty")
     assert written == [tmp_path / "empty" / name for name in ("a", "b")] == sorted((tmp_path / "empty").iterdir())
+
+
+def test_numbers_of_layers_come_out_in_formats_of_numbers_alone(tmp_path: Path) -> None:
+    pack = compress([Adapter({"unet:0": LowRank(np.ones((4, 1)), np.ones((1, 3)))})], ["a"], method="alone").pack
+    with pytest.raises(AdapterError, match="no model has layers"):
+        decompress(pack, tmp_path / "out")
+    assert [path.name for path in decompress(pack, tmp_path / "out", to="cloneofsimo")] == ["a.safetensors"]

@@ -18,7 +18,7 @@ from lorascope.adapter import Adapter, LowRank
 from lorascope.conversion import convert, relative_error
 from lorascope.conversion.loss import rounding_bound
 from lorascope.errors import AdapterError, OutputError
-from written_formats import BASE, PAIRS, WRITTEN, adapter_of, names_for, target_in
+from written_formats import BASE, PAIRS, WRITTEN, adapter_of, lost_between, names_for, target_in
 
 
 @st.composite
@@ -50,16 +50,40 @@ def test_there_and_back_keeps_sites_and_updates(first: str, second: str, data: s
         )
         formats.write(adapter, one, format=first)
         source = formats.read(one)
-        there = convert(one, two, to=second, base_config=BASE)
+        lost = lost_between(*members)
+        there = convert(one, two, to=second, base_config=BASE, is_loss_allowed=bool(lost))
         between = formats.read(two)
         bounds = {site: rounding_bound(update, between[site]) for site, update in source.items()}
         assert there.relative_error <= max(bounds.values())
-        assert there.lost == ()
-        convert(two, back, to=first, base_config=BASE)
+        assert {loss.what for loss in there.lost} == lost
+        convert(two, back, to=first, base_config=BASE, is_loss_allowed=bool(lost_between(*reversed(members))))
         again = formats.read(back)
         assert set(again) == set(source)
         for site, update in source.items():
             assert relative_error(update, again[site]) <= 2 * bounds[site]
+
+
+def test_numbers_of_layers_are_no_names(tmp_path: Path) -> None:
+    """A PEFT folder with sites such as unet:0 fits no model."""
+    source, target = tmp_path / "a.safetensors", tmp_path / "b"
+    factors = LowRank(np.ones((4, 2), np.float32), np.ones((2, 3), np.float32))
+    formats.write(Adapter({"unet:0": factors, "unet:1": factors}), source, format="cloneofsimo")
+    with pytest.raises(AdapterError, match="2 sites such as unet:0 are numbered") as caught:
+        convert(source, target, to="peft")
+    assert "--allow-loss" in str(caught.value.hint) and not target.exists()
+    report = convert(source, target, to="peft", is_loss_allowed=True)
+    assert [loss.what for loss in report.lost] == ["names of layers"]
+    assert convert(source, tmp_path / "c.safetensors", to="cloneofsimo", dtype="float16").lost == ()
+
+
+@pytest.mark.parametrize(("name", "what"), [("adalora", "AdaLoRA is not written"), ("foo", "no such format")])
+def test_formats_that_are_not_written_are_not_offered(name: str, what: str, tmp_path: Path) -> None:
+    adapter = Adapter({"q": LowRank(np.ones((4, 2), np.float32), np.ones((2, 3), np.float32))})
+    for write in (lambda: convert(adapter, tmp_path / "a", to=name), lambda: formats.write(adapter, "a", format=name)):
+        with pytest.raises(AdapterError, match=what) as caught:
+            write()
+        offered = str(caught.value.expected).split(", ")
+        assert "peft" in offered and not {"adalora", "ia3", "foo"} & set(offered)
 
 
 @pytest.mark.parametrize("format", WRITTEN)

@@ -134,7 +134,7 @@ def test_sites_in_doubt_are_compared_when_they_are_written(count: int, tmp_path:
 def test_the_kinds_that_a_format_keeps_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     member = replace(format_named("peft"), kept=lambda adapter: asked.append(len(adapter)) or ("lora",))
-    monkeypatch.setattr(sys.modules[convert.__module__], "format_named", lambda name: member)
+    monkeypatch.setattr(sys.modules[convert.__module__], "written_format", lambda name: member)
     B, A = np.ones((4, 1), np.float32), np.ones((1, 4), np.float32)
     convert(Adapter({f"layers.{index}.q": LowRank(B, A) for index in range(50)}), tmp_path / "a", to="peft")
     assert len(asked) < 5  # each looks at every site

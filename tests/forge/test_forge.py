@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -42,9 +43,31 @@ def test_a_killed_run_continues_to_the_same_zoo(forged, tmp_path):
 
 
 def test_a_larger_count_extends_a_zoo_to_the_same_result(forged, tmp_path):
+    bases, results = [], []
     for count in (5, 40):
-        forge("digits-vit", count, tmp_path / "zoo", settings=SETTINGS)
+        results.append(
+            forge(
+                "digits-vit",
+                count,
+                tmp_path / "zoo",
+                settings=SETTINGS,
+                on_base=lambda count=count: bases.append(count),
+            )
+        )
+    assert bases == [5]  # made once, and its time is not that of the adapters
+    assert 0 < results[0].base_seconds < results[0].seconds and results[1].base_seconds < results[0].base_seconds
+    assert results[0].per_minute == pytest.approx(300 / (results[0].seconds - results[0].base_seconds))
     assert state(tmp_path / "zoo") == state(forged.path)
+
+
+def test_the_command_says_that_the_base_is_made_and_at_what_rate(tmp_path):
+    options = [word for name in SETTINGS for word in ("--set", f"{name}={SETTINGS[name]}")]
+    command = [sys.executable, "-m", "lorascope", "forge", "digits-vit", "--out", tmp_path / "zoo", "--workers", "1"]
+    for count, is_first in ((1, True), (2, False)):
+        done = subprocess.run([*command, "--count", str(count), *options], capture_output=True, text=True, check=True)
+        assert ("making the base model, once" in done.stderr) == is_first
+        rate = re.search(r"([0-9.]+) a minute", done.stdout)
+        assert rate and float(rate[1]) > 0
 
 
 def test_the_result_does_not_depend_on_workers(forged, tmp_path):

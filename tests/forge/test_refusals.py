@@ -49,6 +49,14 @@ def test_what_is_measured_is_what_is_declared(tmp_path, measures, message):
     assert not Zoo.open(out).rows() and not list((out / "adapters").iterdir()) and not list(out.glob(".tmp-*"))
 
 
+@pytest.mark.parametrize("verb", [("forge", "digits-vit", "--plan"), ("forge", EXAMPLE, "--plan"), ("zoo", "repair")])
+def test_without_pytorch_the_extra_is_named(tmp_path, verb):
+    code = "import sys; sys.modules['torch'] = None; from lorascope.cli import main; main()"
+    command = [sys.executable, "-c", code, *verb, *([tmp_path] if verb[0] == "zoo" else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "lorascope[forge]" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize(("recipe", "name"), [("celeba-sd14", "prompts"), ("imagenette-sd14", "prompt")])
 def test_a_prompt_that_no_tokenizer_takes_is_refused(tmp_path, recipe, name):
     """Half of a surrogate pair: what Python makes of bytes on the command line that are no UTF-8."""

@@ -81,6 +81,7 @@ def test_it_merges_resizes_compares_and_finds(environment, tmp_path):
 
 def test_what_needs_an_extra_names_it(environment, tmp_path):
     (tmp_path / "labels.csv").write_text("path,y\na,1\n")
-    result = run(environment, "zoo", "info", str(tmp_path))
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+    for words, extra in ((("zoo", "info", tmp_path), ""), (("forge", "digits-vit", "--plan"), "lorascope[forge]")):
+        result = run(environment, *map(str, words))
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr and extra in result.stderr

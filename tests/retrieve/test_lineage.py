@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from lorascope.adapter import Adapter, LowRank
 from lorascope.cli import app
-from lorascope.errors import LorascopeError
+from lorascope.errors import LorascopeError, MissingExtraError
 from lorascope.formats import write
 from lorascope.merge import merge
 from lorascope.retrieve import lineage
@@ -120,6 +121,17 @@ def test_the_commands(tmp_path: Path) -> None:
     found = run.invoke(app, ["explain-merge", merged, "--among", str(tmp_path / "all"), "--json"])
     assert {Path(m["path"]).name for m in json.loads(found.stdout)["members"]} == {"stranger3", "stranger4"}
     assert "unexplained" in run.invoke(app, ["explain-merge", merged, "--among", str(tmp_path / "all")]).stdout
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_without_scipy_it_is_said_whatever_the_adapters_are(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    some = list(family().items())[:count]
+    with pytest.raises(MissingExtraError, match="telling merges needs scipy"):
+        lineage([adapter for _, adapter in some], [name for name, _ in some])
+    for words in (["lineage", "nowhere"], ["explain-merge", "nowhere", "--among", "nowhere"]):
+        with pytest.raises(MissingExtraError, match="needs scipy"):
+            CliRunner().invoke(app, words, catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,9 @@ def test_the_folders_are_what_vllm_and_sglang_ask_for_and_peft_loads_them(tmp_pa
 def test_what_servers_have_no_place_for_is_refused(tmp_path: Path) -> None:
     biased = Adapter({"layers.0.q": LowRank(np.ones((14, 1)), np.ones((1, 11)), bias=np.ones(14))})
     headed = Adapter(adapter(0, 2).sites, leftovers={"head.weight": np.ones(2)})
-    for one in (biased, headed):
-        with pytest.raises(AdapterError, match=r"(?s)b: servers have no place for .*--allow-loss"):
+    numbered = Adapter({site: adapter(0, 2)["layers.0.q"] for site in ("unet:0", "unet:1", "unet:2")})
+    for one, what in ((biased, "servers have no place"), (headed, "servers have no place"), (numbered, "no model has")):
+        with pytest.raises(AdapterError, match=rf"(?s)b: {what} .*--allow-loss"):
             serve_pack([adapter(0, 2), one], tmp_path / "out", ["a", "b"])
         served = serve_pack([one], tmp_path / f"out{len(one)}", is_loss_allowed=True)
         assert len(served.left_out) == 1

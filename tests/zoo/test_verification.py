@@ -1,10 +1,11 @@
 """A zoo against its records: every kind of damage is found and named."""
 
 import json
+import sys
 
 import pytest
 
-from lorascope.errors import ZooError
+from lorascope.errors import MissingExtraError, ZooError
 from lorascope.zoo import Zoo, pack, verify_zoo
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -17,6 +18,20 @@ def problems(zoo):
 def test_a_sound_zoo_has_no_defects(make_zoo):
     found = verify_zoo(make_zoo())
     assert (found.count, found.hashed, found.asked, found.defects, found.hint) == (6, 6, 6, (), None)
+
+
+def test_without_pyarrow_a_sound_zoo_is_not_called_damaged(make_zoo, monkeypatch, lorascope):
+    zoo = make_zoo()
+    (zoo / "cohorts").mkdir(exist_ok=True)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match="pyarrow"):
+        verify_zoo(zoo)
+    code, out, err = lorascope("zoo", "verify", zoo)
+    assert code == 2 and not out and "needs pyarrow" in err
+    code, _, err = lorascope("zoo", "push", zoo, "owner/name")
+    assert code == 2 and "needs pyarrow" in err and "not as recorded" not in err
+    code, _, err = lorascope("zoo", "pull", "owner/name", "--out", zoo.parent / "new")
+    assert code == 2 and "needs pyarrow" in err
 
 
 def flip(path):

@@ -65,7 +65,8 @@ class Relative(Structured):
         return AdapterError(
             f"an update of the kind {self.kind} is relative to the base weight: without it ΔW is not known",
             key=self._key,
-            hint="give the base: delta_weight(base=W), or --base on the command line",
+            hint="`lorascope bake BASE ADAPTER -o TUNED`, then `lorascope extract BASE TUNED -o LORA --error 0.01` "
+            "makes LoRA of it; in Python, delta_weight(base=W)",
         )
 
     def factors(self, dtype: DTypeLike = np.float32) -> Factors:

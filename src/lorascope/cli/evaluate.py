@@ -59,7 +59,8 @@ def evaluate(
     if as_json:
         counted = {"unlabelled": unlabelled, "damaged": len(dataset.damaged)}
         paths = [defect.path for defect in dataset.damaged]
-        print_json({**result.as_dict(), "left_out": counted, "damaged": paths})
+        given = {"split": split, "gauge": gauge}
+        print_json({**result.as_dict(), **given, "left_out": counted, "damaged": paths})
         return
     from rich.table import Table
 
@@ -71,6 +72,8 @@ def evaluate(
         table.add_row(name, *(number_as_text(value[part], 4) for part in ("mean", "sd")))
     screen = console()
     screen.print(table)
+    if gauge is not None:
+        screen.print(f"every adapter was put into a random gauge of condition number {gauge:g} first.")
     for name, reason in result.undefined.items():
         screen.print(f"{name} is not defined: {reason}.")
     of_these = counted(result.n, "adapter")

@@ -35,7 +35,9 @@ def explain_merge(
     from lorascope.report.relations import explanation_as_dict, explanation_as_text
     from lorascope.retrieve import explain_merge as explained
     from lorascope.retrieve import place_of
+    from lorascope.retrieve.merge_weights import check_scipy
 
+    check_scipy("explaining a merge")  # before many files are read
     merged = read(adapter)
     others = candidates_of([*among, *(more or [])], without=place_of(adapter))
     with progress("comparing sites", len({site for one in others.adapters for site in one})) as advance:

@@ -36,7 +36,8 @@ def extract(
     ] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the factors.")] = "float32",
     base_name: Annotated[
-        str | None, typer.Option(help="Name of the base model to write.", show_default="the name of BASE")
+        str | None,
+        typer.Option(help="Name of the base model to write.", show_default="as BASE is known, else its folder"),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the range finder for large weights.")] = 0,
     overwrite: Overwrite = False,
@@ -58,14 +59,14 @@ def extract(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.compress import extract as extracted
     from lorascope.conversion.apart import check_apart_from
-    from lorascope.formats import format_named, write
+    from lorascope.formats import write, written_format
     from lorascope.formats.checkpoint import Checkpoint
     from lorascope.formats.output_name import check_output, chosen_format
     from lorascope.report.extractions import extracted_as_dict, extracted_as_text
 
     path = Path(output)
     to = chosen_format(path, to)
-    check_output(path, format_named(to), is_overwritten=overwrite)
+    check_output(path, written_format(to), is_overwritten=overwrite)
     if overwrite:
         check_apart_from([Path(base), Path(tuned)], path)
     with progress("extracting", len(Checkpoint.open(base).tensors)) as advance:

@@ -100,6 +100,7 @@ def forge(
                 workers=processes,
                 fresh=fresh,
                 on_progress=advance,
+                on_base=lambda: typer.echo(f"making the base model, once: it is kept in {out}/base", err=True),
             )
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {out} is whole, and the same command goes on where it stopped", err=True)
@@ -119,13 +120,14 @@ def _print_result(result: ForgeResult) -> None:
     from lorascope.zoo import Zoo
 
     there = f", {result.already_there} were there already" if result.already_there else ""
-    rate = f", {60 * result.forged / result.seconds:.0f} a minute" if result.forged else ""
+    seconds = result.seconds - result.base_seconds
+    base = f" after {result.base_seconds:.0f} s for the base" if result.base_seconds >= 1 else ""
+    rate = f", {_rate(result.per_minute)} a minute" if result.forged else ""
     out = console()
     zoo = Zoo.open(result.zoo)
     rows = zoo.rows()
     out.print(
-        f"{result.zoo}: {counted(len(rows), 'adapter')} "
-        f"({result.forged} forged in {result.seconds:.0f} s{rate}{there})",
+        f"{result.zoo}: {counted(len(rows), 'adapter')} ({result.forged} forged in {seconds:.0f} s{rate}{base}{there})",
         markup=False,
     )
     if result.diverged:
@@ -136,6 +138,15 @@ def _print_result(result: ForgeResult) -> None:
     elif len(sound) >= _FEW:
         target = zoo.labels()[0]
         out.print(f"next: lorascope fit {result.zoo} --target {target} --model ridge --out predictor", markup=False)
+
+
+def _rate(per_minute: float) -> str:
+    """Never 0: large models take minutes for an adapter.
+
+    >>> _rate(141.4), _rate(0.4512), _rate(9.96)
+    ('141', '0.45', '10')
+    """
+    return f"{per_minute:.0f}" if per_minute >= 10 else f"{per_minute:.2g}"
 
 
 def _print_plan(planned: dict[str, Any]) -> None:
@@ -150,7 +161,7 @@ def _print_plan(planned: dict[str, Any]) -> None:
     out.print(f"{counted(planned['count'], 'adapter')}, {counted(planned['workers'], 'worker')}", markup=False)
     out.print(
         f"time    about {minutes} min {seconds} s, and the base "
-        f"({planned['adapters_per_minute_per_core']:.0f} adapters a minute and core, "
+        f"({_rate(planned['adapters_per_minute_per_core'])} adapters a minute and core, "
         f"{planned['milliseconds_per_adapter_step']:.2f} ms per adapter and step)",
         markup=False,
     )

@@ -30,7 +30,9 @@ def lineage(
     from lorascope.cli.output import console, print_json, progress
     from lorascope.report.relations import lineage_as_dict, lineage_as_text
     from lorascope.retrieve import lineage as lineage_of
+    from lorascope.retrieve.merge_weights import check_scipy
 
+    check_scipy("telling merges")  # before many files are read
     found = candidates_of(sources)
     with progress("comparing sites", len({site for one in found.adapters for site in one})) as advance:
         edges = lineage_of(found.adapters, found.names, tolerance=tolerance, cosine=cosine, advance=advance)

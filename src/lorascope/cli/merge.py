@@ -101,7 +101,7 @@ def merge(
         bool, typer.Option("--any-base", help="Merge adapters that name different base models.")
     ] = False,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Leave out saved tensors and biases that cannot be merged.")
+        bool, typer.Option("--allow-loss", help="Leave out what cannot be merged or written.")
     ] = False,
     methods: Annotated[bool, typer.Option("--methods", help="List the methods and what they are.")] = False,
     overwrite: Overwrite = False,
@@ -121,6 +121,7 @@ def merge(
 
         lorascope merge a b c -o fitted --learn examples.py:loss
     """
+    from dataclasses import replace
     from pathlib import Path
 
     from lorascope.cli.options import cut_of, with_options
@@ -128,7 +129,8 @@ def merge(
     from lorascope.cli.user_function import function_in
     from lorascope.conversion.apart import check_apart
     from lorascope.errors import AdapterError, LorascopeError
-    from lorascope.formats import format_named, read, write
+    from lorascope.formats import read, write, written_format
+    from lorascope.formats.numbered_sites import check_named
     from lorascope.formats.output_name import check_output, chosen_format
     from lorascope.merge import METHODS, learn_weights
     from lorascope.merge import merge as merged_of
@@ -152,7 +154,13 @@ def merge(
     for source, adapter in zip(sources, adapters, strict=True):
         check_apart(source, adapter, Path(output))
     to = chosen_format(Path(output), to, adapters)
-    check_output(Path(output), format_named(to), is_overwritten=overwrite)
+    kind = written_format(to)
+    check_output(Path(output), kind, is_overwritten=overwrite)
+    unnamed = [
+        f"names of layers: {text}"
+        for source, adapter in zip(sources, adapters, strict=True)
+        if (text := check_named(adapter, kind, source, is_loss_allowed=allow_loss))
+    ]
     learned = None
     if loss is not None:
         with progress("learning weights", evaluations) as advance:
@@ -183,6 +191,7 @@ def merge(
             is_loss_allowed=allow_loss,
             advance=advance,
         )
+    result = replace(result, left_out=(*result.left_out, *unnamed[:1]))
     try:
         write(result.adapter, output, format=to, dtype=dtype)
     except AdapterError as problem:

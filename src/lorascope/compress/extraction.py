@@ -33,6 +33,7 @@ from lorascope.adapter.structured import MAX_WORK
 from lorascope.adapter.update import Layer
 from lorascope.adapter.widening import as_matrix
 from lorascope.errors import AdapterError, LorascopeError
+from lorascope.formats.base_names import base_name_of
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.dtypes import cast_to, floating_dtype
 from lorascope.formats.embedding_names import is_embedding
@@ -107,7 +108,7 @@ def extract(
         sites: shell patterns; only weights whose site one of them fits are taken, all by default.
         is_dora: as a magnitude and a direction.
         dtype: of the factors.
-        base_name: what the adapter calls its base; by default the name of the folder or file.
+        base_name: what the adapter calls its base; by default what ``base_name_of`` finds.
         seed: of the range finder.
         on_tensor: told after each tensor how many are done, and of how many.
 
@@ -158,7 +159,7 @@ def extract(
             expected=f"a checkpoint that was tuned from {one.path}",
             found=f"{unchanged} tensors that are the same, {len(others) + len(skipped)} others that changed",
         )
-    provenance = Provenance(base_model=base_name or one.path.resolve().name)
+    provenance = Provenance(base_model=base_name or base_name_of(one.path))
     return Extracted(Adapter(found, provenance), errors, others, skipped, unchanged)
 
 

@@ -11,7 +11,8 @@ from numpy.typing import DTypeLike
 
 from lorascope.compress.pack import Pack
 from lorascope.errors import AdapterError, LorascopeError
-from lorascope.formats import format_named, write
+from lorascope.formats import write, written_format
+from lorascope.formats.numbered_sites import nameless
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.output_name import check_folder
 
@@ -47,7 +48,7 @@ def decompress(
 
     Raises:
         LorascopeError: where the pack has no adapter of such a name.
-        AdapterError: where they would be absurdly large.
+        AdapterError: where they would be absurdly large, or their sites are numbers and the format has names.
         OutputError: where the folder is not empty, or cannot be written.
     """
     names = [member.name for member in pack.members]
@@ -56,7 +57,10 @@ def decompress(
     chosen = [number for number, name in enumerate(names) if not only or name in only]
     if not is_growth_allowed:
         _check_growth(pack, chosen)
-    member = format_named(to)
+    member = written_format(to)
+    if (text := nameless([site.name for site in pack.sites], member)) is not None:
+        hint = "choose the format that they are from: --to cloneofsimo or cloneofsimo-list"
+        raise AdapterError("no model has layers of these names", found=text, hint=hint)
     files = [names[number] + ("" if member.is_folder else member.suffix) for number in chosen]
     inside = [f"{file}/{one}" for file in files for one in member.folder_files] if member.is_folder else files
     check_folder(output, inside, is_overwritten=is_overwritten)

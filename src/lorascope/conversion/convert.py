@@ -23,7 +23,7 @@ from lorascope.adapter import Adapter
 from lorascope.conversion.apart import check_apart
 from lorascope.conversion.loss import Loss, LossReport, error_of, ratio, rounding_bound
 from lorascope.conversion.plan import Plan, check_growth, planned
-from lorascope.formats import Format, format_named
+from lorascope.formats import Format, written_format
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.dtypes import floating_dtype
 from lorascope.formats.output_file import staged
@@ -82,7 +82,7 @@ def convert(
     >>> report.relative_error, report.lost
     (0.0, ())
     """
-    member = format_named(to)
+    member = written_format(to)
     kind = None if dtype is None else floating_dtype(dtype)
     if isinstance(source, Adapter):
         adapter, name = source, str(source.provenance.path or "memory")

@@ -18,6 +18,7 @@ from lorascope.errors import AdapterError
 from lorascope.formats import Format
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.formats.notes import DECIDING
+from lorascope.formats.numbered_sites import nameless
 from lorascope.formats.open_kernels import kernel_of
 from lorascope.formats.plain_factors import is_expanded, outlined
 
@@ -192,6 +193,8 @@ def _cross(plan: Plan, adapter: Adapter, *, is_same: bool, is_scale_folded: bool
         plan.is_base_wanted = True
     if is_same:
         return
+    if (text := nameless(sites, plan.member)) is not None:
+        plan.lost.append(Loss("names of layers", text))
     plan.lost += [
         Loss(key, "a tensor that belongs to no site, which only its own format keeps") for key in adapter.leftovers
     ]

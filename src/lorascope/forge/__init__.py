@@ -6,7 +6,10 @@ Importing this package is cheap; the names below bring PyTorch when they are fir
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from lorascope.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from lorascope.forge.base import load_base
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from lorascope.forge.slot import Slot
     from lorascope.forge.stack import AdapterStack
     from lorascope.forge.training import EarlyStop, Trained, Training, train
+
+if importlib.util.find_spec("torch") is None:  # looked for, not imported: its absence names the extra
+    raise MissingExtraError.of("torch", "forge", "forging adapters")
 
 _HOME = {
     "AdapterStack": "stack",

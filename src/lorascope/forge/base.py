@@ -7,7 +7,7 @@ weights only, and its metadata say what was found, so that the hash of the file 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,24 @@ def frozen_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, base_hash
     return _frozen(recipe, options, path)
 
 
-def make_base(recipe: Recipe, options: Mapping[str, Any], zoo: Path, expected_hash: str | None) -> str:
+def make_base(
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    zoo: Path,
+    expected_hash: str | None,
+    on_begin: Callable[[], Any] | None = None,
+) -> str:
     """Make sure that the zoo has its base model; gives its hash.
+
+    ``on_begin`` is called where it has to be made, which may take minutes.
 
     Raises:
         ForgeError: where the base must be pretrained again and comes out otherwise.
     """
     path = zoo / WEIGHTS
     if expected_hash is None or not path.is_file():
+        if on_begin is not None:
+            on_begin()
         path.parent.mkdir(exist_ok=True)
         found_base = dict(recipe.found(options))
         with deterministic():

@@ -33,6 +33,7 @@ from lorascope.forge.recipe_file import RecipeFile, failure_of, recipe_of
 from lorascope.forge.stack import AdapterStack
 from lorascope.forge.training import train
 from lorascope.formats import write
+from lorascope.formats.base_names import forged_base_name
 from lorascope.zoo.durable import sync_folder, sync_tree
 from lorascope.zoo.schema import SCHEMA_VERSION, columns_with, split_of
 from lorascope.zoo.store import ADAPTERS, DIVERGED, cohort_path, hashes_of, read_cohort, rows_to_table, write_cohort
@@ -233,7 +234,7 @@ def _base(recipe: Recipe, options: str, zoo: Path, base_hash: str, device: torch
 
 def _provenance(job: Job, recipe: Recipe) -> Provenance:
     published = recipe.found(recipe.options_of(job.settings)).get("model")
-    return Provenance(kind=job.settings["kind"], base_model=published or f"{job.recipe}/{job.base_hash[:12]}")
+    return Provenance(kind=job.settings["kind"], base_model=published or forged_base_name(job.recipe, job.base_hash))
 
 
 def _write(adapter: Adapter, folder: Path) -> None:

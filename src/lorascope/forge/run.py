@@ -46,7 +46,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class ForgeResult:
-    """What a run did."""
+    """What a run did, in ``seconds``, of which the base model took ``base_seconds``."""
 
     zoo: Path
     count: int
@@ -54,6 +54,12 @@ class ForgeResult:
     already_there: int
     diverged: int
     seconds: float
+    base_seconds: float = 0.0
+
+    @property
+    def per_minute(self) -> float:
+        """Adapters forged a minute, the time of the base left aside."""
+        return 60 * self.forged / max(self.seconds - self.base_seconds, 1e-3)
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON."""
@@ -114,6 +120,7 @@ def forge(
     workers: int = 1,
     fresh: bool = False,
     on_progress: Progress | None = None,
+    on_base: Callable[[], Any] | None = None,
 ) -> ForgeResult:
     """Train ``count`` adapters and measure their labels, into the zoo at ``out``.
 
@@ -134,6 +141,7 @@ def forge(
             by ``if __name__ == "__main__"``.
         fresh: delete the zoo that is there.
         on_progress: called with the number of adapters that have just been finished.
+        on_base: called where the base model has to be made first, which is once for a zoo and may take minutes.
 
     Raises:
         LorascopeError: for an unknown recipe.
@@ -160,7 +168,7 @@ def forge(
                 _empty(zoo)
             asked = {"recipe": member.name, "count": count, "seed": seed, "settings": resolved}
             with logged(zoo, "forge", asked | {"workers": workers * together.size}) as counts:
-                result = _forge_locked(order, together, on_progress or (lambda _: None), began)
+                result = _forge_locked(order, together, on_progress or (lambda _: None), on_base, began)
                 counts |= {name: getattr(result, name) for name in ("forged", "already_there", "diverged")}
             return result
     except LorascopeError:
@@ -195,9 +203,12 @@ class _Order:
         ]
 
 
-def _forge_locked(order: _Order, together: Team, advance: Progress, began: float) -> ForgeResult:
+def _forge_locked(
+    order: _Order, together: Team, advance: Progress, on_base: Callable[[], Any] | None, began: float
+) -> ForgeResult:
     remove_leftovers(order.zoo)
-    jobs = order.jobs(_begin(order))
+    base_hash, base_seconds = _begin(order, on_base)
+    jobs = order.jobs(base_hash)
     # what is there before any process of the team adds to it
     before, diverged_before = _missing(jobs), _diverged(jobs)
     known = missing = sum(before.values())
@@ -215,7 +226,8 @@ def _forge_locked(order: _Order, together: Team, advance: Progress, began: float
     finally:
         write_manifest(order.zoo)
     diverged = _diverged(jobs) - diverged_before
-    return ForgeResult(order.zoo, order.count, missing, order.count - missing, diverged, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return ForgeResult(order.zoo, order.count, missing, order.count - missing, diverged, seconds, base_seconds)
 
 
 def _missing(jobs: Sequence[Job]) -> dict[int, int]:
@@ -239,8 +251,8 @@ def _forge_beside(order: _Order, together: Team, began: float) -> ForgeResult:
     return ForgeResult(order.zoo, order.count, forged, order.count - forged, diverged, time.monotonic() - began)
 
 
-def _begin(order: _Order) -> str:
-    """Write or check ``zoo.json``, and make the base; gives the base's hash."""
+def _begin(order: _Order, on_base: Callable[[], Any] | None) -> tuple[str, float]:
+    """Write or check ``zoo.json``, and make the base; gives the base's hash, and the seconds that it took."""
     recipe, zoo, settings = order.recipe, order.zoo, order.settings
     made = {"recipe": recipe.name, "recipe_version": recipe.version, "seed": order.seed, "settings": settings}
     recorded = None if order.file is None else order.file.as_dict()
@@ -285,11 +297,13 @@ def _begin(order: _Order) -> str:
     else:
         write_json(zoo / HEADER, header)  # so that what a killed run leaves is known to be a zoo
     (zoo / COHORTS).mkdir(exist_ok=True)
-    header["base_hash"] = make_base(recipe, recipe.options_of(settings), zoo, header["base_hash"])
+    began = time.monotonic()
+    header["base_hash"] = make_base(recipe, recipe.options_of(settings), zoo, header["base_hash"], on_base)
+    base_seconds = time.monotonic() - began
     write_json(zoo / HEADER, header)
     if has_old_manifest:  # the recipe has gained columns since
         write_manifest(zoo)
-    return header["base_hash"]
+    return header["base_hash"], base_seconds
 
 
 def check_header(header: Mapping[str, Any], zoo: Path) -> None:

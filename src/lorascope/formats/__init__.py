@@ -17,12 +17,11 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from lorascope.adapter import Adapter
-from lorascope.errors import AdapterError
 from lorascope.formats.dtypes import floating_dtype
 from lorascope.formats.given_scale import with_given_scale
 from lorascope.formats.interpretation import interpreted, placed
 from lorascope.formats.mapping import from_tensors
-from lorascope.formats.registry import Format, format_named, formats
+from lorascope.formats.registry import Format, format_named, formats, written_format
 from lorascope.formats.series import Series, read_series
 from lorascope.formats.source import beside, contents_of, find, is_adapter
 
@@ -38,6 +37,7 @@ __all__ = [
     "read",
     "read_series",
     "write",
+    "written_format",
 ]
 
 
@@ -102,11 +102,6 @@ def write(
         AdapterError: where the format cannot hold the adapter exactly.
         OutputError: where the path cannot be written; nothing is left behind.
     """
-    member = format_named(format)
-    if member.write is None:
-        raise AdapterError(
-            f"{member.title} is not written by this version",
-            expected=", ".join(one.name for one in formats() if one.write),
-            found=format,
-        )
+    member = written_format(format)
+    assert member.write is not None
     member.write(adapter, Path(path), None if dtype is None else floating_dtype(dtype))

@@ -56,6 +56,7 @@ class Format:
         other_suffixes: those by which ``write`` makes another container.
         base_field: the field of the configuration that names the base model, None where the files have none.
         needed_metadata: metadata without which the file would mean something else.
+        is_numbered: whether its sites are numbers in a trainer's order; else they are names of layers.
         site_examples: names of sites that ``write`` has a place for, where it has not for every name.
     """
 
@@ -78,6 +79,7 @@ class Format:
     other_suffixes: tuple[str, ...] = ()
     base_field: str | None = None
     needed_metadata: frozenset[str] = frozenset()
+    is_numbered: bool = False
     site_examples: tuple[str, ...] = ()
 
     @property
@@ -118,6 +120,22 @@ def format_named(name: str) -> Format:
     raise AdapterError(
         "no such format", expected=", ".join(member.name for member in formats()), found=ascii(name)[:80]
     )
+
+
+def written_format(name: str) -> Format:
+    """The format of that name, if this version writes it.
+
+    Raises:
+        AdapterError: where there is none, or it is only read; it lists those that are written.
+    """
+    written = {member.name: member for member in formats() if member.write}
+    if name in written:
+        return written[name]
+    expected = ", ".join(written)
+    for member in formats():
+        if member.name == name:
+            raise AdapterError(f"{member.title} is not written by this version", expected=expected, found=name)
+    raise AdapterError("no such format", expected=expected, found=ascii(name)[:80])
 
 
 def recognised(contents: Contents) -> tuple[Format, Evidence]:

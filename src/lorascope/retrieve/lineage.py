@@ -31,7 +31,7 @@ from lorascope.compare.pairwise import Pairwise
 from lorascope.errors import LorascopeError
 from lorascope.retrieve.explanation import SMALLEST, explained
 from lorascope.retrieve.gathered import all_pairs, gathered
-from lorascope.retrieve.merge_weights import few_weights
+from lorascope.retrieve.merge_weights import check_scipy, few_weights
 from lorascope.symmetry.canonical import thin_svd
 from lorascope.symmetry.common_sites import CommonSites
 from lorascope.symmetry.cores import distance
@@ -85,7 +85,7 @@ def lineage(
     Raises:
         AdapterError: where a ΔW is not known without the base weight, or is not finite.
         LorascopeError: where the tolerance or the cosine is out of its range.
-        MissingExtraError: without scipy.
+        MissingExtraError: without scipy, whether or not one of the adapters is a merge.
 
     >>> import pytest; _ = pytest.importorskip("scipy")
     >>> from lorascope.adapter import LowRank
@@ -98,6 +98,7 @@ def lineage(
         raise LorascopeError("there is no such tolerance", key="tolerance", expected="between 0 and 1", found=tolerance)
     if not 0 < cosine <= 1:
         raise LorascopeError("there is no such cosine", key="cosine", expected="above 0, at most 1", found=cosine)
+    check_scipy("telling merges")  # else a merge would be taken for one of its parts that was trained on
     common = gathered(adapters, names)
     found = all_pairs(common, advance)
     finder = _Finder(common, found, tolerance, cosine)

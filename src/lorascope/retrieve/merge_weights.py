@@ -9,6 +9,8 @@ Weights of both signs come from the same with −ΔW_i beside ΔW_i.
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,7 @@ def few_weights(
     >>> few_weights(np.eye(3), np.array([0.5, 0.0, -0.2]), 0.54, smallest=0.01, is_signed=True).round(12)
     array([ 0.5,  0. , -0.2])
     """
+    check_scipy("explaining a merge")
     sizes = np.sqrt(np.diagonal(gram))
     weights = np.zeros(len(sizes))
     chosen = np.flatnonzero(sizes > 0)
@@ -55,11 +58,19 @@ def few_weights(
     return weights
 
 
+def check_scipy(task: str) -> None:
+    """See that scipy is there, before anything is read.
+
+    Raises:
+        MissingExtraError: naming the extra.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise MissingExtraError.of("scipy", "learn", task)
+
+
 def _solved(unit: NDArray[np.float64], products: NDArray[np.float64], *, is_signed: bool) -> NDArray[np.float64]:
-    try:
-        from scipy.optimize import nnls
-    except ModuleNotFoundError as error:
-        raise MissingExtraError.of("scipy", "learn", "explaining a merge") from error
+    from scipy.optimize import nnls
+
     values, vectors = np.linalg.eigh(unit)
     kept = values > len(unit) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
     root = np.sqrt(values[kept])

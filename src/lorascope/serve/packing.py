@@ -32,6 +32,7 @@ from lorascope.compress.resize import resize
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.formats import format_named, write
 from lorascope.formats.dtypes import floating_dtype
+from lorascope.formats.numbered_sites import check_named
 from lorascope.formats.output_file import written_folder
 from lorascope.formats.output_name import check_folder
 from lorascope.formats.source import CONFIG_NAME
@@ -202,6 +203,7 @@ def _rounded(rank: int, limit: int) -> int:
 
 def _plain(adapter: Adapter, name: str, left_out: list[str], *, is_loss_allowed: bool) -> Adapter:
     """The adapter without what servers have no place for; refused where that is not allowed."""
+    unnamed = check_named(adapter, format_named("peft"), name, is_loss_allowed=is_loss_allowed)
     what = [f"the tensor {key}" for key in adapter.leftovers]
     what += [f"the change of the bias at {site}" for site, update in adapter.items() if update.bias is not None]
     if what and not is_loss_allowed:
@@ -217,7 +219,7 @@ def _plain(adapter: Adapter, name: str, left_out: list[str], *, is_loss_allowed:
                 "servers have no place for this kind of update", file=name, key=site, found=update.kind,
                 hint="extract a low-rank adapter from the base it was baked into",
             )  # fmt: skip
-    left_out += [f"{one} of {name}" for one in what]
+    left_out += [f"{one} of {name}" for one in what] + ([f"names of layers of {name}: {unnamed}"] if unnamed else [])
     sites = {
         site: replace(update, bias=None) if isinstance(update, LowRank) else update for site, update in adapter.items()
     }

@@ -25,7 +25,7 @@ from lorascope.zoo.regular import check_no_links
 from lorascope.zoo.schema import SCHEMA_VERSION
 from lorascope.zoo.shards import shard_files
 from lorascope.zoo.splitting import SPLIT
-from lorascope.zoo.store import BASE, HEADER, MANIFEST, names_of, read_json, record_files, sha256_of
+from lorascope.zoo.store import BASE, HEADER, MANIFEST, import_pyarrow, names_of, read_json, record_files, sha256_of
 from lorascope.zoo.verification import verify_zoo
 from lorascope.zoo.zoo import Zoo
 
@@ -132,9 +132,11 @@ def pull(
         AdapterError: where the hub cannot be reached, or has no such repository or revision.
         ZooError: where the repository holds no zoo, or one that is not as recorded.
         OutputError: where ``out`` is not new.
+        MissingExtraError: without pyarrow, which verifying needs.
     """
     hub_id, target = _hub_id(repo), Path(out)
     check_new(target)
+    import_pyarrow()  # before gigabytes are fetched
     hub: Any = client()
     api = hub.HfApi()
     with told(hub_id, is_place=False):

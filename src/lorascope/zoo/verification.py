@@ -19,6 +19,7 @@ from lorascope.zoo.store import (
     DIVERGED,
     MANIFEST,
     Row,
+    import_pyarrow,
     names_of,
     read_cohort,
     record_files,
@@ -96,8 +97,10 @@ def verify_zoo(zoo: str | Path, *, track: Callable[[Sequence[Row]], Iterable[Row
 
     Raises:
         ZooError: where there is no zoo, or its header is damaged.
+        MissingExtraError: without pyarrow, since a manifest that cannot be read is not a damaged one.
     """
     opened = Zoo.open(zoo)
+    import_pyarrow()  # before hours of hashing
     rows, defects = _recorded(opened)
     hashed = 0
     for row in rows if track is None else track(rows):

@@ -218,6 +218,7 @@ FORMATS = (
         needed_metadata=frozenset(
             {*_CLASSES, *(f"{name}:{number}:rank" for name in _CLASSES for number in range(1000))}
         ),
+        is_numbered=True,
         site_examples=("unet:0", "text_encoder:0"),
         files="`unet:0:up`/`unet:0:down`, with learned tokens",
     ),
@@ -233,6 +234,7 @@ FORMATS = (
         other_suffixes=SUFFIXES,
         kinds=("lora",),
         writes=("lora",),
+        is_numbered=True,
         site_examples=("0000",),
         files="`.pt` lists: up, down, up, down …",
     ),
