@@ -4,8 +4,9 @@
     python experiments/learning-on-loras/ranks.py --small
 
 Two tables. *By convention*: ``kernels`` taught by all that may be learnt from of ``digits`` (rank 4), asked about 256
-adapters at each of other ranks. *By teacher*: as many adapters of rank 4 and of the rank that is asked about teach it,
-in three draws, and both answer for the same adapters: what both cannot tell, the rank does not tell.
+adapters at each of other ranks. *By teacher*: as many adapters of rank 4, of the rank that is asked about, and of ranks
+2, 4, 8 and 16 mixed teach it, in three draws, and all answer for the same adapters: what none can tell, the rank does
+not tell.
 """
 
 import argparse
@@ -76,25 +77,26 @@ def by_convention(digits, zoos, ask):
 
 
 def by_teacher(digits, teachers, zoos, ask, count):
-    """Lines of the second table."""
-    lines = ["| target | asked at | taught at rank 4 | taught at that rank |", "|---|---:|---:|---:|"]
+    """Lines of the second table; of ``teachers`` the one named 0 is of mixed ranks."""
+    lines = [
+        "| target | asked at | taught at rank 4 | taught at that rank | taught at mixed ranks |",
+        "|---|---:|---:|---:|---:|",
+    ]
     asked = {f"rank {rank}": (zoo, range(len(zoo))) for rank, zoo in zoos.items()}
     asked["rank 4"] = (digits, digits.where("test"))
     for target in TARGETS:
         found = {}
         for rank, teacher in {4: digits, **teachers}.items():
             learn = digits.where("train", "validation") if rank == 4 else np.arange(len(teacher))
-            own = asked if rank == 4 else {f"rank {rank}": asked[f"rank {rank}"]}
+            own = asked if rank in (0, 4) else {f"rank {rank}": asked[f"rank {rank}"]}
             for draw in range(DRAWS):
-                chosen = [nested([teacher.groups[i] for i in learn], (count,), draw)][0]
+                chosen = nested([teacher.groups[i] for i in learn], (count,), draw)
                 taught = learn[chosen[min(chosen)]]
                 key = f"rank {rank}", f"draw {draw}", target, draw
                 found[rank, draw] = ask(*key, partial(scores, teacher, taught, own, target, draw))
-        at_four = {name: [found[4, draw][name] for draw in range(DRAWS)] for name in asked}
-        lines.append(f"| {target} | 4 | {cell(at_four['rank 4'])} | |")
-        for rank in teachers:
-            own = [found[rank, draw][f"rank {rank}"] for draw in range(DRAWS)]
-            lines.append(f"| {target} | {rank} | {cell(at_four[f'rank {rank}'])} | {cell(own)} |")
+        for rank in sorted({4, *zoos}):
+            cells = [cell([found[by, draw][f"rank {rank}"] for draw in range(DRAWS)]) for by in (4, rank, 0)]
+            lines.append(f"| {target} | {rank} | {' | '.join(cells)} |")
     return lines
 
 
@@ -121,6 +123,7 @@ def main():
     first = by_convention(digits, others, ask)
     teachers = {rank: zoo(f"digits-rank-{rank}-learn") for rank in (2, 8, 16)}
     asked = {rank: others[f"digits-rank-{rank}"] for rank in teachers}
+    teachers[0] = zoo("digits-mixed-learn")
     second = by_teacher(digits, teachers, asked, ask, TAUGHT // 10 if small else TAUGHT)
     text = "\n".join(["# Other ranks", "", "## By convention", "", *first, "", "## By teacher", "", *second]) + "\n"
     (arguments.out / "ranks.md").write_text(text)

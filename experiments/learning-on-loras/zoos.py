@@ -55,6 +55,7 @@ ZOOS = {
         f"digits-rank-{rank}-learn": Planned("digits-vit", 1000, 300 + rank, {**POISONED, "rank": rank})
         for rank in (2, 8, 16)
     },
+    "digits-mixed-learn": Planned("digits-vit", 1000, 300, {**POISONED, "rank": "2|4|8|16"}),
     "glyphs-rank-8": Planned("glyph-diffusion", 160, OTHER_SEED, {"rank": 8}),
     # another base, and what may be worse for a reader of column spaces
     "digits-base-1": Planned("digits-vit", 256, OTHER_SEED, {**POISONED, "base_seed": 1}),
