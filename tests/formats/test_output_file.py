@@ -115,3 +115,67 @@ def test_a_folder_that_is_replaced_is_replaced_whole_through_a_link_too(tmp_path
         assert link.is_symlink() and [path.name for path in real.iterdir()] == ["new"]
         assert [path.name for path in real.parent.iterdir()] == ["real"]
         (real / "new").rmdir()
+
+
+def test_a_path_through_a_folder_that_is_not_there_writes_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("2")
+    for context in (written_folder, staged):
+        with (
+            pytest.raises(OutputError, match="not there"),
+            context(tmp_path / "new" / ".." / "out", is_replaced=True),
+        ):
+            pass
+    assert (tmp_path / "out" / "thesis.tex").exists() and not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_replacement_puts_back_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("1")
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name != "out" or self.parent != tmp_path:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), written_folder(tmp_path / "out", is_replaced=True) as folder:
+        (folder / "new").write_text("2")
+    assert (tmp_path / "out" / "old").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_others_wrote_meanwhile_is_not_deleted(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("1")
+    with (
+        pytest.raises(OutputError, match="others wrote"),
+        written_folder(tmp_path / "out", is_replaced=True) as folder,
+    ):
+        (folder / "old").write_text("2")
+        (tmp_path / "out" / "notes").write_text("3")
+    assert (tmp_path / "out" / "notes").read_text() == "3" and (tmp_path / "out" / "old").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interruption_between_two_files_does_not_mix_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "out" / name).write_text("old")
+    replace, moved = Path.replace, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        moved.append(target.name)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), written_folder(tmp_path / "out") as folder:
+        for name in ("a", "b"):
+            (folder / name).write_text("new")
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {"new"}

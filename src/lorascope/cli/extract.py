@@ -67,9 +67,11 @@ def extract(
     path = Path(output)
     to = chosen_format(path, to)
     check_output(path, written_format(to), is_overwritten=overwrite)
-    if overwrite:
-        check_apart_from([Path(base), Path(tuned)], path)
-    with progress("extracting", len(Checkpoint.open(base).tensors)) as advance:
+    opened = Checkpoint.open(base)
+    if overwrite:  # files of a checkpoint may be links to elsewhere
+        files = [*opened.files, *Checkpoint.open(tuned).files]
+        check_apart_from([Path(base), Path(tuned), *(file for file in files if file.exists())], path)
+    with progress("extracting", len(opened.tensors)) as advance:
         result = extracted(
             base,
             tuned,

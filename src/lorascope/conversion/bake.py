@@ -93,7 +93,7 @@ def bake(
     _check_output(source, Path(output), is_overwritten=is_overwritten)
     loaded = [one if isinstance(one, Adapter) else formats.read(one) for one in adapters]
     if is_overwritten:
-        check_apart_from([source], Path(output))
+        check_apart_from([source, *checkpoint.files], Path(output))  # its files may be links to elsewhere
         for one, adapter in zip(adapters, loaded, strict=True):
             check_apart(one, adapter, Path(output))
     factors = list(weights) if weights is not None else [1.0] * len(loaded)

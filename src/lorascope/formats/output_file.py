@@ -58,14 +58,16 @@ def written_folder(path: Path, *, is_replaced: bool = False) -> Generator[Path]:
     try:
         if os.path.lexists(path) and not path.is_dir():
             raise OutputError("a file is in the way of the folder to write", file=path)
+        check_way(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         is_replaced = is_replaced and _is_filled(path)
+        before = _entries(path) if is_replaced else frozenset()
         parent = path.resolve().parent if is_replaced else path if path.is_dir() else path.parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=parent))
         yield temporary
         if is_replaced:
             temporary.chmod(0o777 & ~_umask())
-            _swap(temporary, path.resolve())
+            _swap(temporary, path.resolve(), before)
         elif path.is_dir():
             _move_files(temporary, path)
         else:
@@ -95,14 +97,16 @@ def staged(path: Path, *, is_replaced: bool = False) -> Generator[Path]:
     temporary: Path | None = None
     try:
         _check_replaceable(path)
+        check_way(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         is_replaced = is_replaced and _is_filled(path)
+        before = _entries(path) if is_replaced else frozenset()
         parent = path.resolve().parent if is_replaced else path.parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=parent))
         yield temporary / path.name
         written = temporary / path.name
         if written.is_dir() and is_replaced:
-            _swap(written, path.resolve())
+            _swap(written, path.resolve(), before)
         elif written.is_dir() and path.is_dir():
             _move_files(written, path)
         else:
@@ -124,26 +128,63 @@ def _is_filled(path: Path) -> bool:
     return path.is_dir() and any(path.iterdir())
 
 
-def _swap(new: Path, folder: Path) -> None:
-    """Give a new folder the place of another, which is deleted; where that fails the other is put back."""
+def _swap(new: Path, folder: Path, before: frozenset[str]) -> None:
+    """Give a new folder the place of another, which is deleted; where that fails or is interrupted it is put back.
+
+    Args:
+        new: the folder.
+        folder: what it replaces.
+        before: the entries of that when the work began; what came since is nobody's to delete.
+    """
+    since = sorted(_entries(folder) - before)
+    if since:
+        raise OutputError("others wrote into the folder to replace", file=folder, found=", ".join(since[:5]))
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}.", suffix=".old", dir=folder.parent)) / folder.name
     try:
         folder.rename(aside)
-        try:
-            new.rename(folder)
-        except OSError:
-            aside.rename(folder)
-            raise
+        new.rename(folder)
     finally:
-        shutil.rmtree(aside.parent, ignore_errors=True)
+        if os.path.lexists(aside) and os.path.lexists(new) and not os.path.lexists(folder):
+            aside.rename(folder)
+        if not os.path.lexists(aside) or not os.path.lexists(new):
+            shutil.rmtree(aside.parent, ignore_errors=True)
+        else:  # another run has taken the name: what was there stays beside it
+            raise OutputError("another took its place; what was there is kept", file=folder, found=aside)
+
+
+def _entries(folder: Path) -> frozenset[str]:
+    """All files and folders in a folder, relative to it."""
+    return frozenset(
+        os.path.relpath(Path(here) / name, folder)
+        for here, folders, names in os.walk(folder)
+        for name in (*folders, *names)
+    )
 
 
 def _move_files(temporary: Path, folder: Path) -> None:
     files = sorted(temporary.iterdir(), reverse=True)
     for file in files:  # all of them before the first is moved
         _check_replaceable(folder / file.name)
-    for file in files:
-        _rename(file, folder / file.name)
+    try:
+        for file in files:
+            _rename(file, folder / file.name)
+    except KeyboardInterrupt:  # new weights under an old configuration would be another adapter
+        for file in files:
+            if os.path.lexists(file):
+                file.replace(folder / file.name)
+        raise
+
+
+def check_way(path: Path) -> None:
+    """Refuse ``new/../place`` where ``new`` is not there: once it is made, the path leads to another place.
+
+    Raises:
+        OutputError: naming the folder that is missing.
+    """
+    for number, part in enumerate(path.parts):
+        way = Path(*path.parts[:number])
+        if part == ".." and number and not way.is_dir():
+            raise OutputError("the path goes through a folder that is not there", file=path, found=way)
 
 
 def _check_replaceable(path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from lorascope.adapter import Adapter
 from lorascope.errors import OutputError
+from lorascope.formats.output_file import check_way
 from lorascope.formats.registry import Format, format_named, formats
 from lorascope.formats.source import WEIGHTS_SUFFIXES
 
@@ -83,6 +84,7 @@ def check_file(path: Path, *, is_overwritten: bool = False) -> None:
     Raises:
         OutputError: saying what is there.
     """
+    check_way(path)
     if path.is_dir():
         raise OutputError("a folder is in the way of the file to write", file=path, hint="give a new name")
     if os.path.lexists(path) and not is_overwritten:
@@ -109,6 +111,9 @@ def check_folder(
             file=path,
             hint=f"leave out {path.suffix}, or choose a format of files with --to: kohya, diffusers …",
         )
+    check_way(path)
+    if path == Path():
+        raise OutputError("the place to write to is empty, or the folder that this runs in", hint="name a folder")
     if not path.is_dir():
         if os.path.lexists(path):
             raise OutputError(

@@ -34,14 +34,13 @@ def split(
     from lorascope.zoo import Splitting, Zoo
     from lorascope.zoo.splitting import SPLIT
 
-    if out is not None:
-        check_file(out, is_overwritten=overwrite)
+    path = zoo / SPLIT if out is None else out
+    check_file(path, is_overwritten=overwrite)
     try:
         shares = [float(part) for part in fractions.split(",")]
     except ValueError:
         raise ZooError("are not numbers", key="--fractions", expected=".7,.15,.15", found=fractions) from None
     splitting = Splitting.of(Zoo.open(zoo), by=by, salt=salt, fractions=shares)
-    path = zoo / SPLIT if out is None else out
     splitting.save(path)
     if as_json:
         print_json(
