@@ -22,6 +22,7 @@ from lorascope.compress import extract
 from lorascope.conversion import bake
 from lorascope.errors import AdapterError, LorascopeError
 from lorascope.forge import forge
+from lorascope.formats.base_names import base_name_of
 from lorascope.formats.checkpoint import Checkpoint
 from lorascope.symmetry.truncation import Cut
 
@@ -296,3 +297,24 @@ def test_the_checkpoint_with_a_number_that_is_none_is_named(which: str, tmp_path
     with pytest.raises(AdapterError, match=r"model\.layers\.0\.q\.weight: a weight is not finite") as caught:
         extract(*((broken, base) if which == "base" else (base, broken)), Cut(rank=2))
     assert str(broken) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("models--owner--name/snapshots/abc", "owner/name"),
+        ("models--gpt2/snapshots/abc", "gpt2"),
+        ("models--gpt2/snapshots/abc/model.safetensors", "gpt2"),
+        ("models--....--..../snapshots/abc", "abc"),
+        ("plain", "plain"),
+    ],
+)
+def test_the_hub_s_cache_names_a_base(place: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / place
+    if path.suffix:
+        path.parent.mkdir(parents=True)
+        (tmp_path / "deadbeef").touch()
+        path.symlink_to(tmp_path / "deadbeef")
+    else:
+        path.mkdir(parents=True)
+    assert base_name_of(path) == expected

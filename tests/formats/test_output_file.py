@@ -179,3 +179,14 @@ def test_an_interruption_between_two_files_does_not_mix_adapters(
         for name in ("a", "b"):
             (folder / name).write_text("new")
     assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {"new"}
+
+
+def test_what_was_private_stays_private(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir(mode=0o700)
+    (tmp_path / "out" / "old").write_text("1")
+    (tmp_path / "file").touch(mode=0o600)
+    with written_folder(tmp_path / "out", is_replaced=True) as folder:
+        (folder / "new").write_text("2")
+    with replaced_file(tmp_path / "file") as temporary:
+        temporary.write_text("2")
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out", "file")] == [0o700, 0o600]

@@ -34,7 +34,10 @@ def check_apart_from(sources: Iterable[Path], target: Path) -> None:
     Raises:
         OutputError: naming the source that would be overwritten.
     """
-    place = target.resolve()
+    try:
+        place = target.resolve()
+    except RuntimeError as error:  # pathlib's word for links in a circle
+        raise OutputError("links on the way lead in a circle", file=target) from error
     for part in sources:
         real = part.resolve()
         if place == real or _is_same_file(target, part):

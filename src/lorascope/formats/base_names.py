@@ -15,7 +15,7 @@ from typing import Any, cast
 from lorascope.formats.config_file import read_config
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
-_CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)", re.ASCII)
+_CACHED = re.compile(r"models--((?P<owner>\w[\w.-]*?)--)?(?P<name>\w[\w.-]*)", re.ASCII)
 _WEIGHTS = "model.safetensors"
 
 
@@ -34,9 +34,9 @@ def base_name_of(location: Path) -> str:
     Raises:
         AdapterError: where its configuration is no JSON object.
     """
-    path = location.resolve()
+    path = location.absolute()  # a file of the hub's cache is a link to one that is named by its hash
     folder = path if path.is_dir() else path.parent
-    return next(_stated(folder), path.name)
+    return next(_stated(folder), path.resolve().name if path.is_dir() else path.name)
 
 
 def _stated(folder: Path) -> Iterator[str]:
@@ -52,7 +52,7 @@ def _stated(folder: Path) -> Iterator[str]:
             with (folder / _WEIGHTS).open("rb") as stream:
                 yield forged_base_name(recipe, hashlib.file_digest(stream, "sha256").hexdigest())
     if folder.parent.name == "snapshots" and (match := _CACHED.fullmatch(folder.parent.parent.name)):
-        yield f"{match['owner']}/{match['name']}"
+        yield f"{match['owner']}/{match['name']}" if match["owner"] else match["name"]
     yield from (name for config in configs if (name := _name(config, "_name_or_path")))
 
 

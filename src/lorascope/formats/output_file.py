@@ -34,7 +34,7 @@ def replaced_file(path: Path) -> Generator[Path]:
         os.close(descriptor)
         temporary = Path(name)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         _rename(temporary, path)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -61,12 +61,12 @@ def written_folder(path: Path, *, is_replaced: bool = False) -> Generator[Path]:
         check_way(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         is_replaced = is_replaced and _is_filled(path)
-        before = _entries(path) if is_replaced else frozenset()
+        before: frozenset[str] = _entries(path) if is_replaced else frozenset()
         parent = path.resolve().parent if is_replaced else path if path.is_dir() else path.parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=parent))
         yield temporary
         if is_replaced:
-            temporary.chmod(0o777 & ~_umask())
+            temporary.chmod(stat.S_IMODE(path.stat().st_mode))  # what was private stays so
             _swap(temporary, path.resolve(), before)
         elif path.is_dir():
             _move_files(temporary, path)
@@ -100,7 +100,7 @@ def staged(path: Path, *, is_replaced: bool = False) -> Generator[Path]:
         check_way(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         is_replaced = is_replaced and _is_filled(path)
-        before = _entries(path) if is_replaced else frozenset()
+        before: frozenset[str] = _entries(path) if is_replaced else frozenset()
         parent = path.resolve().parent if is_replaced else path.parent
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".tmp", dir=parent))
         yield temporary / path.name

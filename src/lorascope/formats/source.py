@@ -275,7 +275,8 @@ def _kind_of(mode: int) -> str:
 
 def _file_names(folder: Path) -> list[str]:
     try:
-        return [entry.name for entry in os.scandir(folder) if entry.is_file()]
+        # of Path, for which a link that leads in a circle is no file; for an entry it is an error
+        return [entry.name for entry in os.scandir(folder) if Path(entry.path).is_file()]
     except OSError as error:
         raise AdapterError(f"the folder cannot be read: {error.strerror}", file=folder) from error
 
