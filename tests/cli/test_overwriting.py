@@ -133,3 +133,13 @@ def test_a_name_is_that_of_what_is_written(verb: str, run: Run, tmp_path: Path) 
     code, err = run(verb, other, *arguments)
     assert code == 2 and ("a folder" in err or "ends in .safetensors" in err), err
     assert set(tmp_path.iterdir()) == before
+
+
+def test_nothing_in_a_folder_that_is_compressed_is_replaced(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).rename(tmp_path / "many" / name)
+    (tmp_path / "many" / "notes.json").write_text("{}")
+    code, errors = run("compress", "many/notes.json", "many", "--overwrite")
+    assert code == 2 and "lies in the folder of the source" in errors
+    assert (tmp_path / "many" / "notes.json").read_text() == "{}"

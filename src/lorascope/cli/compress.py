@@ -68,7 +68,7 @@ def compress(
     from lorascope.cli.sources import adapters_at
     from lorascope.compress import compress as compressed
     from lorascope.compress import write_pack
-    from lorascope.conversion.apart import check_apart
+    from lorascope.conversion.apart import check_apart, check_apart_from
     from lorascope.errors import LorascopeError
     from lorascope.formats.output_name import check_file
     from lorascope.report.packs import compressed_as_dict, compressed_as_text
@@ -85,6 +85,8 @@ def compress(
     ranks = [rank] if sweep is None else _numbers(sweep)
     if output is not None:
         check_file(Path(output), is_overwritten=overwrite)
+        if Path(output).exists():  # of a zoo its notes are a source too, and so is what cannot be read
+            check_apart_from((Path(source) for source in sources if Path(source).exists()), Path(output))
     given = adapters_at(sources)
     if not given.adapters:
         raise given.failures[0] if given.failures else LorascopeError("no adapters here", file=sources[0])

@@ -29,6 +29,7 @@ def split(
     the file that --splits names.
     """
     from lorascope.cli.output import console, print_json
+    from lorascope.conversion.apart import check_apart_from
     from lorascope.errors import ZooError
     from lorascope.formats.output_name import check_file
     from lorascope.zoo import Splitting, Zoo
@@ -36,6 +37,8 @@ def split(
 
     path = zoo / SPLIT if out is None else out
     check_file(path, is_overwritten=overwrite)
+    if out is not None and out.exists():
+        check_apart_from([zoo], out)
     try:
         shares = [float(part) for part in fractions.split(",")]
     except ValueError:
