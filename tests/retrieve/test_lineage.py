@@ -39,7 +39,7 @@ def family() -> dict[str, Adapter]:
     found["bfloat16"] = in_dtype(two, ml_dtypes.bfloat16)
     found["rank 2"] = in_dtype(cut(found["stranger2"], 2), np.float32)
     found["merge"] = merge([found["stranger3"], found["stranger4"]], "linear", weights=[0.7, 0.6]).adapter
-    found["twice"] = Adapter({s: LowRank(u.B, u.A, 2.0) for s, u in found["stranger5"].items()})  # type: ignore[attr-defined]  # LowRank
+    found["twice"] = Adapter({s: LowRank(u.B, u.A, 2.0) for s, u in found["stranger5"].items()})  # type: ignore[attr-defined]  # all are LowRank
     start = in_dtype(planted(50), np.float32)
     found["start"] = start
     steps = {site: 0.3 * random.standard_normal(update.stored["B"].shape) for site, update in start.items()}
@@ -98,9 +98,9 @@ def test_a_sum_with_weights_of_both_signs_is_told_once() -> None:
     assert (edge.relation, edge.child, set(edge.parents)) == ("merged", "less", {"one", "two"}) and edge.is_directed
     # all of one rank, in one space of rows: any of the four may be the sum
     rows = planted(7)
-    parts = [Adapter({s: LowRank(planted(k)[s].B, u.A) for s, u in rows.items()}) for k in range(3)]  # type: ignore[attr-defined]  # LowRank
-    columns = {s: sum(w * one[s].B for w, one in zip((0.5, 0.3, -0.2), parts, strict=True)) for s in rows}  # type: ignore[attr-defined]  # LowRank
-    last = Adapter({s: LowRank(np.asarray(B), rows[s].A) for s, B in columns.items()})  # type: ignore[attr-defined]  # LowRank
+    parts = [Adapter({s: LowRank(planted(k)[s].B, u.A) for s, u in rows.items()}) for k in range(3)]  # type: ignore[attr-defined]  # all are LowRank
+    columns = {s: sum(w * one[s].B for w, one in zip((0.5, 0.3, -0.2), parts, strict=True)) for s in rows}  # type: ignore[attr-defined]  # all are LowRank
+    last = Adapter({s: LowRank(np.asarray(B), rows[s].A) for s, B in columns.items()})  # type: ignore[attr-defined]  # all are LowRank
     edges = lineage([*parts, last], ["a", "b", "c", "d"])
     assert [edge.is_directed for edge in edges if edge.relation == "merged"] == [False]
 
